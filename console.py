@@ -1,0 +1,67 @@
+"""What the commands say beside their text: notes, bars and troubles on standard error, and how a command ends."""
+import argparse, contextlib, math, os, signal, sys, time
+from collections.abc import Callable, Iterator
+
+VERSION = "0.1.0"
+
+class Usage(Exception):
+  """The arguments cannot be used as they are: exit status 2."""
+
+def number(kind:Callable, least:float, most:float=math.inf) -> Callable:
+  """A type for argparse: an int or a float within bounds."""
+  def convert(text:str):
+    try: value = kind(text)
+    except ValueError: value = math.nan
+    if not least <= value <= most: raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least}" + (f" to {most}" if most < math.inf else " on"))
+    return value
+  return convert
+
+def note(text:str) -> None: print(text, file=sys.stderr, flush=True)
+
+def fancy(stream) -> bool:
+  """Whether bars and colours are welcome there."""
+  return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+def clock(seconds:float) -> str: return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+class Bar:
+  """A line that is drawn over and over on a terminal, and nothing elsewhere or where `quiet`."""
+  def __init__(self, label:str, quiet:bool=False):
+    self.label, self.shown, self.start, self.last = label, not quiet and fancy(sys.stderr), time.monotonic(), 0.0
+
+  def __call__(self, done:int, total:int, more:str="") -> None:
+    if not self.shown or done < total and time.monotonic() - self.last < 0.1: return
+    self.last = time.monotonic()
+    share, spent = done / max(1, total), self.last - self.start
+    left = clock(spent / share - spent) if share else "?"
+    print(f"\r{self.label} {'█' * int(24 * share):░<24} {share:4.0%} {more} {left} left\x1b[K", end="", file=sys.stderr, flush=True)
+
+  def clear(self) -> None:
+    if self.shown and self.last: print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+  """Holds back the first Ctrl-C: gives a function that tells whether it came. A second one interrupts as ever."""
+  came:list[bool] = []
+  def note_it(*_) -> None:
+    came.append(True)
+    signal.signal(signal.SIGINT, before)
+  before = signal.signal(signal.SIGINT, note_it)
+  try: yield lambda: bool(came)
+  finally: signal.signal(signal.SIGINT, before)
+
+def run(main:Callable[[], int|None]) -> int:
+  """Calls main and turns what ends it into an exit status: 1 a failed run, 2 for usage, 130 for Ctrl-C; a closed pipe is quiet."""
+  try:
+    status = main() or 0
+    sys.stdout.flush()
+    return status
+  except KeyboardInterrupt:
+    note("")
+    return 130
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # or Python complains as it flushes at the end
+    return 0
+  except (Usage, OSError, ValueError, RuntimeError, MemoryError) as e:
+    note(f"error: {e if str(e) else type(e).__name__}")
+    return 2 if isinstance(e, Usage) else 1

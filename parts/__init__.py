@@ -1,0 +1,1 @@
+"""What was invented since the 2017 paper, each a part to pass in."""

@@ -1,0 +1,27 @@
+"""Every test runs on the device that the commands would choose; CI's, where there is no clang, is the CPU with ziglang's."""
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import backend
+backend.prepare()
+import numpy as np
+import pytest
+from tinygrad import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = Path(__file__).parent / "fixtures"
+SHARED = ROOT.parent / "shared" / "data"   # public data beside the project; what needs it skips where it is absent
+
+def shared(name:str) -> Path:
+  if not (SHARED / name).exists(): pytest.skip(f"{name} of the public data is not here")
+  return SHARED / name
+
+def randomise(model, seed:int=0, scale:float=0.3):
+  """Gives every parameter random numbers: norm weights from 0.5 to 1.5, all others normal. A fresh model's norms hide swapped names."""
+  draw = np.random.default_rng(seed)
+  for name, t in nn.state.get_state_dict(model).items():
+    values = draw.uniform(0.5, 1.5, t.shape) if "norm.weight" in name else draw.normal(0, scale, t.shape)
+    t.replace(Tensor(values.astype(np.float32)))
+  return model
+
+def normal(*shape:int, seed:int=0) -> np.ndarray: return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
