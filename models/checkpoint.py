@@ -1,0 +1,151 @@
+"""A model as a folder in the layout of Hugging Face's `save_pretrained`: reads one, fills a model with it, and writes one."""
+import contextlib, json, math, os, re
+from pathlib import Path
+from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+import numpy as np
+from tinygrad import Tensor, dtypes, nn
+from tinygrad.dtype import DType
+
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}   # bytes
+FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
+
+class Entry(NamedTuple):
+  """A tensor in a file, not yet read."""
+  path: Path
+  dtype: str
+  shape: tuple[int, ...]
+  offset: int
+
+  def numpy(self) -> np.ndarray:
+    """Its numbers as float32; float16 and bfloat16 fit in exactly. Raises ValueError if they are no floating-point numbers."""
+    if self.dtype == "BF16":
+      return (np.memmap(self.path, np.uint16, "r", self.offset, self.shape).astype(np.uint32) << 16).view(np.float32)
+    if self.dtype not in FLOATS: raise ValueError(f"{self.path}: {self.dtype} is not a type of weights")
+    return np.asarray(np.memmap(self.path, FLOATS[self.dtype], "r", self.offset, self.shape)).astype(np.float32, copy=False)
+
+def read_safetensors(path:Path) -> dict[str, Entry]:
+  """What a .safetensors file holds. Raises ValueError if the file is not whole: https://github.com/huggingface/safetensors#format."""
+  size = path.stat().st_size
+  try:
+    with open(path, "rb") as f:
+      length = int.from_bytes(f.read(8), "little")
+      if length > size - 8: raise ValueError(f"it ends before its header of {length:,} bytes does")
+      header = json.loads(f.read(length))
+    header.pop("__metadata__", None)
+    entries, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+      shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+      if entry["dtype"] not in WIDTHS: raise ValueError(f"{name} is of the unknown type {entry['dtype']}")
+      if not all(type(n) is int for n in (first, last, *shape)): raise ValueError(f"{name} has sizes that are no whole numbers")
+      if first != end or last - first != math.prod(shape) * WIDTHS[entry["dtype"]] or min(shape, default=0) < 0:
+        raise ValueError(f"{name} of shape {shape} does not fit bytes {first} to {last}")
+      entries[name], end = Entry(path, entry["dtype"], shape, 8 + length + first), last
+    if 8 + length + end != size: raise ValueError(f"it should be {8 + length + end:,} bytes long and is {size:,}")
+    return entries
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    raise ValueError(f"{path} is not a whole safetensors file: {e}") from e
+
+def read_metadata(path:Path) -> dict[str, str]:
+  """The words that the writer of a whole .safetensors file left in its header."""
+  with open(path, "rb") as f: return json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
+
+def read_json(path:Path) -> dict[str, Any]:
+  """Raises FileNotFoundError, or ValueError if it holds no JSON object."""
+  try: value = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not JSON: {e}") from e
+  if not isinstance(value, dict): raise ValueError(f"{path} should hold an object")
+  return value
+
+def read(folder:Path) -> dict[str, Entry]:
+  """The tensors of a folder, from model.safetensors or from the shards that its index names."""
+  if (path := folder / "model.safetensors").exists(): return read_safetensors(path)
+  if (path := folder / "model.safetensors.index.json").exists():
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) and s == Path(s).name for s in shards.values()):
+      raise ValueError(f"{path}: weight_map should name a file of this folder for each tensor")
+    files = {shard: read_safetensors(folder / shard) for shard in sorted(set(shards.values()))}
+    if lost := [name for name, shard in shards.items() if name not in files[shard]]: raise ValueError(f"{folder / shards[lost[0]]} lacks {lost[0]}")
+    return {name: files[shard][name] for name, shard in shards.items()}
+  if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+    raise ValueError(f"{folder} has its weights as a pickle, which can run any code when it is read: convert it to model.safetensors")
+  raise FileNotFoundError(f"{folder} has no model.safetensors")
+
+class Names(NamedTuple):
+  """How a family's checkpoint calls our parameters. All patterns are regular expressions.
+
+  ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
+  turned: theirs that are stored as (inputs, outputs).  left: theirs that have no place here, and why.  older: spellings met in files to theirs.
+  """
+  ours: dict[str, str]
+  turned: str = "$^"
+  left: dict[str, str] = {}
+  older: dict[str, str] = {}
+
+  def table(self, model) -> dict[str, list[str]]:
+    """Each name in the file, with the parameters of ours that it holds."""
+    table:dict[str, list[str]] = {}
+    for name in nn.state.get_state_dict(model):
+      pattern = next(p for p in self.ours if re.match(p, name))
+      table.setdefault(re.sub(pattern, self.ours[pattern], name), []).append(name)
+    return table
+
+def fill(model, entries:dict[str, Entry], names:Names, dtype:DType=dtypes.float32) -> None:
+  """Gives every parameter its numbers, the matrices as `dtype`: norms and biases are few, and stay float32.
+
+  Raises ValueError for a tensor that only one side has, or whose shape is another.
+  """
+  for pattern, spelling in names.older.items(): entries = {re.sub(pattern, spelling, name): entry for name, entry in entries.items()}
+  entries = {name: entry for name, entry in entries.items() if not any(re.match(p, name) for p in names.left)}
+  table, params = names.table(model), nn.state.get_state_dict(model)
+  if missing := sorted(table.keys() - entries.keys()): raise ValueError(f"the checkpoint lacks {listed(missing)}")
+  if extra := sorted(entries.keys() - table.keys()): raise ValueError(f"the checkpoint has {listed(extra)}, unknown to this model")
+  for name, ours in table.items():
+    shape = (sum(params[o].shape[0] for o in ours), *params[ours[0]].shape[1:])
+    turned = re.search(names.turned, name) is not None
+    if entries[name].shape != (want := shape[::-1] if turned else shape):
+      raise ValueError(f"{name} is of shape {entries[name].shape}, for this config.json it should be {want}")
+  for t in params.values(): t.replace(Tensor.empty(*t.shape))   # forget how they would have been drawn: tinygrad looks through all that at each realize
+  for name, ours in table.items():
+    whole = entries[name].numpy()
+    for o, part in zip(ours, np.split(whole.T if re.search(names.turned, name) else whole, len(ours))):
+      params[o].replace(Tensor(np.ascontiguousarray(part)).cast(dtype if part.ndim > 1 else dtypes.float32).realize())
+
+def listed(names:Sequence[str], most:int=3) -> str: return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+@contextlib.contextmanager
+def replacing(path:Path) -> Iterator[Path]:
+  """Write to the path that this gives: the file takes its name only once it is whole and on the disk, and is removed if that fails."""
+  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  try:
+    yield part
+    with open(part, "rb+") as f: os.fsync(f.fileno())
+    os.replace(part, path)
+  finally: part.unlink(missing_ok=True)
+
+def write_safetensors(path:Path, tensors:dict[str, np.ndarray], metadata:dict[str, str]|None=None) -> None:
+  """Writes arrays of float32, float16 or int64 as one file, whole or not at all."""
+  kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+  header:dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
+  end = 0
+  for name, array in tensors.items():
+    header[name] = {"dtype": kinds[array.dtype], "shape": list(array.shape), "data_offsets": [end, end := end + array.nbytes]}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with replacing(path) as part, open(part, "wb") as f:
+    f.write(len(text).to_bytes(8, "little") + text)
+    for array in tensors.values(): f.write(np.ascontiguousarray(array).data)
+
+def write_text(path:Path, text:str) -> None:
+  with replacing(path) as part: part.write_text(text, encoding="utf-8")
+
+def write(model, folder:Path, config:dict[str, Any], names:Names, dtype:str="float32") -> None:
+  """Writes config.json and model.safetensors, the tensors under the checkpoint's names and in its layout."""
+  folder.mkdir(parents=True, exist_ok=True)
+  params, tensors = nn.state.get_state_dict(model), {}
+  for name, ours in names.table(model).items():
+    whole = np.concatenate([params[o].float().numpy() for o in ours]).astype(dtype)
+    tensors[name] = whole.T if re.search(names.turned, name) else whole
+  write_safetensors(folder / "model.safetensors", tensors)
+  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")

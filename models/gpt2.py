@@ -1,0 +1,98 @@
+"""GPT-2 is the Transformer's decoder alone: norms before the sublayers, learned positions, GELU (Radford et al. 2019, sec. 2.3)."""
+import functools, math
+from pathlib import Path
+from typing import Any
+from collections.abc import Callable
+from tinygrad import Tensor, UOp, nn
+from models import checkpoint
+from parts.cache import Cache
+from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, causal_mask, pre_norm, stored
+
+NAMES = checkpoint.Names(
+  ours={r"tokens": "transformer.wte", r"positions": "transformer.wpe", r"norm": "transformer.ln_f",
+        r"blocks\.(\d+)\.attn_norm": r"transformer.h.\1.ln_1", r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2",
+        r"blocks\.(\d+)\.attn\.[qkv]\.": r"transformer.h.\1.attn.c_attn.", r"blocks\.(\d+)\.attn\.out": r"transformer.h.\1.attn.c_proj",
+        r"blocks\.(\d+)\.ff\.up": r"transformer.h.\1.mlp.c_fc", r"blocks\.(\d+)\.ff\.down": r"transformer.h.\1.mlp.c_proj"},
+  turned=r"c_(attn|proj|fc)\.weight$",
+  older={r"^(?!transformer\.|lm_head)": "transformer."},   # OpenAI's own files were saved without a head, and so without the prefix
+  left={r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask and its -1e4: causal_mask makes them",
+        r"lm_head\.weight": "the token embeddings again: the head is tied to them"})
+ACTIVATIONS:dict[str, Callable] = {"gelu_new": Tensor.gelu, "gelu_pytorch_tanh": Tensor.gelu, "gelu": functools.partial(Tensor.gelu, approximate="none"),
+               "relu": Tensor.relu, "silu": Tensor.silu, "tanh": Tensor.tanh}
+# What another value of these keys would compute is not built here; the values are what a config without them means.
+FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
+
+class GPT2:
+  """Token ids to logits for the token that follows each of them. Sizes default to the smallest of OpenAI's four.
+
+  Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
+  """
+  def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
+               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0, linear:type[Linear]=Linear):
+    self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = vocab, context, dim, heads, dropout, linear.product
+    self.activation, self.hidden_dim = activation, hidden or 4*dim
+    self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
+    self.blocks = [Block(MultiHeadAttention(dim, heads, linear), FeedForward(dim, self.hidden_dim, activation, linear),
+                         lambda: nn.LayerNorm(dim, eps), functools.partial(pre_norm, dropout=dropout)) for _ in range(layers)]
+    self.norm = nn.LayerNorm(dim, eps)
+    for name, t in nn.state.get_state_dict(self).items():
+      if t.ndim == 2: t.replace(Tensor.normal(*t.shape, std=0.02 / math.sqrt(2*layers) if name.endswith(("out.weight", "down.weight")) else 0.02))
+
+  def cache(self, batch:int=1) -> Cache:
+    """An empty cache for `batch` texts of up to `context` tokens."""
+    return Cache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
+
+  def hidden(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
+    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads.
+
+    With a cache, which holds the `start` places before them, the result is what the whole text would give in its last T rows.
+    Raises ValueError if the text is longer than the context.
+    """
+    T:Size = ids.shape[1]
+    if isinstance(start, int) and start + T > self.context: raise ValueError(f"{start + T} tokens are more than the context of {self.context}")
+    if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
+    mask = causal_mask(T, start + T) if T > 1 else None
+    x = stored((self.tokens(ids).float() + self.positions.weight[start:start+T]).dropout(self.dropout))
+    for i, block in enumerate(self.blocks):
+      x = block(x, mask=mask, cache=cache and cache.layer(i, start))
+      if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
+    return stored(self.norm(x))
+
+  def head(self, x:Tensor) -> Tensor:
+    """(..., D) -> logits (..., V): how well each token's embedding fits."""
+    return self.product(x, self.tokens.weight)
+
+  def __call__(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
+    """ids (B, T) -> logits (B, T, V); start and cache as in `hidden`."""
+    return self.head(self.hidden(ids, start, cache))
+
+def from_config(config:dict[str, Any], source:str="config.json", linear:type[Linear]=Linear) -> GPT2:
+  """An untrained model of the sizes that a config.json states. Raises ValueError for one that is not of a GPT-2 that is built here."""
+  for key, value in FIXED.items():
+    if config.get(key, value) != value: raise ValueError(f"{source}: {key} is {config[key]}, only {value} is built here")
+  if (activation := config.get("activation_function", "gelu_new")) not in ACTIVATIONS:
+    raise ValueError(f"{source}: the activation_function {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+  def size(name:str, default:int|None=None) -> int:
+    if type(value := config.get(name) or default) is int and value > 0: return value
+    raise ValueError(f"{source}: {name} should be a whole number above 0, not {value!r}")
+  dim = size("n_embd")
+  return GPT2(size("vocab_size"), size("n_positions"), dim, size("n_head"), size("n_layer"), size("n_inner", 4*dim), ACTIVATIONS[activation],
+              config.get("layer_norm_epsilon", 1e-5), linear=linear)
+
+def load(folder:str|Path, dtype:str="float32", linear:type[Linear]=Linear) -> GPT2:
+  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, its linear layers of the class given.
+
+  Whatever the dtype, it computes in float32.
+  Raises FileNotFoundError for what is not there, ValueError for a file that is damaged or of another model.
+  """
+  model = from_config(checkpoint.read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"), linear)
+  checkpoint.fill(model, checkpoint.read(Path(folder)), NAMES, checkpoint.DTYPES[dtype])
+  return model
+
+def save(model:GPT2, folder:str|Path, dtype:str="float32", **config) -> None:
+  """Writes a folder that `load`, and transformers' GPT2LMHeadModel, read. config: more keys for config.json, such as eos_token_id."""
+  activation = next(name for name, function in ACTIVATIONS.items() if function is model.activation)
+  checkpoint.write(model, Path(folder), {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": model.vocab,
+    "n_positions": model.context, "n_embd": model.dim, "n_head": model.heads, "n_layer": len(model.blocks), "n_inner": model.hidden_dim,
+    "activation_function": activation, "layer_norm_epsilon": model.norm.eps,
+    "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None} | config, NAMES, dtype)

@@ -1,0 +1,94 @@
+"""Against transformers itself, every parameter random. Needs the extra `reference`; runs in .ci/run."""
+import numpy as np
+import pytest
+from conftest import ROOT, randomise, shared
+from tinygrad import Tensor
+from models import gpt2
+from text.generate import Reader, beam_search, generate
+from text.tokenizer import BytePairEncoding
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+import make_fixtures
+
+pytestmark = pytest.mark.slow
+SHAPES = list(make_fixtures.SHAPES.values())
+
+def theirs(sizes, seed=0):
+  model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=None, eos_token_id=None)).eval()
+  make_fixtures.randomise(model, seed)
+  return model
+
+def their_logits(model, ids):
+  with torch.no_grad(): return model(torch.tensor(ids)).logits.float().numpy()
+
+def ids_for(sizes, length=11): return np.random.default_rng(5).integers(0, sizes["vocab_size"], (3, length))
+
+def close(got, want): assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_logits_are_theirs(tmp_path, sizes, seed):
+  model, ids = theirs(sizes, seed), ids_for(sizes)
+  model.save_pretrained(tmp_path)
+  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_sixteen_bit_files_are_read_as_theirs(tmp_path, sizes, dtype):
+  model, ids = theirs(sizes).to(getattr(torch, dtype)), ids_for(sizes)
+  model.save_pretrained(tmp_path)
+  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model.float(), ids))
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_shards_are_read_as_theirs(tmp_path, sizes):
+  model, ids = theirs(sizes), ids_for(sizes)
+  model.save_pretrained(tmp_path, max_shard_size="20KB")
+  assert (tmp_path / "model.safetensors.index.json").exists() and not (tmp_path / "model.safetensors").exists()
+  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "silu", "tanh", "gelu_pytorch_tanh"])
+def test_activations_are_theirs(tmp_path, activation):
+  sizes = SHAPES[0] | {"activation_function": activation}
+  model, ids = theirs(sizes), ids_for(sizes)
+  model.save_pretrained(tmp_path)
+  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_they_load_what_we_save(tmp_path, dtype):
+  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, hidden=20, eps=1e-3))
+  gpt2.save(model, tmp_path, dtype)
+  ids = ids_for({"vocab_size": 61})
+  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), their_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval(), ids))
+
+def test_the_real_folder_has_their_logits():
+  folder, ids = shared("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"), [[464, 3290, 373, 1043]]
+  close(gpt2.load(folder)(Tensor(ids)).numpy(), their_logits(transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), ids))
+
+@pytest.mark.parametrize("sizes", SHAPES)
+def test_greedy_text_is_theirs(tmp_path, sizes):
+  model, room = theirs(sizes), sizes["n_positions"] - 3
+  model.save_pretrained(tmp_path)
+  want = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=room, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+  assert [t for [t] in generate(Reader(gpt2.load(tmp_path)), [1, 2, 3], room, temperature=0)] == want
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("end", [None, 7, 30])
+def test_beams_are_theirs(tmp_path, end, power):
+  sizes = SHAPES[0]
+  model = theirs(sizes)
+  model.save_pretrained(tmp_path)
+  out = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=12, num_beams=4, num_return_sequences=4, do_sample=False, eos_token_id=end, pad_token_id=0,
+                       length_penalty=power, return_dict_in_generate=True, output_scores=True)
+  ours = beam_search(Reader(gpt2.load(tmp_path), 4), [1, 2, 3], 12, lambda n: float(n)**power, end)
+  for (ids, score), sequence, their_score in zip(ours, out.sequences[:, 3:].tolist(), out.sequences_scores.tolist()):
+    assert ids == sequence[:len(ids)] and not any(sequence[len(ids):]) and score == pytest.approx(their_score, abs=1e-4)
+
+def test_the_shipped_model_is_theirs_too():
+  folder = ROOT / "weights" / "tiny"
+  tokenizer, theirs_ = BytePairEncoding.load(folder), transformers.GPT2Tokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+  text = "Once upon a time, there was a ship on its way to Mars — 'What?' said the captain."
+  assert tokenizer.encode(text) == theirs_(text)["input_ids"]
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+  ids = [tokenizer.encode(text)]
+  close(gpt2.load(folder)(Tensor(ids)).numpy(), their_logits(model, ids))
