@@ -1,0 +1,1 @@
+"""Text in, text out: tokens and what is generated from them."""

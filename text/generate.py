@@ -1,0 +1,114 @@
+"""What a language model writes: the likeliest token, one by lot, or the best of several beams. Ids in, ids out."""
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import numpy as np
+from tinygrad import Tensor, UOp, nn
+from parts.jit import Jitted
+
+class Reader:
+  """A model that reads `batch` texts of one length side by side, piece by piece, each token once: the cache keeps what was read.
+
+  place: how many tokens of each text it has read; at most `context`.
+  """
+  CHUNK = 64   # a long piece is read so many tokens at a time, a short one token by token: two shapes, compiled once each
+
+  def __init__(self, model, batch:int=1):
+    Tensor.realize(*nn.state.get_parameters(model))
+    self.cache, self.context, self.batch, self.place = model.cache(batch), model.context, batch, 0
+    self.start, self.last = UOp.variable("start", 0, self.context - 1), UOp.variable("last", 0, self.CHUNK - 1)
+    def chunk(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).realize()
+    def token(ids:Tensor, start:UOp) -> Tensor: return model(ids, start, self.cache).realize()
+    self.read_chunk, self.read_token = Jitted(chunk), Jitted(token)
+
+  def __call__(self, ids:np.ndarray) -> np.ndarray:
+    """The next T tokens (B, T) of each text -> logits (B, V) for the one after them. Raises ValueError for none, or more than fit."""
+    ids = np.asarray(ids, dtype=np.int32)
+    if ids.ndim != 2 or ids.shape[0] != self.batch or not ids.size: raise ValueError(f"ids of shape {ids.shape} are not {self.batch} texts of a token or more")
+    if self.place + ids.shape[1] > self.context: raise ValueError(f"{self.place + ids.shape[1]:,} tokens are more than the context of {self.context:,}")
+    while ids.shape[1]:
+      if ids.shape[1] > 8 and self.place + self.CHUNK <= self.context:
+        piece, ids = ids[:, :self.CHUNK], ids[:, self.CHUNK:]
+        padded = np.pad(piece, ((0, 0), (0, self.CHUNK - piece.shape[1])))   # what is read past the piece is later than any query, and overwritten
+        logits = self.read_chunk(Tensor(padded).realize(), self.start.bind(self.place), self.last.bind(piece.shape[1] - 1))
+      else:
+        piece, ids = ids[:, :1], ids[:, 1:]
+        logits = self.read_token(Tensor(piece.copy()).realize(), self.start.bind(self.place))
+      self.place += piece.shape[1]
+    return logits.float().numpy()[:, -1]
+
+def probabilities(logits:np.ndarray, temperature:float=1.0, top_k:int=0, top_p:float=1.0) -> np.ndarray:
+  """(V,) -> (V,): softmax of logits / temperature over the top_k likeliest tokens (0: all), of which the likeliest that make up top_p.
+
+  Fan et al. 2018, sec. 5.3 (top-k), Holtzman et al. 2020, sec. 3.1 (nucleus). A temperature of 0 leaves the likeliest alone.
+  """
+  if temperature == 0: return np.eye(1, len(logits), int(logits.argmax()))[0]
+  x = (logits.astype(np.float64) - logits.max()) / temperature
+  if 0 < top_k < len(x): x = np.where(x < np.partition(x, -top_k)[-top_k], -np.inf, x)
+  p = np.exp(x)
+  p /= p.sum()
+  if top_p < 1:
+    order = np.argsort(-p, kind="stable")
+    before = np.cumsum(p[order]) - p[order]
+    p[order[before >= top_p]] = 0   # the first token that reaches top_p stays
+    p /= p.sum()
+  return p
+
+def generate(reader:Reader, ids:Sequence[int], tokens:int, temperature:float=0.8, top_k:int=40, top_p:float=1.0,
+             seed:int|None=None, end:int|None=None) -> Iterator[list[int|None]]:
+  """Has the reader read `ids` and write on: yields the next token of each of its texts, None for a text that has met `end`.
+
+  It is over after `tokens` tokens, when all texts have met `end`, or when the context is full. The same seed draws the same tokens, and
+  text n of several is what it would be among fewer. Raises ValueError if `ids` is empty or does not leave room for a token.
+  """
+  if reader.place + len(ids) >= reader.context:
+    raise ValueError(f"{reader.place + len(ids):,} tokens leave no room in a context of {reader.context:,}")
+  draws = [np.random.default_rng(None if seed is None else [seed, row]) for row in range(reader.batch)]
+  alive, logits = [True] * reader.batch, reader(np.tile(np.array(ids, dtype=np.int32), (reader.batch, 1)))
+  for left in reversed(range(min(tokens, reader.context - reader.place))):
+    chosen = [int(draw.choice(len(row), p=probabilities(row, temperature, top_k, top_p))) for draw, row in zip(draws, logits)]
+    alive = [a and t != end for a, t in zip(alive, chosen)]
+    yield [t if a else None for a, t in zip(alive, chosen)]
+    if not left or not any(alive): return
+    logits = reader(np.array([[t] for t in chosen]))
+
+def beam_search(reader:Reader, ids:Sequence[int], tokens:int, length_penalty:Callable[[int], float]=float,
+                end:int|None=None) -> list[tuple[list[int], float]]:
+  """The continuations of `ids` that the model finds likeliest, best first, each with its score; as many as the reader's texts.
+
+  A score is the sum of log-probabilities (nats) over length_penalty(number of tokens): `float` makes it the mean, `lambda n: 1` the sum,
+  `lambda n: ((5 + n) / 6) ** 0.6` is that of Wu et al. 2016, sec. 7. A continuation that meets `end` is finished, `end` included.
+  """
+  beams = reader.batch
+  logits = reader(np.tile(np.array(ids, dtype=np.int32), (beams, 1)))
+  running:list[list[int]] = [[] for _ in range(beams)]
+  sums = np.array([0.0] + [-np.inf] * (beams - 1))   # at first all are alike: one counts
+  finished:list[tuple[list[int], float]] = []
+  for n in range(1, min(tokens, reader.context - reader.place) + 1):
+    logits = logits.astype(np.float64)
+    totals = sums[:, None] + logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    best = np.argsort(-totals, axis=None, kind="stable")[:2 * beams]
+    rows, choices = np.unravel_index(best, totals.shape)
+    kept = []
+    for rank, (row, token) in enumerate(zip(rows, choices)):
+      if token != end: kept.append((int(row), int(token)))
+      elif rank < beams: finished.append((running[row] + [int(token)], totals[row, token] / length_penalty(n)))
+    kept = kept[:beams]
+    running, sums = [running[row] + [token] for row, token in kept], np.array([totals[k] for k in kept])
+    finished = sorted(finished, key=lambda f: -f[1])[:beams]
+    if len(finished) == beams and finished[-1][1] >= sums.max() / length_penalty(n): return finished
+    if n < tokens and reader.place < reader.context:
+      reader.cache.reorder([row for row, _ in kept])
+      logits = reader(np.array([[token] for _, token in kept]))
+  return sorted(finished + [(r, s / length_penalty(len(r))) for r, s in zip(running, sums)], key=lambda f: -f[1])[:beams]
+
+def until(pieces:Iterable[str], stops:Sequence[str]) -> Iterator[str]:
+  """The text of the pieces up to the first of the stop texts, each part as soon as it cannot be the beginning of one."""
+  held = ""
+  for piece in pieces:
+    held += piece
+    if found := [i for s in stops if (i := held.find(s)) >= 0]:
+      yield held[:min(found)]
+      return
+    keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
+    yield held[:len(held) - keep]
+    held = held[len(held) - keep:]
+  yield held
