@@ -1,0 +1,144 @@
+"""`python gpt.py -p "How can entropy be reversed?"` writes on from a text with GPT-2, or with any decoder of the family."""
+import argparse, sys, time
+from collections.abc import Iterator
+import backend, console
+
+def parse(argv:list[str]|None) -> argparse.Namespace:
+  p = argparse.ArgumentParser(prog="gpt.py", description="Write on from a text.")
+  p.add_argument("-p", "--prompt", help="the text to go on from; - is standard input (default: standard input if it is piped, else a loop)")
+  p.add_argument("-m", "--model", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder (default: gpt2; without a network, tiny)")
+  p.add_argument("-n", "--max-tokens", type=console.number(int, 1), default=100, help="tokens to write (default: %(default)s)")
+  p.add_argument("-t", "--temperature", type=console.number(float, 0), default=0.8, help="0 always takes the likeliest token (default: %(default)s)")
+  p.add_argument("-k", "--top-k", type=console.number(int, 0), default=40, help="draw from so many likeliest tokens, 0 from all (default: %(default)s)")
+  p.add_argument("--top-p", type=console.number(float, 1e-9, 1), default=1.0, help="draw from the likeliest that make up this share (default: %(default)s)")
+  p.add_argument("-s", "--seed", type=console.number(int, 0), help="the same seed writes the same text")
+  p.add_argument("-N", "--num-samples", type=console.number(int, 1), default=1, help="texts to write side by side (default: %(default)s)")
+  p.add_argument("-i", "--interactive", action="store_true", help="a loop that goes on from what you type (default at a terminal without -p)")
+  p.add_argument("--stop", action="append", default=[], help="end before this text; may be given more than once")
+  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA (default: DEV, else what it finds)")
+  p.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the weights in memory; it computes in float32 (default: %(default)s)")
+  p.add_argument("--offline", action="store_true", help="ask no hub")
+  p.add_argument("--list-models", action="store_true", help="print the models that can be had by a short name")
+  volume = p.add_mutually_exclusive_group()
+  volume.add_argument("-v", "--verbose", action="store_true", help="tell what runs where, and how fast")
+  volume.add_argument("-q", "--quiet", action="store_true", help="no notes and no bars, but for the one that another model had to be used")
+  p.add_argument("--version", action="version", version=f"tinyformer {console.VERSION}")
+  return p.parse_args(argv)
+
+def read_prompt(args:argparse.Namespace) -> str|None:
+  """The prompt, or None for the loop. Raises Usage for one that is empty or no text."""
+  if args.interactive or args.prompt is None and sys.stdin.isatty():
+    if args.num_samples > 1: raise console.Usage("the loop goes on from one text: -N needs a prompt")
+    if args.prompt == "-": raise console.Usage("-i reads from the terminal: -p - cannot")
+    return None
+  try:
+    if args.prompt not in (None, "-"):
+      args.prompt.encode()
+      prompt = args.prompt
+    else: prompt = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+  except (UnicodeDecodeError, UnicodeEncodeError) as e: raise console.Usage(f"the prompt is not UTF-8: {e.reason} at {e.start:,}") from e
+  if not prompt: raise console.Usage("the prompt is empty")
+  return prompt
+
+def find_model(args:argparse.Namespace):
+  """The folder of the model; of the shipped one where none is named and the hub cannot be reached."""
+  from models import hub
+  bar = console.Bar("download", args.quiet)
+  def report(file:str, done:int, total:int) -> None: bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+  try: return hub.find(args.model or "gpt2", args.offline, report)
+  except hub.Unreachable as e:
+    if args.model: raise
+    console.note(f"Using the small model that comes with the project: {e}")
+    return hub.find("tiny")
+  finally: bar.clear()
+
+class Writer:
+  """A model and its tokenizer, and the texts that they are at."""
+  def __init__(self, args:argparse.Namespace, folder):
+    import models
+    from parts.linear import PackedLinear
+    from text import generate
+    from text.tokenizer import BytePairEncoding
+    self.args, self.tokenizer = args, BytePairEncoding.load(folder)
+    model = models.load(folder, args.dtype, PackedLinear)
+    if len(self.tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(self.tokenizer):,} tokens, the model {model.vocab:,}")
+    self.reader = generate.Reader(model, args.num_samples)
+    self.history:list[int] = []   # of a text that goes on from turn to turn
+
+  def write(self, ids:list[int]) -> Iterator[tuple[int, str]]:
+    """Goes on from ids: (number of the text, a piece of it), in the order in which they come."""
+    from text import generate
+    from text.tokenizer import Stream
+    begun, count, streams = time.monotonic(), 0, [Stream(self.tokenizer) for _ in range(self.reader.batch)]
+    a = self.args
+    for tokens in generate.generate(self.reader, ids, a.max_tokens, a.temperature, a.top_k, a.top_p, a.seed, self.tokenizer.end):
+      if not count: first = time.monotonic()
+      count += 1
+      if tokens[0] is not None: self.history.append(tokens[0])
+      yield from ((i, streams[i](token)) for i, token in enumerate(tokens) if token is not None)
+    if a.verbose:
+      rate = f", then {(count - 1) * self.reader.batch / (time.monotonic() - first):,.1f} tokens/s" if count > 1 else ""
+      console.note(f"\nfirst token after {first - begun:.2f} s{rate}")
+    if count < a.max_tokens and self.reader.place >= self.reader.context - 1 and not a.quiet: console.note(f"\nthe context of {self.reader.context:,} tokens is full")
+
+def once(writer:Writer, prompt:str) -> None:
+  """Writes the prompt and what follows it: the first text token by token, the others after it."""
+  from text.generate import until
+  ids = writer.tokenizer.encode(prompt)
+  if len(ids) >= writer.reader.context:
+    raise console.Usage(f"the prompt has {len(ids):,} tokens, this model reads {writer.reader.context:,} with its answer: shorten it")
+  others:list[list[str]] = [[] for _ in range(writer.reader.batch)]
+  def first() -> Iterator[str]:
+    for i, piece in writer.write(ids):
+      if i == 0: yield piece
+      else: others[i].append(piece)
+  pieces = first()
+  say(prompt)
+  for piece in until(pieces, writer.args.stop): say(piece)
+  if len(others) > 1:
+    for _ in pieces: pass   # the first text may have met a stop before the others
+  for text in others[1:]: say(f"\n---\n{prompt}{''.join(until(text, writer.args.stop))}")
+  say("\n")
+
+def loop(writer:Writer) -> None:
+  """Goes on from what is typed, each turn from all that stands so far. Ctrl-C ends an answer, Ctrl-D the loop."""
+  from text.generate import until
+  import contextlib
+  with contextlib.suppress(ImportError): import readline   # noqa: F401 - gives input() its editing and history
+  tokenizer, reader, history = writer.tokenizer, writer.reader, writer.history
+  if not writer.args.quiet: console.note("Type a text to go on from. Ctrl-C ends an answer, Ctrl-D the loop.")
+  while True:
+    try:
+      line = input("> " if sys.stdout.isatty() else "")
+      if not line: continue
+      history += tokenizer.encode(("\n" if history else "") + line.encode(errors="replace").decode())
+      if len(history) + min(writer.args.max_tokens, reader.context // 2) > reader.context:   # drop the oldest text, and enough of it for some turns
+        del history[:-(reader.context // 2)]
+        reader.place = 0
+      for piece in until((piece for i, piece in writer.write(history[reader.place:]) if i == 0), writer.args.stop): say(piece)
+    except EOFError: return say("\n" if sys.stdin.isatty() else "")
+    except KeyboardInterrupt: pass
+    say("\n")
+
+def say(text:str) -> None:
+  sys.stdout.write(text)
+  sys.stdout.flush()
+
+def main(argv:list[str]|None=None) -> int:
+  args = parse(argv)
+  if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+  if args.list_models:
+    from models import hub
+    for name in [*hub.local(), *(name for name in hub.SHORT if name not in hub.local())]: say(f"{name}\n")
+    return 0
+  prompt = read_prompt(args)
+  begun = time.monotonic()
+  device = backend.prepare(args.device)
+  folder = find_model(args)
+  writer = Writer(args, folder)
+  if args.verbose: console.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - begun:.1f} s")
+  if prompt is None: loop(writer)
+  else: once(writer, prompt)
+  return 0
+
+if __name__ == "__main__": sys.exit(console.run(main))

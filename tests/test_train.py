@@ -1,0 +1,123 @@
+import csv, gzip, json, lzma, math, os, random, signal, subprocess, sys, time
+import numpy as np
+import pytest
+from conftest import ROOT
+from tinygrad import Tensor
+import console, train
+from models import gpt2
+from text.tokenizer import BytePairEncoding
+
+SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2"]
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  draw, words = random.Random(0), "the king queen had saw a golden ball horse and in wood".split()
+  path = tmp_path_factory.mktemp("data") / "tales.txt"
+  path.write_text("<|endoftext|>".join(" ".join(draw.choice(words) for _ in range(60)) for _ in range(60)))
+  return path
+
+def log(out): return list(csv.DictReader(open(out / "log.csv")))
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+  out = tmp_path_factory.mktemp("run") / "whole"
+  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40"]) == 0
+  return out
+
+def test_it_learns(finished):
+  rows = log(finished)
+  assert [r["step"] for r in rows] == ["10", "20", "30", "40"]
+  assert float(rows[-1]["held_out"]) < 0.8 * float(rows[0]["held_out"])
+
+def test_the_first_loss_is_that_of_knowing_nothing(data, tmp_path):
+  train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "1"])
+  vocab = len(BytePairEncoding.load(tmp_path / "x"))
+  assert float(log(tmp_path / "x")[0]["learned"]) == pytest.approx(math.log(vocab), rel=0.02)
+
+def test_what_it_writes_is_a_folder_that_loads(finished):
+  model, tokenizer = gpt2.load(finished), BytePairEncoding.load(finished)
+  assert model.vocab == len(tokenizer) and json.loads((finished / "config.json").read_text())["eos_token_id"] == tokenizer.end
+  assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab
+
+def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
+  _, held = train.hold_out(train.read_documents([data]), 1337)
+  tokens = len(BytePairEncoding.load(finished).encode_documents(held))
+  last = log(finished)[-1]
+  assert float(last["bits_per_byte"]) == pytest.approx(float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3)
+
+@pytest.mark.parametrize("stopped_at, dropout", [(10, 0), (17, 0), (13, 0.2)])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, monkeypatch, stopped_at, dropout):
+  if dropout:
+    train.main([str(data), "-o", str(tmp_path / "whole"), *SMALL, "--steps", "40", "--dropout", str(dropout)])
+    finished = tmp_path / "whole"
+  def stop(bar, done, *_):
+    if done == stopped_at: os.kill(os.getpid(), signal.SIGINT)
+  with monkeypatch.context() as m:
+    m.setattr(console.Bar, "__call__", stop)
+    assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", "--dropout", str(dropout)]) == 130
+  assert train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0   # the settings are those that it began with
+  assert (tmp_path / "x" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+  assert [r["held_out"] for r in log(tmp_path / "x")] == [r["held_out"] for r in log(finished)]
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path):
+  out = tmp_path / "x"
+  p = subprocess.Popen([sys.executable, "train.py", str(data), "-o", str(out), *SMALL, "--steps", "40"], cwd=ROOT, stderr=subprocess.DEVNULL)
+  while not (out / "training.safetensors").exists() and p.poll() is None: time.sleep(0.01)
+  p.send_signal(signal.SIGKILL)
+  p.wait()
+  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--resume"]) == 0
+  assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
+  with pytest.raises(console.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
+  with pytest.raises(console.Usage, match="the run began with --lr 0.01"): train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
+  (tmp_path / "model").mkdir()
+  (tmp_path / "model" / "vocab.json").write_text("{}")
+  with pytest.raises(console.Usage, match="holds vocab.json: name another folder"): train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
+  with pytest.raises(console.Usage, match="is not there"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
+
+def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
+  (tmp_path / "other.txt").write_text(data.read_text() + " more")
+  with pytest.raises(console.Usage, match="not the text"): train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
+
+def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
+  with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
+
+def test_decay_is_of_matrices_alone_and_the_rate_rises_and_falls():
+  rates = [train.schedule(s, 1000, 100, 2.0) for s in range(1000)]
+  assert rates[0] == 0.02 and max(rates) == rates[99] == 2.0 and rates[-1] == pytest.approx(0.2, rel=0.01)
+  assert rates[:100] == sorted(rates[:100]) and rates[99:] == sorted(rates[99:], reverse=True)
+
+@pytest.mark.parametrize("flag", [("--every", "0"), ("--heads", "0"), ("--batch", "0"), ("--steps", "-5"), ("--lr", "nan"), ("--vocab", "256"), ("--dropout", "2")])
+def test_a_flag_that_cannot_be_used_is_a_usage_error(data, flag, capsys):
+  with pytest.raises(SystemExit) as e: train.main([str(data), *flag])
+  assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
+
+def test_text_is_read_from_files_folders_and_archives(tmp_path):
+  (tmp_path / "f").mkdir()
+  (tmp_path / "f" / "a.txt").write_text("one<|endoftext|> two \n<|endoftext|>\n")
+  with gzip.open(tmp_path / "f" / "b.txt.gz", "wt") as f: f.write("three")
+  with lzma.open(tmp_path / "c.xz", "wt") as f: f.write("four")
+  assert train.read_documents([tmp_path / "f", tmp_path / "c.xz"]) == ["one", "two", "three", "four"]
+
+@pytest.mark.parametrize("name, data", [("a.txt", b"caf\xe9"), ("a.xz", b"no archive"), ("a.gz", b"no archive"), ("a.gz", gzip.compress(b"x" * 500, mtime=0)[:15] + b"???????"), ("a.txt", b" \n<|endoftext|>"), ("b.txt", None)])
+def test_what_is_no_text_is_told(tmp_path, name, data):
+  if data is not None: (tmp_path / name).write_bytes(data)
+  with pytest.raises((OSError, ValueError), match=name): train.read_documents([tmp_path / name])
+
+def test_whole_documents_are_held_out():
+  documents = [f"document {i} " * 10 for i in range(100)]
+  learn, held = train.hold_out(documents, 1)
+  assert sorted(learn + held) == sorted(documents) and 4 <= len(held) <= 7
+  assert train.hold_out(documents, 1) == (learn, held) != train.hold_out(documents, 2)
+  [learn], [held] = train.hold_out(["x" * 1000], 1)
+  assert (len(learn), len(held)) == (950, 50)
+  assert len(train.hold_out(["a" * 5, "b" * 5], 1)[0]) == 1   # something is left to learn from
+
+def test_windows_use_each_token_once_as_a_target():
+  pieces = train.windows(np.arange(11), 3)
+  assert pieces.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+
+def test_a_text_that_is_too_short_is_told(tmp_path):
+  (tmp_path / "a.txt").write_text("hello")
+  with pytest.raises(ValueError, match="too short"): train.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "x"), *SMALL])
