@@ -1,0 +1,69 @@
+"""Tests the tests: plants each of these bugs in a copy of the project and runs tests of the default suite there, one of which must fail.
+
+`python tests/planted_bugs.py` prints a line for each, with the test that caught it; its exit status is 1 if one was not caught.
+"""
+import re, shutil, subprocess, sys, tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+GPT2, CORE = "models/gpt2.py", "transformer.py"
+BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
+  ("exact GELU for the tanh form", GPT2, '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")'),
+  ("another epsilon in the blocks", GPT2, "lambda: nn.LayerNorm(dim, eps)", "lambda: nn.LayerNorm(dim, eps / 10)"),
+  ("another epsilon in the last norm", GPT2, "self.norm = nn.LayerNorm(dim, eps)", "self.norm = nn.LayerNorm(dim, 1e-12)"),
+  ("q, k, v in another order", CORE, "self.q, self.k, self.v, self.out = (linear(dim, dim)", "self.k, self.q, self.v, self.out = (linear(dim, dim)", "gpt2"),
+  ("values read as keys", CORE, "(self.q(x), self.k(memory), self.v(memory)))", "(self.q(x), self.v(memory), self.k(memory)))"),
+  ("a square matrix not transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"(c_attn|mlp\.c_proj|c_fc)\.weight$"'),
+  ("no matrix transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"$^"'),
+  ("norms swapped", GPT2, r'attn_norm": r"transformer.h.\1.ln_1", r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2"',
+   r'attn_norm": r"transformer.h.\1.ln_2", r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_1"'),
+  ("post-norm for pre-norm", CORE, "return x + sublayer(norm(x)).dropout(dropout)", "return norm(x + sublayer(x).dropout(dropout))", "gpt2"),
+  ("pre-norm for post-norm", CORE, "return norm(x + sublayer(x).dropout(dropout))", "return x + sublayer(norm(x)).dropout(dropout)", "transformer"),
+  ("a mask of -1e4", CORE, "Tensor.full((T, S), -math.inf, buffer=False)", "Tensor.full((T, S), -1e4, buffer=False)"),
+  ("a padding mask of -1e4", CORE, "keep.bool().where(0.0, -math.inf)", "keep.bool().where(0.0, -1e4)"),
+  ("a mask that lets the next token through", CORE, ".triu(S - T + 1)", ".triu(S - T + 2)"),
+  ("a mask that hides the token itself", CORE, ".triu(S - T + 1)", ".triu(S - T)"),
+  ("a mask aligned with the first key", CORE, ".triu(S - T + 1)", ".triu(1)", "cache"),
+  ("a head of its own", GPT2, "return self.product(x, self.tokens.weight)", "return self.product(x, Tensor.normal(self.vocab, self.dim, std=0.02))"),
+  ("a head that learns apart", GPT2, "return self.product(x, self.tokens.weight)", "return self.product(x, self.tokens.weight.detach())"),
+  ("unscaled scores", CORE, "return dot_product(q, k) / math.sqrt(q.shape[-1])", "return dot_product(q, k)"),
+  ("scores scaled by the model's width", CORE, "return dot_product(q, k) / math.sqrt(q.shape[-1])", "return dot_product(q, k) / math.sqrt(q.shape[-1] * q.shape[1])"),
+  ("heads split the wrong way round", CORE, '"b t (h k) -> b h t k", k=', '"b t (k h) -> b h t k", k='),
+  ("NaN where all keys are masked", CORE, "(top == -math.inf).where(0, top)", "top"),
+  ("positions that ignore the cache", GPT2, "self.positions.weight[start:start+T]", "self.positions.weight[:T]", "cache"),
+  ("a cache one place late", "parts/cache.py", "self.k[i][:, :, :end], self.v[i][:, :, :end]", "self.k[i][:, :, :end], self.v[i][:, :, 1:end+1]", "cache"),
+  ("no last norm", GPT2, "return stored(self.norm(x))", "return x"),
+  ("dropout outside training", CORE, "return x + sublayer(norm(x)).dropout(dropout)", "return x + sublayer(norm(x)) * (1 - dropout * 0.1 - 0.01)", "gpt2"),
+  ("cosines before sines", CORE, "Tensor.stack(angle.sin(), angle.cos(), dim=-1)", "Tensor.stack(angle.cos(), angle.sin(), dim=-1)"),
+  ("embeddings not scaled", CORE, "self.tokens(ids) * math.sqrt(self.dim)", "self.tokens(ids)"),
+  ("padding counts in the loss", CORE, "/ keep.sum()", "/ keep.numel()"),
+  ("residual weights as large as the rest", GPT2, "0.02 / math.sqrt(2*layers)", "0.02", "transformer"),
+  ("a weight gradient of the packed product transposed", "parts/linear.py", "M=N, N=K, K=M, AR=1, AC=N", "M=N, N=K, K=M, AR=M, AC=1"),
+  ("a step's last columns left out of its sums", "parts/linear.py", "for (long l = k; l < K; l++) sum += one(row[r][l]) * x[m*K + l];", ""),
+  ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),
+  ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
+]
+
+def caught(bug:tuple[str, ...]) -> str|None:
+  """The first test of the default suite, among those that should notice, that fails with the bug planted, or None."""
+  _, file, right, wrong, *tests = bug
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder) / "project"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv", ".hypothesis", ".pytest_cache", "weights"))
+    text = (copy / file).read_text()
+    assert text.count(right) == 1, f"{file} should have {right!r} once"
+    (copy / file).write_text(text.replace(right, wrong))
+    tested = f"tests/test_{tests[0] if tests else Path(file).stem}.py"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", tested], cwd=copy, capture_output=True, text=True)
+    failures = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.M)
+    return failures[0] if done.returncode == 1 and failures else None
+
+def main() -> int:
+  with ThreadPoolExecutor(2) as pool: results = list(zip(BUGS, pool.map(caught, BUGS)))
+  for (title, *_), test in results: print(f"{'caught' if test else 'MISSED'}: {title}{f' by {test}' if test else ''}")
+  missed = sum(test is None for _, test in results)
+  print(f"{len(results) - missed} passed, {missed} failed")
+  return int(missed > 0)
+
+if __name__ == "__main__": sys.exit(main())

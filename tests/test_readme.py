@@ -1,0 +1,36 @@
+"""The commands and the code of README.md do what it says."""
+import os, re, subprocess, sys
+from conftest import ROOT
+import gpt, train
+
+README = (ROOT / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines()]
+
+def run(*argv, **env): return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+def test_the_first_command_answers_without_a_network():
+  [argv] = re.findall(r'&& python (gpt.py -p "[^"]+")', SHELL)
+  assert argv == 'gpt.py -p "How can entropy be reversed?"'
+  done = run(sys.executable, "gpt.py", "-p", "How can entropy be reversed?", HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
+  if not (ROOT / "weights" / "gpt2").exists(): assert "small model" in done.stderr
+  assert done.returncode == 0 and done.stdout.startswith("How can entropy be reversed?") and len(done.stdout) > 100
+
+def test_every_flag_that_it_shows_exists():
+  """The commands that need a download or a terminal: their arguments."""
+  shown = [re.sub(r"^.*\| ", "", c).split(" > ")[0] for c in COMMANDS if "gpt.py" in c and "pip" not in c]
+  assert len(shown) == 3
+  import shlex
+  for command in shown: gpt.parse(shlex.split(command)[2:])
+  [command] = [c for c in COMMANDS if c.startswith("python train.py")]
+  train.parse(shlex.split(command)[2:])
+
+def test_its_python_runs(monkeypatch):
+  [code] = re.findall(r"```python\n(.*?)```", README, re.S)
+  monkeypatch.delenv("CC", raising=False)
+  done = run(sys.executable, "-c", code + "\nprint(logits.shape)")
+  assert re.fullmatch(r"\(1, \d+, 2048\)\n", done.stdout), done.stderr
+
+def test_the_files_that_it_names_are_there():
+  [tree] = re.findall(r"```\n(transformer.py .*?)```", README, re.S)
+  for name in re.findall(r"\b[\w/]+\.py\b", tree): assert (ROOT / name).exists() or any((ROOT / d / name).exists() for d in ("parts", "models", "text", "tests")), name
