@@ -1,6 +1,9 @@
 """Which device computes, and where its C compiler comes from: tinygrad's CPU device needs a clang on every machine."""
-import importlib.util, os, shlex, shutil, sys, tempfile
+import contextlib, hashlib, importlib.metadata, importlib.util, os, shlex, shutil, sys, tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 CURE = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(sys.platform, "sudo apt install clang (or your system's package of it)")
 
@@ -15,10 +18,18 @@ def prepare(device:str|None=None) -> str:
   if device: os.environ["DEV"] = device
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler: os.environ["CC"] = compiler
+  mark = sign(compiler)
+  found = mark is not None and mark.exists() and os.environ.get("DEV") in (None, "", "CPU") and "tinygrad" not in sys.modules
+  if found: os.environ["DEV"] = "CPU"
   from tinygrad import Device
   try:
-    name, renderer = Device.DEFAULT, type(Device[Device.DEFAULT].renderer).__name__
-    if name != "CPU" or renderer != "ClangRenderer" or compiler and shutil.which(compiler): return name
+    with without_queue() if found else contextlib.nullcontext(): name, renderer = Device.DEFAULT, type(Device[Device.DEFAULT].renderer).__name__
+    if name != "CPU" or renderer != "ClangRenderer" or compiler and shutil.which(compiler):
+      if mark and (name, renderer) == ("CPU", "ClangRenderer"):
+        with contextlib.suppress(OSError):
+          mark.parent.mkdir(parents=True, exist_ok=True)
+          mark.touch()
+      return name
     trouble = "tinygrad found no GPU"   # the CPU's own kernels came from its cache, the first new one would fail
   except Exception as e:
     trouble = f"tinygrad cannot open the device {device or os.environ['DEV']} ({why(e)})" if os.environ.get("DEV") else "tinygrad found no GPU"
@@ -26,6 +37,28 @@ def prepare(device:str|None=None) -> str:
     if compiler and shutil.which(compiler): raise NoDevice(f"{trouble}, and {compiler} did not compile for the CPU ({why(e)}).\n"
                                                            "Is it a clang? Otherwise unset CC; --device names another device.") from e
   raise NoDevice(f"{trouble}, and there is no clang to compile for the CPU.\nInstall one: {CURE}, or pip install ziglang")
+
+def cache() -> Path:
+  """The folder for what a later run need not do again."""
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
+
+def sign(compiler:str|None) -> Path|None:
+  """A file that is there if an earlier run found the CPU and nothing better, on this machine as it is now: its devices, libraries, tinygrad and compiler.
+
+  tinygrad looks for every kind of GPU at each start, which takes half a second.
+  """
+  try: state = (sorted(os.listdir("/dev")), os.stat("/etc/ld.so.cache").st_mtime, importlib.metadata.version("tinygrad"), compiler, os.stat(shutil.which(compiler or "") or "").st_mtime)
+  except (OSError, importlib.metadata.PackageNotFoundError): return None
+  return cache() / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
+
+@contextlib.contextmanager
+def without_queue() -> Iterator[None]:
+  """tinygrad's CPU device makes four programs when it opens, for a queue that runs only with HCQ2 set. Leaving them out saves another half a second."""
+  from tinygrad.device import TinyELF
+  from tinygrad.helpers import Target
+  from tinygrad.runtime import ops_cpu
+  nothing = SimpleNamespace(to_elf=lambda: TinyELF(b"\0", "nothing", Target(), ()))
+  with contextlib.nullcontext() if os.environ.get("HCQ2") else mock.patch.object(ops_cpu, "do_to_program", lambda *_: nothing): yield
 
 def why(e:Exception) -> str: return str(e).split("\n")[0][:200] or type(e).__name__
 
@@ -35,7 +68,7 @@ def zig_clang() -> str|None:
   if not spec or not spec.origin: return None
   zig, windows = Path(spec.origin).with_name("zig.exe" if sys.platform == "win32" else "zig"), sys.platform == "win32"
   script = f'@"{zig}" clang %*\r\n' if windows else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
-  folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
+  folder = cache()
   try: folder.mkdir(parents=True, exist_ok=True)
   except OSError: folder = Path(tempfile.gettempdir())
   launcher = folder / ("zig-clang.bat" if windows else "zig-clang")

@@ -1,17 +1,20 @@
 """`python bench.py` measures GPT-2's 124M shape here and in every peer that is installed, in one run, each in its own process.
 
 The weights are random and the same for all. Decoding is greedy; prefill computes the head at the last place only, in every peer that can.
-Each figure is the median of several repetitions, at the better of one thread and all. `pip install -e '.[bench]'` brings the peers.
+Each figure is the median of several repetitions (in brackets: the least and the most), at the better of one thread and all, and beside it its
+share of what this machine can do. `pip install -e '.[bench]'` brings the peers.
 """
 import argparse, importlib.metadata, importlib.util, json, os, platform, re, statistics, subprocess, sys, tempfile, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 import numpy as np
 
 CORES = os.cpu_count() or 1
 PEERS = {   # name: (package that it needs, its packages, thread counts to try)
-  "tinyformer float32": ("tinygrad", ["tinygrad", "numpy", "tiktoken"], [1]),
-  "tinyformer bfloat16": ("tinygrad", ["tinygrad", "numpy", "tiktoken"], [1]),
+  "tinyformer float32": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
+  "tinyformer bfloat16": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
+  "tinyformer int8": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
   "torch float32": ("transformers", ["torch", "transformers"], [1, CORES]),
   "torch bfloat16": ("transformers", ["torch", "transformers"], [1, CORES]),
   "ctranslate2 float32": ("ctranslate2", ["ctranslate2"], [1, CORES]),
@@ -19,6 +22,7 @@ PEERS = {   # name: (package that it needs, its packages, thread counts to try)
 }
 TASKS = ["decode after 8", "decode after 512", "decode, batch 8", "prefill 512", "prefill 1000"]   # all in tokens a second
 NEW = 64   # tokens to decode
+PARAMETERS, BYTES = 124_439_808, {"float32": 4, "bfloat16": 2, "int8": 1}   # of the weights, and of one of them
 NANOGPT:dict[str, Any] = dict(vocab=65, context=64, dim=128, heads=4, layers=4)   # its CPU setting, batch 12
 
 def make_weights(folder:Path) -> None:
@@ -42,10 +46,9 @@ class Tinyformer:
   def __init__(self, folder:Path, kind:str, threads:int):
     import backend
     backend.prepare()
-    from models import gpt2
-    from parts.linear import PackedLinear
+    import models
     from text.generate import Reader
-    model = gpt2.load(folder, kind, PackedLinear)
+    model = models.load(folder, kind)
     self.readers = {batch: Reader(model, batch) for batch in (1, 8)}
 
   def prefill(self, batch:int, length:int) -> np.ndarray:
@@ -89,7 +92,7 @@ class Ctranslate2:
 KINDS:dict[str, Any] = {"tinyformer": Tinyformer, "torch": Torch, "ctranslate2": Ctranslate2}
 
 def speeds(name:str, folder:Path, threads:int, repeat:int) -> dict[str, Any]:
-  """What one peer does, in this process: tokens a second of each task, and the peak of memory in MB."""
+  """What one peer does, in this process: tokens a second of each task."""
   library, kind = name.split()
   peer, results = KINDS[library](folder, kind, threads), {}
   for task in TASKS:
@@ -104,8 +107,19 @@ def speeds(name:str, folder:Path, threads:int, repeat:int) -> dict[str, Any]:
       took = middle - begun if "prefill" in task else end - middle - (middle - begun if library == "ctranslate2" else 0)
       if turn >= 2: spent.append((length if "prefill" in task else NEW * batch) / took)
     results[task] = spent
-  import resource
-  return results | {"peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  return results
+
+def memory(name:str, folder:Path, threads:int) -> float:
+  """The peak of memory in MB of a process that loads the model, reads 512 tokens and decodes."""
+  library, kind = name.split()
+  peer = KINDS[library](folder, kind, threads)
+  peer.decode(1, peer.prefill(1, 512))
+  try: return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3   # type: ignore[index] # getrusage counts the parent in
+  except OSError:
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+SIZES = {"positions": "context", "embd": "dim", "head": "heads", "layer": "layers"}   # GPT2Config's words to ours
 
 def training(name:str, threads:int, repeat:int) -> list[float]:
   """Milliseconds of a step of nanoGPT's CPU setting."""
@@ -113,18 +127,18 @@ def training(name:str, threads:int, repeat:int) -> list[float]:
   if name.startswith("tinyformer"):
     import backend
     backend.prepare()
+    from models import FAST
     from models.gpt2 import GPT2
     from parts.learner import Learner
-    from parts.linear import PackedLinear
     from transformer import loss
-    model = GPT2(**NANOGPT, linear=PackedLinear)
+    model = GPT2(**NANOGPT, **FAST)
     learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0))
     def step(): learner.learn(1e-3, x, y)
   else:
     import torch, transformers
     torch.set_num_threads(threads)
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=65, n_positions=64, n_embd=128, n_head=4, n_layer=4, resid_pdrop=0, embd_pdrop=0,
-                                                                  attn_pdrop=0, bos_token_id=0, eos_token_id=0)).train()
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{f"n_{key}": NANOGPT[mine] for key, mine in SIZES.items()}, vocab_size=NANOGPT["vocab"],
+                                                                  resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0)).train()
     optimizer, inputs, targets = torch.optim.AdamW(theirs.parameters(), lr=1e-3), torch.tensor(x).long(), torch.tensor(y).long()
     def step():
       optimizer.zero_grad()
@@ -167,16 +181,23 @@ def installed(packages:list[str]) -> float:
   return sum(sizes.values()) / 1e6
 
 def limits() -> dict[str, float]:
-  """What this machine can do, by numpy: bytes a second that a core reads, and the best matrix product with all cores."""
-  a, b = np.ones(2**27, np.float32), np.ones((2048, 2048), np.float32)
+  """What this machine can do with all its cores, as far as numpy shows it: read memory, and multiply matrices."""
+  a, b = np.ones((CORES, 2**26), np.float32), np.ones((2048, 2048), np.float32)
   def best(work) -> float:
     spent = []
-    for _ in range(5):
+    for _ in range(9):
       begun = time.perf_counter()
       work()
       spent.append(time.perf_counter() - begun)
     return min(spent)
-  return {"a core reads, GB/s": a.nbytes / best(lambda: a.max()) / 1e9, "matrix product, GFLOP/s": 2 * 2048**3 / best(lambda: b @ b) / 1e9}
+  with ThreadPoolExecutor(CORES) as pool: reads = a.nbytes / best(lambda: list(pool.map(np.max, a)))
+  return {"one core reads, GB/s": a[0].nbytes / best(a[0].max) / 1e9, "all cores read, GB/s": reads / 1e9, "matrix product, GFLOP/s": 2 * 2048**3 / best(lambda: b @ b) / 1e9}
+
+def work(figure:str, kind:str) -> tuple[str, float]|None:
+  """The limit that a figure comes up against, and how much of it (in its own unit) each unit of the figure takes. Training is counted as 6 times its weights."""
+  if figure.startswith("decode"): return "all cores read, GB/s", PARAMETERS * BYTES[kind] / 1e9 / (8 if "batch" in figure else 1)
+  if figure.startswith("prefill"): return "matrix product, GFLOP/s", 2 * (PARAMETERS - 50257 * 768) / 1e9
+  return None
 
 def child(*argv:str) -> Any:
   """The result of this program's `--child` in a process of its own."""
@@ -188,17 +209,30 @@ def better(runs:list[dict[str, Any]]) -> dict[str, Any]:
   """Of runs with different numbers of threads, the better of each figure."""
   return {task: max((r[task] for r in runs), key=statistics.median) if isinstance(runs[0][task], list) else min(r[task] for r in runs) for task in runs[0]}
 
-def table(results:dict[str, dict[str, Any]]) -> str:
-  """Markdown: a row for each figure, a column for each peer; medians, and how far the repetitions spread."""
-  names, figures = list(results), list(dict.fromkeys(figure for r in results.values() for figure in r))
-  def cell(values) -> str:
-    if values is None: return "–"
-    if not isinstance(values, list): return f"{values:,.0f}"
-    middle = statistics.median(values)
-    digits = 1 if middle < 100 else 0
-    return f"{middle:,.{digits}f}" + (f" ({min(values):,.{digits}f}–{max(values):,.{digits}f})" if len(values) > 1 else "")
-  lines = [["", *names], ["---"] + ["---:"] * len(names)] + [[figure, *(cell(results[n].get(figure)) for n in names)] for figure in figures]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def middle(values) -> float|None:
+  return statistics.median(values) if isinstance(values, list) else values
+
+def ratio(figure:str, results:dict[str, dict[str, Any]], ours:list[str], theirs:list[str]) -> str:
+  """How many times as fast, or as small, our best is as their best; above 1 is ours."""
+  fewer = figure.endswith((" s", "MB", "ms"))
+  mine, other = ([m for n in names if n in results and (m := middle(results[n].get(figure))) is not None] for names in (ours, theirs))
+  if not mine or not other: return "–"
+  return f"{min(other) / min(mine) if fewer else max(mine) / max(other):.2f}"
+
+def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
+  """Markdown: a row for each figure, a column for each peer; medians, how far the repetitions spread, shares of the limit, and ratios."""
+  figures = list(dict.fromkeys(figure for r in results.values() for figure in r))
+  def cell(name:str, figure:str) -> str:
+    values = results[name].get(figure)
+    if (m := middle(values)) is None: return "–"
+    digits = 1 if m < 100 else 0
+    limit = work(figure, name.split()[1])
+    return (f"{m:,.{digits}f}" + (f" ({min(values):,.{digits}f}–{max(values):,.{digits}f})" if isinstance(values, list) and len(values) > 1 else "") +
+            (f" {m * limit[1] / machine[limit[0]]:.0%}" if limit else ""))
+  ours, theirs = ([n for n in results if n.startswith("tinyformer") == own] for own in (True, False))
+  rows = [["", *results, "float32: times torch's", "best: times the best peer"], ["---"] + ["---:"] * (len(results) + 2)]
+  rows += [[f, *(cell(n, f) for n in results), ratio(f, results, ["tinyformer float32"], ["torch float32"]), ratio(f, results, ours, theirs)] for f in figures]
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="bench.py", description=__doc__.split("\n")[0])   # type: ignore[union-attr]
@@ -209,13 +243,13 @@ def main() -> int:
   args = p.parse_args()
   if args.child:
     what, name, folder, threads, repeat = args.child
-    result = speeds(name, Path(folder), int(threads), int(repeat)) if what == "speeds" else training(name, int(threads), int(repeat))
-    print(json.dumps(result))
+    print(json.dumps({"weights": lambda: make_weights(Path(folder)), "speeds": lambda: speeds(name, Path(folder), int(threads), int(repeat)),
+                      "memory": lambda: memory(name, Path(folder), int(threads)), "training": lambda: training(name, int(threads), int(repeat))}[what]()))
     return 0
   results:dict[str, dict[str, Any]] = {}
+  machine:dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": processor(), "cores": CORES, "python": platform.python_version()} | limits()
   with tempfile.TemporaryDirectory() as temporary:
-    folder = Path(temporary)
-    make_weights(folder)
+    child("weights", "", temporary, "0", "0")
     for name in args.peers:
       package, packages, threads = PEERS[name]
       if not importlib.util.find_spec(package):
@@ -224,14 +258,19 @@ def main() -> int:
       print(f"{name} …", file=sys.stderr, flush=True)
       try:
         results[name] = better([child("speeds", name, temporary, str(n), str(args.repeat)) for n in dict.fromkeys(threads)])
-        results[name] |= start(name, folder, args.repeat) | {"installed, MB": installed(list(packages))}
+        results[name] |= start(name, Path(temporary), args.repeat)
+        results[name] |= {"peak memory, MB": child("memory", name, temporary, str(CORES), "1"), "installed, MB": installed(list(packages))}
         if name in ("tinyformer float32", "torch float32"):
           runs = [child("training", name, temporary, str(n), str(args.repeat)) for n in dict.fromkeys(threads)]
           results[name]["training step, ms"] = min(runs, key=statistics.median)
       except (RuntimeError, subprocess.CalledProcessError) as e: print(f"{name}: {e}", file=sys.stderr)
-  machine = {"machine": platform.machine(), "cores": CORES, "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")} | limits()
-  args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
-  print(table(results), "", ", ".join(f"{k}: {v:,.0f}" if isinstance(v, float) else f"{k}: {v}" for k, v in machine.items()), sep="\n")
+      args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+  print(table(results, machine), "", ", ".join(f"{k}: {v:,.0f}" if isinstance(v, float) else f"{k}: {v}" for k, v in machine.items()), sep="\n")
   return 0
+
+def processor() -> str:
+  """The processor's name, as far as the system tells it."""
+  try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]   # type: ignore[index]
+  except (OSError, TypeError): return platform.processor() or platform.machine()
 
 if __name__ == "__main__": sys.exit(main())

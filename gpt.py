@@ -16,7 +16,7 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("-i", "--interactive", action="store_true", help="a loop that goes on from what you type (default at a terminal without -p)")
   p.add_argument("--stop", action="append", default=[], help="end before this text; may be given more than once")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA (default: DEV, else what it finds)")
-  p.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the weights in memory; it computes in float32 (default: %(default)s)")
+  p.add_argument("--dtype", choices=["float32", "float16", "bfloat16", "int8"], default="float32", help="of the weights in memory; it computes in float32 (default: %(default)s)")
   p.add_argument("--offline", action="store_true", help="ask no hub")
   p.add_argument("--list-models", action="store_true", help="print the models that can be had by a short name")
   volume = p.add_mutually_exclusive_group()
@@ -56,13 +56,13 @@ class Writer:
   """A model and its tokenizer, and the texts that they are at."""
   def __init__(self, args:argparse.Namespace, folder):
     import models
-    from parts.linear import PackedLinear
     from text import generate
     from text.tokenizer import BytePairEncoding
     self.args, self.tokenizer = args, BytePairEncoding.load(folder)
-    model = models.load(folder, args.dtype, PackedLinear)
+    model = models.load(folder, args.dtype)
     if len(self.tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(self.tokenizer):,} tokens, the model {model.vocab:,}")
-    self.reader = generate.Reader(model, args.num_samples)
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    self.reader = generate.Reader(model, args.num_samples, key=f"{args.dtype} {config}")
     self.history:list[int] = []   # of a text that goes on from turn to turn
 
   def write(self, ids:list[int]) -> Iterator[tuple[int, str]]:

@@ -141,12 +141,13 @@ class MultiHeadAttention:
   """H heads that attend side by side, each in its own K = D / H dimensions, joined and projected (3.2.2).
 
   linear: (inputs, outputs) -> a projection.  similarity: as in attention_weights, on (B, H, T, K) and (B, H, S, K).
+  attend: `attention`, or what gives the same sooner.
   Raises ValueError if dim is not a multiple of heads.
   """
-  def __init__(self, dim:int, heads:int, linear:Callable=Linear, similarity:Callable=scaled_dot_product):
+  def __init__(self, dim:int, heads:int, linear:Callable=Linear, similarity:Callable=scaled_dot_product, attend:Callable=attention):
     if dim % heads: raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
     self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
-    self.head_dim, self.similarity = dim // heads, similarity
+    self.head_dim, self.similarity, self.attend = dim // heads, similarity, attend
 
   def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, cache:Callable|None=None) -> Tensor:
     """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (B, S, D) (cross-attention).
@@ -156,7 +157,7 @@ class MultiHeadAttention:
     memory = x if memory is None else memory
     q, k, v = (y.rearrange("b t (h k) -> b h t k", k=self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
     if cache: k, v = cache(k, v)
-    return self.out(attention(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)"))
+    return self.out(self.attend(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)"))
 
 # **************** 3.3 Position-wise feed-forward networks ****************
 

@@ -2,14 +2,18 @@
 import contextlib, json, math, os, re
 from pathlib import Path
 from typing import Any, NamedTuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 import numpy as np
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
+from parts.kernel import memory_of
+from parts.linear import bytes_of, floats_of
 
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}   # bytes
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16}
+DTYPES = {"float32": dtypes.float32, "float16": dtypes.float16, "bfloat16": dtypes.bfloat16, "int8": dtypes.int8}
 
 class Entry(NamedTuple):
   """A tensor in a file, not yet read."""
@@ -18,12 +22,15 @@ class Entry(NamedTuple):
   shape: tuple[int, ...]
   offset: int
 
-  def numpy(self) -> np.ndarray:
-    """Its numbers as float32; float16 and bfloat16 fit in exactly. Raises ValueError if they are no floating-point numbers."""
-    if self.dtype == "BF16":
-      return (np.memmap(self.path, np.uint16, "r", self.offset, self.shape).astype(np.uint32) << 16).view(np.float32)
-    if self.dtype not in FLOATS: raise ValueError(f"{self.path}: {self.dtype} is not a type of weights")
-    return np.asarray(np.memmap(self.path, FLOATS[self.dtype], "r", self.offset, self.shape)).astype(np.float32, copy=False)
+  def numpy(self, first:int=0, last:int|None=None) -> np.ndarray:
+    """Its numbers, or rows `first` to `last` of them, as float32; float16 and bfloat16 fit in exactly. Raises ValueError if they are no floating-point numbers."""
+    if self.dtype != "BF16" and self.dtype not in FLOATS: raise ValueError(f"{self.path}: {self.dtype} is not a type of weights")
+    shape = (len(range(*slice(first, last).indices(self.shape[0]))), *self.shape[1:]) if self.shape else ()
+    array = np.empty(shape, np.uint16 if self.dtype == "BF16" else FLOATS[self.dtype])
+    with open(self.path, "rb") as f:   # read, not mapped: what is mapped counts as memory of this process until it ends
+      f.seek(self.offset + first * math.prod(self.shape[1:]) * WIDTHS[self.dtype])
+      if f.readinto(array.data.cast("B") if array.size else b"") != array.nbytes: raise ValueError(f"{self.path} has become shorter")   # type: ignore[arg-type]
+    return (array.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else array.astype(np.float32, copy=False)
 
 def read_safetensors(path:Path) -> dict[str, Entry]:
   """What a .safetensors file holds. Raises ValueError if the file is not whole: https://github.com/huggingface/safetensors#format."""
@@ -92,7 +99,7 @@ class Names(NamedTuple):
     return table
 
 def fill(model, entries:dict[str, Entry], names:Names, dtype:DType=dtypes.float32) -> None:
-  """Gives every parameter its numbers, the matrices as `dtype`: norms and biases are few, and stay float32.
+  """Gives every parameter its numbers, the matrices as `dtype`, in int8 as parts.linear has it: norms and biases are few, and stay float32.
 
   Raises ValueError for a tensor that only one side has, or whose shape is another.
   """
@@ -106,11 +113,58 @@ def fill(model, entries:dict[str, Entry], names:Names, dtype:DType=dtypes.float3
     turned = re.search(names.turned, name) is not None
     if entries[name].shape != (want := shape[::-1] if turned else shape):
       raise ValueError(f"{name} is of shape {entries[name].shape}, for this config.json it should be {want}")
-  for t in params.values(): t.replace(Tensor.empty(*t.shape))   # forget how they would have been drawn: tinygrad looks through all that at each realize
-  for name, ours in table.items():
-    whole = entries[name].numpy()
-    for o, part in zip(ours, np.split(whole.T if re.search(names.turned, name) else whole, len(ours))):
-      params[o].replace(Tensor(np.ascontiguousarray(part)).cast(dtype if part.ndim > 1 else dtypes.float32).realize())
+  rooms = {name: Room(t, dtype if t.ndim == 2 else dtypes.float32) for name, t in params.items()}
+  def place(name:str) -> None:
+    entry, ours = entries[name], [rooms[o] for o in table[name]]
+    if re.search(names.turned, name):
+      for room, part in zip(ours, np.split(entry.numpy(), len(ours), -1)): room.put(0, part.T)
+    else:
+      rows, step = (entry.shape or (1,))[0], max(1, 2**20 // math.prod(entry.shape[1:]))   # the embeddings are large: never twice in memory
+      each = rows // len(ours)
+      for n, room in enumerate(ours):
+        for i in range(0, each, step): room.put(i, entry.numpy(n*each + i, n*each + min(each, i + step)))
+    for room in ours: room.close()
+  cores = os.cpu_count() or 1 if all(room.here for room in rooms.values()) else 1
+  with ThreadPoolExecutor(cores) as pool:
+    for _ in pool.map(place, table): pass   # an error is raised here
+
+class Room:
+  """The memory of a parameter, which now becomes of a dtype, as an array to be filled."""
+  def __init__(self, t:Tensor, dtype:DType):
+    empty = Tensor.empty(*t.shape[:-1], t.shape[-1] + 4, dtype=dtype) if dtype == dtypes.int8 else Tensor.empty(*t.shape, dtype=dtype)
+    t.uop = empty.uop
+    self.parameter, self.dtype = t, dtype
+    kind, self.convert = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt), CONVERT[dtype]
+    self.here = t.device == "CPU"   # the device's memory is this process's own
+    self.memory = np.frombuffer(memory_of(t).as_memoryview(force_zero_copy=True), kind).reshape(t.shape) if self.here else np.empty(t.shape, kind)
+
+  def put(self, row:int, piece:np.ndarray) -> None:
+    """Rows of float32, from `row` on."""
+    piece = self.convert(piece)
+    to = self.memory[row:row + len(piece)] if piece.ndim else self.memory
+    if piece.ndim < 2: to[...] = piece
+    else:
+      for i in range(0, piece.shape[1], 128): to[:, i:i + 128] = piece[:, i:i + 128]   # of a turned one, as many columns at a time go three times faster
+
+  def close(self) -> None:
+    """All rows are there."""
+    if self.here: return
+    t = Tensor(self.memory)
+    self.parameter.uop = (t if t.dtype == self.dtype else t.bitcast(self.dtype)).realize().uop
+
+def bfloat16(x:np.ndarray) -> np.ndarray:
+  """The upper halves of float32 numbers, rounded to the nearest, from the middle to the even one: as uint16."""
+  bits = np.ascontiguousarray(x).view(np.uint32)
+  return ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+CONVERT:dict[DType, Callable[[np.ndarray], np.ndarray]] = {
+  dtypes.float32: lambda x: x, dtypes.float16: lambda x: x.astype(np.float16), dtypes.bfloat16: bfloat16, dtypes.int8: bytes_of}
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+  """A model that is made under this has parameters without numbers, for `fill`: to draw GPT-2's in vain takes tinygrad a second."""
+  def empty(*shape:int, **_:Any) -> Tensor: return Tensor.empty(*shape)
+  with mock.patch.multiple(Tensor, glorot_uniform=empty, uniform=empty, normal=empty): yield
 
 def listed(names:Sequence[str], most:int=3) -> str: return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -145,7 +199,7 @@ def write(model, folder:Path, config:dict[str, Any], names:Names, dtype:str="flo
   folder.mkdir(parents=True, exist_ok=True)
   params, tensors = nn.state.get_state_dict(model), {}
   for name, ours in names.table(model).items():
-    whole = np.concatenate([params[o].float().numpy() for o in ours]).astype(dtype)
+    whole = np.concatenate([floats_of(params[o]).numpy() for o in ours]).astype(dtype)
     tensors[name] = whole.T if re.search(names.turned, name) else whole
   write_safetensors(folder / "model.safetensors", tensors)
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")

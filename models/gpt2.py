@@ -6,7 +6,8 @@ from collections.abc import Callable
 from tinygrad import Tensor, UOp, nn
 from models import checkpoint
 from parts.cache import Cache
-from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, causal_mask, pre_norm, stored
+from parts.linear import PackedLinear, embed, floats_of
+from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
 NAMES = checkpoint.Names(
   ours={r"tokens": "transformer.wte", r"positions": "transformer.wpe", r"norm": "transformer.ln_f",
@@ -28,11 +29,12 @@ class GPT2:
   Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
   """
   def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
-               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0, linear:type[Linear]=Linear):
+               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0,
+               linear:type[Linear]=Linear, attend:Callable=attention):
     self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = vocab, context, dim, heads, dropout, linear.product
     self.activation, self.hidden_dim = activation, hidden or 4*dim
     self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
-    self.blocks = [Block(MultiHeadAttention(dim, heads, linear), FeedForward(dim, self.hidden_dim, activation, linear),
+    self.blocks = [Block(MultiHeadAttention(dim, heads, linear, attend=attend), FeedForward(dim, self.hidden_dim, activation, linear),
                          lambda: nn.LayerNorm(dim, eps), functools.partial(pre_norm, dropout=dropout)) for _ in range(layers)]
     self.norm = nn.LayerNorm(dim, eps)
     for name, t in nn.state.get_state_dict(self).items():
@@ -52,7 +54,7 @@ class GPT2:
     if isinstance(start, int) and start + T > self.context: raise ValueError(f"{start + T} tokens are more than the context of {self.context}")
     if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
     mask = causal_mask(T, start + T) if T > 1 else None
-    x = stored((self.tokens(ids).float() + self.positions.weight[start:start+T]).dropout(self.dropout))
+    x = stored((embed(self.tokens, ids) + floats_of(self.positions.weight[start:start+T])).dropout(self.dropout))
     for i, block in enumerate(self.blocks):
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
@@ -66,8 +68,8 @@ class GPT2:
     """ids (B, T) -> logits (B, T, V); start and cache as in `hidden`."""
     return self.head(self.hidden(ids, start, cache))
 
-def from_config(config:dict[str, Any], source:str="config.json", linear:type[Linear]=Linear) -> GPT2:
-  """An untrained model of the sizes that a config.json states. Raises ValueError for one that is not of a GPT-2 that is built here."""
+def from_config(config:dict[str, Any], source:str="config.json", **parts) -> GPT2:
+  """An untrained model of the sizes that a config.json states; parts: linear and attend, as GPT2 takes them. Raises ValueError for one that is not of a GPT-2 that is built here."""
   for key, value in FIXED.items():
     if config.get(key, value) != value: raise ValueError(f"{source}: {key} is {config[key]}, only {value} is built here")
   if (activation := config.get("activation_function", "gelu_new")) not in ACTIVATIONS:
@@ -77,15 +79,16 @@ def from_config(config:dict[str, Any], source:str="config.json", linear:type[Lin
     raise ValueError(f"{source}: {name} should be a whole number above 0, not {value!r}")
   dim = size("n_embd")
   return GPT2(size("vocab_size"), size("n_positions"), dim, size("n_head"), size("n_layer"), size("n_inner", 4*dim), ACTIVATIONS[activation],
-              config.get("layer_norm_epsilon", 1e-5), linear=linear)
+              config.get("layer_norm_epsilon", 1e-5), **parts)
 
-def load(folder:str|Path, dtype:str="float32", linear:type[Linear]=Linear) -> GPT2:
-  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, its linear layers of the class given.
+def load(folder:str|Path, dtype:str="float32", **parts) -> GPT2:
+  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, of the parts given (linear, attend).
 
-  Whatever the dtype, it computes in float32.
+  dtype: float32, float16, bfloat16 or int8. Whatever it is, the model computes in float32.
   Raises FileNotFoundError for what is not there, ValueError for a file that is damaged or of another model.
   """
-  model = from_config(checkpoint.read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"), linear)
+  if dtype == "int8": parts = {"linear": PackedLinear} | parts   # the plain one cannot read it
+  with checkpoint.undrawn(): model = from_config(checkpoint.read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"), **parts)
   checkpoint.fill(model, checkpoint.read(Path(folder)), NAMES, checkpoint.DTYPES[dtype])
   return model
 

@@ -9,7 +9,7 @@ class Cache:
   """
   def __init__(self, layers:int, batch:int, heads:int, context:int, head_dim:int):
     self.context = context
-    self.k, self.v = ([Tensor.zeros(batch, heads, context, head_dim).realize() for _ in range(layers)] for _ in "kv")
+    self.k, self.v = ([Tensor.empty(batch, heads, context, head_dim).realize() for _ in range(layers)] for _ in "kv")
 
   def layer(self, i:int, start:int|UOp) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What MultiHeadAttention takes as `cache`: writes k and v (B, H, T, K) at `start` and gives back all `start + T` places."""

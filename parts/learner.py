@@ -2,7 +2,8 @@
 import math
 from collections.abc import Callable
 import numpy as np
-from tinygrad import Context, Device, Tensor, TinyJit, dtypes, nn
+from tinygrad import Context, Device, Tensor, dtypes, nn
+from parts.jit import Jitted
 
 class Learner:
   """Teaches a model. loss: tensors of a batch -> a number; its first call fixes the shapes of the batches.
@@ -15,7 +16,8 @@ class Learner:
     adam = [nn.optim.AdamW([p for p in params if p.ndim > 1], b2=b2, weight_decay=weight_decay),
             nn.optim.AdamW([p for p in params if p.ndim < 2], b2=b2, weight_decay=0)]
     optimizer = nn.optim.OptimizerGroup(*adam)
-    def step(*batch:Tensor) -> Tensor:
+    def step(rate:Tensor, *batch:Tensor) -> Tensor:
+      for o in adam: o.lr = rate
       with Context(TRAINING=1, USE_ATOMICS=int(Device.DEFAULT == "CPU")):   # an embedding's gradient as a sum into rows, not as a product
         optimizer.zero_grad()
         value = loss(*batch).backward()
@@ -23,9 +25,10 @@ class Learner:
         length = Tensor.stack(*[g.square().sum() for g in gradients]).sum().sqrt()
         for p, g in zip(params, gradients): p.grad = g * (clip / length).minimum(1).contiguous() if math.isfinite(clip) else g
         return value.realize(*optimizer.schedule_step())
-    self.rates, self.step, self.look = [o.lr for o in adam], TinyJit(step), TinyJit(lambda *batch: loss(*batch).realize())
+    self.step, self.look = Jitted(step), Jitted(lambda *batch: loss(*batch).realize())
     self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
     for i, o in enumerate(adam): self.state |= {f"optimizer.{i}.{name}": t for name, t in nn.state.get_state_dict([o.m, o.v, o.b1_t, o.b2_t]).items()}
+    Tensor.realize(*self.state.values())
 
   @property
   def drawn(self) -> list[int]:
@@ -38,9 +41,8 @@ class Learner:
 
   def learn(self, rate:float, *batch:np.ndarray) -> float:
     """One step at a learning rate -> the loss before it."""
-    for r in self.rates: r.assign(Tensor([rate])).realize()
-    return self.step(*(Tensor(x).realize() for x in batch)).item()
+    return self.step(np.array([rate], np.float32), *batch).item()
 
   def measure(self, *batch:np.ndarray) -> float:
     """The loss, with nothing learned."""
-    return self.look(*(Tensor(x).realize() for x in batch)).item()
+    return self.look(*batch).item()

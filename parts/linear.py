@@ -1,64 +1,64 @@
-"""The product of a linear layer as kernels of its own for the CPU: the same numbers as the plain one, several times sooner."""
-import functools, math
+"""The product of a linear layer as kernels of its own for the CPU: the same numbers as the plain one, several times sooner; and weights in 8 bits."""
+import math
 from collections.abc import Callable
-from tinygrad import Device, Tensor, UOp, dtypes
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
+import numpy as np
+from tinygrad import Tensor, UOp, dtypes, nn
 import transformer
+from parts.kernel import NARROW, TYPES, compiles, cut, empty, kernel, laid, narrow, whole
+from transformer import Size
 
-# clang's vectors fit any CPU; only their number and width are chosen for this one.
-VECTORS = r"""
-#if defined(__AVX512F__)
-enum { W = 16, NV = 3, R = 8 };
-#elif defined(__AVX__)
-enum { W = 8, NV = 2, R = 6 };
-#else
-enum { W = 4, NV = 3, R = 8 };
-#endif
-typedef float vec __attribute__((ext_vector_type(W), aligned(4)));
-"""
-# out (M, N) = a (M, K) b (K, N), element i, k of a at a[i*AR + k*AC], element k, j of b at b[k*BR + j*BC].
-# b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
-# (Goto & van de Geijn 2008, sec. 4). clang's vectors fit any CPU; only their number and width are chosen for this one.
-PRODUCT = VECTORS + r"""
-enum { C = W*NV, KB = 256, CB = 480 / C * C };   // a tile is R rows by C columns; a block of b, KB by CB, stays in the second cache
-static inline int least(int a, int b) { return a < b ? a : b; }
-static inline __attribute__((always_inline, min_vector_width(512))) void tile(float *out, long ld, const float *a, long ra, long pa, const float *b, int depth, int add) {
-  vec s[R][NV] = {};
-  for (int p = 0; p < depth; p++) {
-    vec y[NV];
-#pragma clang loop unroll(full)
-    for (int j = 0; j < NV; j++) y[j] = *(const vec *)(b + p*C + j*W);
-#pragma clang loop unroll(full)
-    for (int i = 0; i < R; i++)
-#pragma clang loop unroll(full)
-      for (int j = 0; j < NV; j++) s[i][j] += a[i*ra + p*pa] * y[j];
-  }
-#pragma clang loop unroll(full)
-  for (int i = 0; i < R; i++)
-#pragma clang loop unroll(full)
-    for (int j = 0; j < NV; j++) { vec *o = (vec *)(out + i*ld + j*W); *o = add ? *o + s[i][j] : s[i][j]; }
-}
+# out (BATCH, M, N) = a (M, K) b (K, N), element i, k of a at a[i*AR + k*AC], element k, j of b at b[k*BR + j*BC], a product's a and b AB and BB
+# after the last one's. b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
+# (Goto & van de Geijn 2008, sec. 4). A part of the work is some of the products, or some of the columns of one, or of its rows.
+PRODUCT = NARROW + r"""
+typedef float next __attribute__((ext_vector_type(4), aligned(4)));
+enum { KB = 192, CB = 480 / C * C, MB = 96, BYTES = sizeof(TYPE) == 1 };   // a block of b, KB by CB, stays in the second cache, KB by C of it in the first
+enum { UNITS = BATCH > 1 ? BATCH : BY_COLUMN ? (N + C - 1) / C : (M + R - 1) / R };
 __attribute__((min_vector_width(512)))
-void NAME(float *restrict out, const float *restrict a, const float *restrict b) {
-  float pb[KB*CB], pk[KB*R];
-  for (int k = 0; k < K; k += KB) for (int c = 0; c < N; c += CB) {
-    int depth = least(KB, K - k), width = least(CB, N - c);
-    for (int j = 0; j < width; j += C) {
-      float *to = pb + j*depth;
-      if (BC == 1 && j + C <= width) for (int p = 0; p < depth; p++) for (int v = 0; v < NV; v++) *(vec *)(to + p*C + v*W) = *(const vec *)(b + (k+p)*BR + c + j + v*W);
-      else for (int l = 0; l < C; l++) for (int p = 0; p < depth; p++) to[p*C + l] = j + l < width ? b[(k+p)*BR + (c+j+l)*BC] : 0;
-    }
-    for (int i = 0; i < M; i += R) {
-      int rows = least(R, M - i);
-      const float *x = a + i*AR + k*AC; long ra = AR, pa = AC;
-      if (AC != 1 || rows < R) { for (int p = 0; p < depth; p++) for (int r = 0; r < R; r++) pk[p*R + r] = r < rows ? x[r*AR + p*AC] : 0; x = pk; ra = 1; pa = R; }
+ABI void NAME(float *restrict output, const float *restrict as, const TYPE *restrict bs, int part) {
+  float pb[KB*CB], pa[MB*KB];
+  long first = UNITS*part/PARTS, last = UNITS*(part + 1)/PARTS, rows0 = 0, rows1 = M, columns0 = 0, columns1 = N;
+  if (BATCH == 1 && BY_COLUMN) { columns0 = first*C; columns1 = least(N, last*C); }
+  if (BATCH == 1 && !BY_COLUMN) { rows0 = first*R; rows1 = least(M, last*R); }
+  for (long n = BATCH > 1 ? first : 0; n < (BATCH > 1 ? last : 1); n++) {
+    float *out = output + n*M*N; const float *a = as + n*AB; const TYPE *b = bs + n*BB;
+    for (int k = 0; k < K; k += KB) for (int c = columns0; c < columns1; c += CB) {
+      int depth = least(KB, K - k), width = least(CB, columns1 - c);
       for (int j = 0; j < width; j += C) {
-        float *to = out + i*N + c + j, edge[R*C];
-        int cols = least(C, width - j);
-        if (rows == R && cols == C) tile(to, N, x, ra, pa, pb + j*depth, depth, k > 0);
-        else {
-          tile(edge, C, x, ra, pa, pb + j*depth, depth, 0);
-          for (int r = 0; r < rows; r++) for (int l = 0; l < cols; l++) to[r*N + l] = edge[r*C + l] + (k > 0 ? to[r*N + l] : 0);
+        float *to = pb + j*depth;
+        if (BC == 1 && j + C <= width) for (int p = 0; p < depth; p++) for (int v = 0; v < NV; v++) *(vec *)(to + p*C + v*W) = widen(b + (k+p)*BR + c + j + v*W);
+        else for (int l = 0; l < C; l += 4) {
+          const TYPE *from[4]; float scale[4]; int p = 0;
+          ALL for (int i = 0; i < 4; i++) {
+            from[i] = b + (c + least(j + l + i, width - 1))*BC + k*BR;
+            scale[i] = BYTES ? *(const loose *)(from[i] + K - k) : 1;
+          }
+          if (BR == 1) for (; p + 4 <= depth; p += 4) {   // 4 by 4, turned in registers
+            four r[4];
+            ALL for (int i = 0; i < 4; i++) r[i] = (four){one(from[i][p]), one(from[i][p+1]), one(from[i][p+2]), one(from[i][p+3])} * scale[i];
+            four low = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+            *(next *)(to + p*C + l) = __builtin_shufflevector(low, high, 0, 1, 4, 5);
+            *(next *)(to + (p+1)*C + l) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
+            low = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), high = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+            *(next *)(to + (p+2)*C + l) = __builtin_shufflevector(low, high, 0, 1, 4, 5);
+            *(next *)(to + (p+3)*C + l) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
+          }
+          for (; p < depth; p++) ALL for (int i = 0; i < 4; i++) to[p*C + l + i] = one(from[i][p*BR]) * scale[i];
+        }
+      }
+      for (int m = rows0; m < rows1; m += MB) {
+        int height = least(MB, rows1 - m);
+        for (int i = AC == 1 ? height / R * R : 0; i < height; i += R)   // rows that do not lie in memory as a tile reads them
+          for (int p = 0; p < depth; p++) for (int r = 0; r < R; r++) pa[i*depth + p*R + r] = i + r < height ? a[(m+i+r)*AR + (k+p)*AC] : 0;
+        for (int j = 0; j < width; j += C) for (int i = 0; i < height; i += R) {
+          int rows = least(R, height - i), columns = least(C, width - j), packed = AC != 1 || rows < R;
+          const float *x = packed ? pa + i*depth : a + (m+i)*AR + k;
+          float *to = out + (m+i)*N + c + j, edge[R*C];
+          if (rows == R && columns == C) tile(to, N, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, k > 0);
+          else {
+            tile(edge, C, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, 0);
+            for (int r = 0; r < rows; r++) for (int l = 0; l < columns; l++) to[r*N + l] = edge[r*C + l] + (k > 0 ? to[r*N + l] : 0);
+          }
         }
       }
     }
@@ -66,84 +66,84 @@ void NAME(float *restrict out, const float *restrict a, const float *restrict b)
 }
 """
 
-# out (M, N) = x (M, K) w^T, w (N, K), for the few rows of a step of generation: each weight is read once, four rows of w abreast,
-# which is all that the memory lets one do. Weights of 16 bits are widened on the way; the sums are float32.
-ROWS = VECTORS + r"""
-typedef TYPE narrow __attribute__((ext_vector_type(W), aligned(2)));
-typedef unsigned wide __attribute__((ext_vector_type(W)));
-static inline __attribute__((always_inline, min_vector_width(512))) vec widen(const TYPE *p) {
-#if BRAIN
-  return (vec)(__builtin_convertvector(*(const narrow *)p, wide) << 16);
-#else
-  return __builtin_convertvector(*(const narrow *)p, vec);
-#endif
-}
-static inline float one(TYPE w) {
-#if BRAIN
-  union { unsigned u; float f; } v = { (unsigned)w << 16 };
-  return v.f;
-#else
-  return w;
-#endif
-}
+# out (M, N) = x (M, K) w^T, w (N, K), for the few rows of a step of generation: each weight is read once, four rows of w abreast
+# and the memory asked for 8 KB ahead, which is all that it lets one do. Narrow weights are widened on the way; the sums are float32.
+ROWS = NARROW + r"""
+enum { BYTES = sizeof(TYPE) == 1, ROW = BYTES ? K + 4 : K, LINE = 64 / sizeof(TYPE), UNITS = (N + 3) / 4 };   // LINE: of the memory, 64 bytes
 __attribute__((min_vector_width(512)))
-void NAME(float *restrict out, const float *restrict x, const TYPE *restrict w) {
-  for (long n = 0; n < N; n += 4) {
+ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict w, int part) {
+  for (long n = UNITS*part/PARTS*4, last = UNITS*(part + 1)/PARTS*4; n < last; n += 4) {
     const TYPE *row[4];
-    for (int r = 0; r < 4; r++) row[r] = w + (n + r < N ? n + r : N - 1)*K;
+    for (int r = 0; r < 4; r++) row[r] = w + least(n + r, N - 1)*(long)ROW;
     vec s[M][4] = {};
     long k = 0;
-    for (; k + W <= K; k += W)
-#pragma clang loop unroll(full)
-      for (int r = 0; r < 4; r++) {
-        vec y = widen(row[r] + k);
-#pragma clang loop unroll(full)
-        for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k);
+    for (; k + LINE <= K; k += LINE) {
+      ALL for (int r = 0; r < 4; r++) __builtin_prefetch((const char *)(row[r] + k) + 8192);
+      ALL for (int l = 0; l < LINE; l += W) ALL for (int r = 0; r < 4; r++) {
+        vec y = widen(row[r] + k + l);
+        ALL for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k + l);
       }
-#pragma clang loop unroll(full)
-    for (int m = 0; m < M; m++)
-#pragma clang loop unroll(full)
-      for (int r = 0; r < 4; r++) {
-        float sum = 0;
-        for (int i = 0; i < W; i++) sum += s[m][r][i];
-        for (long l = k; l < K; l++) sum += one(row[r][l]) * x[m*K + l];
-        if (n + r < N) out[m*N + n + r] = sum;
+    }
+    for (; k + W <= K; k += W)
+      ALL for (int r = 0; r < 4; r++) {
+        vec y = widen(row[r] + k);
+        ALL for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k);
+      }
+    ALL for (int m = 0; m < M; m++)
+      ALL for (int r = 0; r < 4; r++) {
+        float y = sum(s[m][r]);
+        for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];
+        if (n + r < N) out[m*N + n + r] = BYTES ? y * *(const loose *)(row[r] + K) : y;
       }
   }
 }
 """
-TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short"}
 
-@functools.cache
-def kernel(template:str, **sizes) -> Callable:
-  """What Tensor.custom_kernel takes: a program above for these sizes and strides (in elements)."""
-  name = "_".join(["rows" if template is ROWS else "product", *(str(size).split()[-1] for size in sizes.values())])
-  source = "".join(f"#define {key} {f'{value}L' if isinstance(value, int) else value}\n" for key, value in sizes.items()) + f"#define NAME {name}\n" + template
-  def program(*buffers:UOp) -> UOp:
-    info = ProgramInfo(name=name, globals=(0, 1, 2), outs=(0,), ins=(1, 2), target=Device["CPU"].renderer.target)
-    return UOp(Ops.PROGRAM, src=(UOp.sink(*buffers, arg=KernelInfo(name=name)), UOp(Ops.LINEAR, src=buffers), UOp(Ops.SOURCE, arg=source)), arg=info)
-  return program
+def product(a:Tensor, b:Tensor, turned_a:bool=False, turned_b:bool=False) -> Tensor:
+  """a (..., M, K) b (..., K, N) -> (..., M, N), on the CPU. turned: given as (..., K, M), as (..., N, K). Not differentiable."""
+  M, K = a.shape[-2:][::-1] if turned_a else a.shape[-2:]
+  N, batch = b.shape[-2 if turned_b else -1], math.prod(a.shape[:-2])
+  return empty(*a.shape[:-2], M, N).custom_kernel(laid(a), laid(b), fxn=multiplier(batch, M, N, K, b, turned_a, turned_b))[0]
+
+def multiplier(batch:Size, M:Size, N:Size, K:Size, b:Tensor, turned_a:bool=False, turned_b:bool=False) -> Callable:
+  """The kernel that `product` needs."""
+  row = b.shape[-1]   # of an int8 matrix it is 4 longer than K
+  by_column = not turned_a and N >= 192   # each part packs what it reads of a turned a, and of b
+  parts = min(cut(batch*M*N*K), 16 if by_column or batch > 1 else -(-whole(M) // 32))
+  return kernel("product", PRODUCT, BATCH=batch, M=M, N=N, K=K, AR=1 if turned_a else K, AC=M if turned_a else 1, BR=1 if turned_b else row, BC=row if turned_b else 1,
+                AB=M*K, BB=math.prod(b.shape[-2:]), BY_COLUMN=int(by_column), **narrow(b.dtype), parts=parts)
 
 def gradient(dy:UOp, call:UOp) -> tuple[UOp|None, UOp, UOp]:
   """Of y = x w^T: dx = dy w and dw = dy^T x."""
-  d, x, w = Tensor(dy).contiguous(), Tensor(call.src[2]), Tensor(call.src[3]).float().contiguous()
-  (M, N), K = d.shape, x.shape[1]
-  dx = Tensor.empty(M, K, device="CPU").custom_kernel(d, w, fxn=kernel(PRODUCT, M=M, N=K, K=N, AR=N, AC=1, BR=K, BC=1))[0]
-  dw = Tensor.empty(N, K, device="CPU").custom_kernel(d, x, fxn=kernel(PRODUCT, M=N, N=K, K=M, AR=1, AC=N, BR=K, BC=1))[0]
-  return None, dx.uop, dw.uop
+  d, x, w = Tensor(dy), Tensor(call.src[2]), Tensor(call.src[3])
+  return None, product(d, w).uop, product(d, x, turned_a=True).cast(w.dtype).uop
 
-@functools.cache
-def clang_compiles(device:str) -> bool: return device == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
+def bytes_of(weight:np.ndarray) -> np.ndarray:
+  """(N, K) -> (N, K + 4) in int8: each row as the nearest multiples of a scale, its largest number / 127; the scale's own 4 bytes end the row."""
+  scale = np.abs(weight).max(1, keepdims=True, initial=0).astype(np.float32) / np.float32(127)
+  return np.concatenate([np.rint(weight / np.where(scale == 0, 1, scale)).astype(np.int8), scale.view(np.int8)], 1)
+
+def floats_of(weight:Tensor) -> Tensor:
+  """(..., K + 4) in int8, as bytes_of makes it -> (..., K) in float32. Any other tensor only becomes float32."""
+  if weight.dtype != dtypes.int8: return weight.float()
+  return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
+
+def embed(table:nn.Embedding, ids:Tensor) -> Tensor:
+  """The table's rows for ids (...) -> (..., D) in float32. Those of 16 bits are looked up as whole numbers: tinygrad's look-up is a sum with zeros,
+  and a CPU without bfloat16 arithmetic cannot round it."""
+  if table.weight.dtype == dtypes.float32: return table(ids)
+  bits = table.weight if table.weight.dtype == dtypes.int8 else table.weight.bitcast(dtypes.int16)
+  rows = bits[ids].contiguous()
+  return floats_of(rows if table.weight.dtype == dtypes.int8 else rows.bitcast(table.weight.dtype))
 
 class PackedLinear(transformer.Linear):
   """transformer.Linear with its product as a kernel above: on the CPU, for inputs in float32. Elsewhere it is transformer.Linear."""
   @staticmethod
   def product(x:Tensor, weight:Tensor) -> Tensor:
-    """x (..., K), weight (N, K) in float32, float16 or bfloat16 -> x weight^T (..., N)."""
-    (N, K), M = weight.shape, math.prod(x.shape[:-1])
-    if not (isinstance(M, int) and M and x.device == weight.device and clang_compiles(str(x.device)) and x.dtype == dtypes.float32 and weight.dtype in TYPES):
-      return transformer.Linear.product(x, weight)
-    if M <= 16: fxn = kernel(ROWS, M=M, N=N, K=K, TYPE=TYPES[weight.dtype], BRAIN=int(weight.dtype == dtypes.bfloat16))
-    else: fxn, weight = kernel(PRODUCT, M=M, N=N, K=K, AR=K, AC=1, BR=1, BC=K), weight.float()
-    y = Tensor.empty(M, N, device="CPU").custom_kernel(x.reshape(M, K).contiguous(), weight.contiguous(), fxn=fxn, grad_fxn=gradient)[0]
+    """x (..., K), weight (N, K) in float32, float16 or bfloat16, or as bytes_of makes it -> x weight^T (..., N)."""
+    N, M, K = weight.shape[0], math.prod(x.shape[:-1]), x.shape[-1]
+    if not (isinstance(M, int) and M and x.device == weight.device and compiles(str(x.device)) and x.dtype == dtypes.float32 and weight.dtype in TYPES):
+      return transformer.Linear.product(x, floats_of(weight) if weight.dtype == dtypes.int8 else weight)
+    fxn = kernel("rows", ROWS, M=M, N=N, K=K, **narrow(weight.dtype), parts=cut(5*N*K)) if M <= 16 else multiplier(1, M, N, K, weight, turned_b=True)
+    y = empty(M, N).custom_kernel(laid(x.reshape(M, K)), laid(weight), fxn=fxn, grad_fxn=gradient)[0]
     return y.reshape(*x.shape[:-1], N)

@@ -1,10 +1,10 @@
-import json, math, shutil
+import json, math, os, shutil, subprocess, sys
 import numpy as np
 import pytest
-from conftest import FIXTURES, randomise, shared
+from conftest import FIXTURES, ROOT, randomise, shared
 from tinygrad import GlobalCounters, Tensor, nn
 import transformer
-from models import checkpoint, gpt2
+from models import FAST, checkpoint, gpt2
 
 CASES = ["gpt2-a", "gpt2-b"]
 
@@ -15,10 +15,11 @@ def close(got, want):
   assert got.shape == want.shape
   assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
+@pytest.mark.parametrize("parts", [{}, FAST], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_hugging_faces(case):
+def test_logits_are_hugging_faces(case, parts):
   want = expected(case)
-  close(gpt2.load(FIXTURES / case)(Tensor(want["ids"])).numpy(), want["logits"])
+  close(gpt2.load(FIXTURES / case, **parts)(Tensor(want["ids"])).numpy(), want["logits"])
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_layers_hidden_states_are_hugging_faces(case):
@@ -73,11 +74,28 @@ def test_sixteen_bit_files_are_read_exactly(tmp_path):
     if kind == "bfloat16": as_bfloat16(folder / "model.safetensors", {n: e.numpy() for n, e in checkpoint.read(plain).items()})
     np.testing.assert_array_equal(logits(folder), logits(plain))
 
-@pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.15)])
-def test_sixteen_bit_weights_give_nearly_the_same_logits(dtype, tolerance):
+@pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.15), ("int8", 0.15)])
+def test_narrow_weights_give_nearly_the_same_logits(dtype, tolerance):
   got, want = logits(FIXTURES / "gpt2-a", dtype), expected("gpt2-a")["logits"]
   assert gpt2.load(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == checkpoint.DTYPES[dtype]
   assert np.abs(got.astype(np.float32) - want).max() < tolerance * want.std()
+
+@pytest.mark.slow
+def test_a_device_without_c_computes_the_same():
+  """tinygrad's emulated device stands for a GPU: no kernel of ours may be used there, and the fast parts are the plain ones."""
+  code = """import backend, sys; backend.prepare()
+import models, numpy as np
+from tinygrad import Tensor
+from text.generate import Reader
+want = np.load("tests/fixtures/gpt2-a/expected.npz")
+for dtype in ("float32", "int8"):
+  model = models.load("tests/fixtures/gpt2-a", dtype)
+  reader = Reader(model, key="nothing is kept here")
+  reader(want["ids"][:1, :3])
+  for got in (model(Tensor(want["ids"][:1, :5])).numpy()[:, 4], reader(want["ids"][:1, 3:5])):
+    assert abs(got - want["logits"][:1, 4]).max() < (1e-5 if dtype == "float32" else 0.15) * want["logits"].std()
+  assert reader.steps[1].replay is None"""
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"DEV": "PYTHON"})
 
 def test_openais_own_layout_is_read(tmp_path):
   """Without the prefix, with the masks that old checkpoints carry, and with a head that repeats the embeddings."""

@@ -3,8 +3,10 @@ import pytest
 from conftest import normal, randomise
 from tinygrad import Device, Tensor, dtypes, nn
 import transformer
+from models import FAST
 from models.gpt2 import GPT2
-from parts.linear import PackedLinear
+from hypothesis import given, settings, strategies as st
+from parts.linear import PackedLinear, bytes_of, embed, floats_of, product
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
 
@@ -18,11 +20,39 @@ def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, o
     results.append([t.numpy() for t in (y, *gradients)])
   for got, want in zip(*results): np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
-@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8])
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (18, 20, 6)])
-def test_weights_of_sixteen_bits_are_widened_exactly(rows, inputs, outputs, dtype):
-  x, w = Tensor(normal(rows, inputs)), Tensor(normal(outputs, inputs, seed=1)).cast(dtype).realize()
-  np.testing.assert_allclose(PackedLinear.product(x, w).numpy(), x.numpy() @ w.float().numpy().T, atol=1e-4)
+def test_narrow_weights_are_widened_exactly(rows, inputs, outputs, dtype): narrow(rows, inputs, outputs, dtype)
+
+def narrow(rows, inputs, outputs, dtype):
+  x, w = Tensor(normal(rows, inputs)), normal(outputs, inputs, seed=1)
+  w = Tensor(bytes_of(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
+  np.testing.assert_allclose(PackedLinear.product(x, w).numpy(), x.numpy() @ floats_of(w).numpy().T, atol=1e-4)
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 150), st.integers(1, 150), st.sampled_from([dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8]))
+def test_odd_shapes_of_every_type(rows, inputs, outputs, dtype): narrow(rows, inputs, outputs, dtype)
+
+@on_cpu
+@pytest.mark.parametrize("turned_a", [False, True])
+@pytest.mark.parametrize("turned_b", [False, True])
+@pytest.mark.parametrize("batch, M, N, K", [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 50, 400)])
+def test_products_of_several_matrices(batch, M, N, K, turned_a, turned_b):
+  a, b = normal(batch, M, K), normal(batch, K, N, seed=1)
+  got = product(*(Tensor(np.ascontiguousarray(x.swapaxes(1, 2))) if turned else Tensor(x) for x, turned in ((a, turned_a), (b, turned_b))), turned_a, turned_b)
+  np.testing.assert_allclose(got.numpy(), a @ b, atol=1e-4)
+
+def test_a_row_in_bytes_is_off_by_half_a_step_at_most():
+  w = normal(5, 33) * np.array([[1e-4], [1], [50], [0], [1]], np.float32)
+  back = floats_of(Tensor(bytes_of(w))).numpy()
+  assert bytes_of(w).shape == (5, 37) and (np.abs(back - w) <= np.abs(w).max(1, keepdims=True) / 127 * 0.5001).all() and not back[3].any()
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8])
+def test_the_rows_of_a_table_of_any_type(dtype):
+  table, w = nn.Embedding(50, 12), normal(50, 12)
+  table.weight = Tensor(bytes_of(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
+  ids = np.array([[49, 0], [7, 7]], np.int32)
+  np.testing.assert_array_equal(embed(table, Tensor(ids)).numpy(), floats_of(table.weight).numpy()[ids])
 
 @on_cpu
 def test_a_kernel_is_used_where_it_serves_and_nowhere_else():
@@ -34,10 +64,13 @@ def test_a_kernel_is_used_where_it_serves_and_nowhere_else():
 
 def test_no_rows_give_no_rows(): assert PackedLinear.product(Tensor.zeros(2, 0, 6), Tensor(normal(4, 6))).shape == (2, 0, 4)
 
-def test_a_model_of_packed_layers_is_the_same_model():
+def test_a_model_of_fast_parts_is_the_same_model():
   plain = randomise(GPT2(97, 20, 24, 3, 2))
-  packed = GPT2(97, 20, 24, 3, 2, linear=PackedLinear)
-  nn.state.load_state_dict(packed, nn.state.get_state_dict(plain), verbose=False)
-  ids = Tensor(np.arange(40, dtype=np.int32).reshape(2, 20))
-  want = plain(ids).numpy()
-  assert np.abs(packed(ids).numpy() - want).max() < 1e-5 * want.std()
+  fast = GPT2(97, 20, 24, 3, 2, **FAST)
+  nn.state.load_state_dict(fast, nn.state.get_state_dict(plain), verbose=False)
+  ids, results = Tensor(np.arange(40, dtype=np.int32).reshape(2, 20)), []
+  for model in (plain, fast):
+    params, logits = nn.state.get_parameters(model), model(ids)
+    slopes = transformer.loss(logits, ids).gradient(*params)
+    results.append([t.numpy() for t in (logits, *slopes)])
+  for got, want in zip(*results): assert np.abs(got - want).max() < 2e-5 * max(want.std(), 1e-2)

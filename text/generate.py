@@ -8,32 +8,34 @@ class Reader:
   """A model that reads `batch` texts of one length side by side, piece by piece, each token once: the cache keeps what was read.
 
   place: how many tokens of each text it has read; at most `context`.
+  key: all that decides what the model computes but its weights, for the kernels to be kept between runs; None keeps nothing.
   """
-  CHUNK = 64   # a long piece is read so many tokens at a time, a short one token by token: two shapes, compiled once each
+  PIECES = 512, 64, 1   # tokens read at a time, each number traced when it is first needed: a long piece is padded, a short one read token by token
 
-  def __init__(self, model, batch:int=1):
-    Tensor.realize(*nn.state.get_parameters(model))
+  def __init__(self, model, batch:int=1, key:str|None=None):
+    known = nn.state.get_state_dict(model)
+    Tensor.realize(*known.values())
     self.cache, self.context, self.batch, self.place = model.cache(batch), model.context, batch, 0
-    self.start, self.last = UOp.variable("start", 0, self.context - 1), UOp.variable("last", 0, self.CHUNK - 1)
-    def chunk(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).realize()
-    def token(ids:Tensor, start:UOp) -> Tensor: return model(ids, start, self.cache).realize()
-    self.read_chunk, self.read_token = Jitted(chunk), Jitted(token)
+    known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
+    def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).float().realize()
+    def token(ids:Tensor, start:UOp) -> Tensor: return model(ids, start, self.cache).float().realize()
+    start = UOp.variable("start", 0, self.context - 1)
+    self.steps = {n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key) if n > 1 else Jitted(token, (start,), known, key) for n in self.PIECES}
 
   def __call__(self, ids:np.ndarray) -> np.ndarray:
     """The next T tokens (B, T) of each text -> logits (B, V) for the one after them. Raises ValueError for none, or more than fit."""
     ids = np.asarray(ids, dtype=np.int32)
     if ids.ndim != 2 or ids.shape[0] != self.batch or not ids.size: raise ValueError(f"ids of shape {ids.shape} are not {self.batch} texts of a token or more")
     if self.place + ids.shape[1] > self.context: raise ValueError(f"{self.place + ids.shape[1]:,} tokens are more than the context of {self.context:,}")
-    while ids.shape[1]:
-      if ids.shape[1] > 8 and self.place + self.CHUNK <= self.context:
-        piece, ids = ids[:, :self.CHUNK], ids[:, self.CHUNK:]
-        padded = np.pad(piece, ((0, 0), (0, self.CHUNK - piece.shape[1])))   # what is read past the piece is later than any query, and overwritten
-        logits = self.read_chunk(Tensor(padded).realize(), self.start.bind(self.place), self.last.bind(piece.shape[1] - 1))
-      else:
-        piece, ids = ids[:, :1], ids[:, 1:]
-        logits = self.read_token(Tensor(piece.copy()).realize(), self.start.bind(self.place))
+    while left := ids.shape[1]:
+      n = next((n for n in self.PIECES if left > n / 2 and left > 8 and self.place + n <= self.context), 1)
+      piece, ids = ids[:, :n], ids[:, n:]
+      if n == 1: logits = self.steps[1](piece, start=self.place)
+      else:   # what is read past the piece is later than any query, and overwritten
+        padded = np.pad(piece, ((0, 0), (0, n - piece.shape[1])))
+        logits = self.steps[n](padded, start=self.place, last=piece.shape[1] - 1)
       self.place += piece.shape[1]
-    return logits.float().numpy()[:, -1]
+    return logits[:, -1].copy()
 
 def probabilities(logits:np.ndarray, temperature:float=1.0, top_k:int=0, top_p:float=1.0) -> np.ndarray:
   """(V,) -> (V,): softmax of logits / temperature over the top_k likeliest tokens (0: all), of which the likeliest that make up top_p.

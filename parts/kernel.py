@@ -1,0 +1,116 @@
+"""A kernel written in C for tinygrad's CPU device, in clang's portable vectors, done in parts by as many cores as there are."""
+import functools, sys, zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from tinygrad import Device, Tensor, UOp, dtypes
+from tinygrad.device import Buffer
+from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
+from transformer import Size
+
+ABI = "__attribute__((ms_abi))" if sys.platform == "win32" else ""   # tinygrad compiles for a bare machine and calls as the system does
+# The vectors fit any CPU; only their width, and how many make a tile of R rows by C columns that stays in registers, are chosen for this one.
+# A matrix may be of float, half, bfloat16 or int8: row i of an int8 matrix holds K numbers and then the float that they are to be multiplied by.
+HEADER = r"""
+#if defined(__AVX512F__)
+enum { W = 16, NV = 3, R = 8 };
+#define FOLD(name) name ## 16
+#elif defined(__AVX__)
+enum { W = 8, NV = 2, R = 6 };
+#define FOLD(name) name ## 8
+#else
+enum { W = 4, NV = 3, R = 8 };
+#define FOLD(name) name ## 4
+#endif
+enum { C = W*NV };
+#define INLINE static inline __attribute__((always_inline, min_vector_width(512)))
+#define ALL _Pragma("clang loop unroll(full)")
+typedef float vec __attribute__((ext_vector_type(W), aligned(4)));
+typedef unsigned bits __attribute__((ext_vector_type(W)));
+typedef float loose __attribute__((aligned(1)));
+// sum(x), most(x): of the numbers of a vector, by adding one half to the other
+typedef float four __attribute__((ext_vector_type(4)));
+typedef float eight __attribute__((ext_vector_type(8)));
+typedef float sixteen __attribute__((ext_vector_type(16)));
+#define FOLDS(name, both) \
+INLINE float name ## 4(four x) { x = both(x, x.zwxy); x = both(x, x.yxwz); return x[0]; } \
+INLINE float name ## 8(eight x) { return name ## 4(both(x.lo, x.hi)); } \
+INLINE float name ## 16(sixteen x) { return name ## 8(both(x.lo, x.hi)); }
+#define PLUS(x, y) ((x) + (y))
+FOLDS(sum, PLUS)
+FOLDS(most, __builtin_elementwise_max)
+#define sum FOLD(sum)
+#define most FOLD(most)
+INLINE int least(int a, int b) { return a < b ? a : b; }
+// out (rows, C) = a (rows, depth) b (depth, C), or added to what is there; element r, p of a at a[r*ra + p*pa], b packed
+#define TILE(name, rows, vectors) INLINE void name(float *out, long ld, const float *a, long ra, long pa, const float *b, int depth, int add) { \
+  vec s[rows][vectors] = {}; \
+  for (int p = 0; p < depth; p++) { \
+    vec y[vectors]; \
+    ALL for (int j = 0; j < vectors; j++) y[j] = *(const vec *)(b + p*W*vectors + j*W); \
+    ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) s[i][j] += a[i*ra + p*pa] * y[j]; \
+  } \
+  ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) { vec *o = (vec *)(out + i*ld + j*W); *o = add ? *o + s[i][j] : s[i][j]; } \
+}
+TILE(tile, R, NV)
+"""
+NARROW = r"""
+typedef TYPE narrow __attribute__((ext_vector_type(W), aligned(1)));
+INLINE vec widen(const TYPE *p) {
+#if BRAIN
+  return (vec)(__builtin_convertvector(*(const narrow *)p, bits) << 16);
+#else
+  return __builtin_convertvector(*(const narrow *)p, vec);
+#endif
+}
+INLINE float one(TYPE w) {
+#if BRAIN
+  union { unsigned u; float f; } v = { (unsigned)w << 16 };
+  return v.f;
+#else
+  return w;
+#endif
+}
+"""
+TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short", dtypes.int8: "signed char"}
+
+def narrow(dtype) -> dict[str, str|int]: return {"TYPE": TYPES[dtype], "BRAIN": int(dtype == dtypes.bfloat16)}
+
+@functools.cache
+def kernel(name:str, body:str, buffers:int=3, parts:int=1, variables:tuple[UOp, ...]=(), **sizes) -> Callable:
+  """What Tensor.custom_kernel takes: `void NAME(out, inputs..., variables..., part)`, with `sizes` defined; it is called once for each part."""
+  name = f"{name}_{'_'.join(str(size) for size in sizes.values() if isinstance(size, int))}_{zlib.crc32(repr((body, parts, sizes)).encode()):08x}"
+  source = "".join(f"#define {key} {f'{value}L' if isinstance(value, int) else value}\n" for key, value in (sizes | {"PARTS": parts, "NAME": name, "ABI": ABI}).items())
+  def program(*given:UOp) -> UOp:
+    named = [*(v.replace(op=Ops.PARAM) for v in variables), UOp.variable("core_id", 0, parts - 1, dtypes.int, param=True)]
+    info = ProgramInfo(name=name, globals=tuple(range(buffers)), outs=(0,), ins=tuple(range(1, buffers)), target=Device["CPU"].renderer.target,
+                       vars=tuple(v.replace(arg=replace(v.arg, slot=buffers + i, dtype=dtypes.int)) for i, v in enumerate(named)), global_size=(parts, 1, 1))
+    return UOp(Ops.PROGRAM, src=(UOp.sink(*given, arg=KernelInfo(name=name)), UOp(Ops.LINEAR, src=given), UOp(Ops.SOURCE, arg=source + HEADER + body)), arg=info)
+  return program
+
+def whole(n:Size) -> int:
+  """A size that is known now; one that is told only when a step runs has no kernel."""
+  assert isinstance(n, int)
+  return n
+
+def cut(work:Size) -> int:
+  """Into how many parts to cut so many multiplications: enough for the cores to share them evenly, none too small to be worth the asking."""
+  return int(min(16, max(1, whole(work) // 500_000)))
+
+@functools.cache
+def compiles(device:str) -> bool:
+  """Whether C can be compiled for the device: it is the CPU, and tinygrad's compiler for it is clang."""
+  return device == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
+
+def laid(x:Tensor) -> Tensor:
+  """x as its numbers lie in memory one after the other; stored now, unless it is already, if in another shape."""
+  u = x.uop
+  while u.op is Ops.RESHAPE: u = u.src[0]
+  return x if u.op in (Ops.CONTIGUOUS, Ops.AFTER, Ops.BUFFER) else x.contiguous()
+
+def memory_of(t:Tensor) -> Buffer:
+  """Where a realized tensor's numbers are."""
+  buffer:Any = t.uop.base.buffer
+  return buffer.ensure_allocated()
+
+def empty(*shape:Size) -> Tensor: return Tensor.empty(*shape, device="CPU")
