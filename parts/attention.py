@@ -19,38 +19,52 @@ INLINE vec exponential(vec x) {
 }
 #define INFINITE __builtin_inff()
 """
+# Tiles of queries by keys: C keys, s and the following, of which n are there; `rows` queries, t and the following.
+BLOCKS = SOFTMAX + r"""
+enum { BLOCK = 48, VALUES = K >= 4*W ? 4 : (K + W - 1) / W, PANEL = VALUES*W, PANELS = (K + PANEL - 1) / PANEL, WIDE = PANEL*PANELS };
+TILE(mix, 4, VALUES)
+INLINE int seen(int keys, long t, int rows) { return CAUSAL ? least(keys, keys - T + t + rows) : keys; }   // how many keys some of these queries see
+INLINE void load(float *to, const float *from, int rows, float scale) { for (int i = 0; i < BLOCK*K; i++) to[i] = i < rows*K ? from[i] * scale : 0; }
+INLINE void turn(float *to, const float *from, int n) { for (int j = 0; j < C; j++) for (int p = 0; p < K; p++) to[p*C + j] = j < n ? from[j*K + p] : 0; }
+INLINE void pack(float *to, const float *from, int n, int depth) {   // the columns PANEL by PANEL
+  for (int g = 0; g < PANELS; g++) for (int j = 0; j < depth; j++) for (int p = 0; p < PANEL; p++)
+    to[(g*depth + j)*PANEL + p] = j < n && g*PANEL + p < K ? from[j*K + g*PANEL + p] : 0;
+}
+INLINE void dots(float *to, const float *a, const float *turned, int rows) { for (int i = 0; i < rows; i += R) tile(to + i*C, C, a + i*K, K, 1, turned, K, 0); }
+INLINE void hide(float *row, int keys, long t, long s, int n) {   // what query t may not see
+  int end = CAUSAL ? least(n, keys - T + t + 1 - s) : n;
+  for (int j = end < 0 ? 0 : end; j < C; j++) row[j] = -INFINITE;
+}
+INLINE float highest(const float *row, float old) {
+  vec high = *(const vec *)row;
+  ALL for (int j = 1; j < NV; j++) high = __builtin_elementwise_max(high, *(const vec *)(row + j*W));
+  return old > most(high) ? old : most(high);
+}
+"""
 # For each head and BLOCK queries of it, C keys at a time: scores, their maximum so far, and the sums of exp(score) and of exp(score) v that go with
 # it. Row s of head h of k and v begins at (h*ROOM + s)*K; S of the ROOM rows count. HEADS heads share the k and v of HEADS/GROUP.
-MANY = SOFTMAX + r"""
-enum { BLOCK = 48, VALUES = K >= 4*W ? 4 : (K + W - 1) / W, PANEL = VALUES*W, PANELS = (K + PANEL - 1) / PANEL, WIDE = PANEL*PANELS };
-enum { BLOCKS = (T + BLOCK - 1) / BLOCK, UNITS = HEADS*BLOCKS };
-TILE(mix, 4, VALUES)
+MANY = BLOCKS + r"""
+enum { EACH = (T + BLOCK - 1) / BLOCK, UNITS = HEADS*EACH };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
   float query[BLOCK*K], keys[K*C], values[PANELS*C*PANEL], scores[BLOCK*C], mixed[BLOCK*WIDE], top[BLOCK], total[BLOCK];
   for (long unit = UNITS*part/PARTS; unit < UNITS*(part + 1)/PARTS; unit++) {
-    long head = unit / BLOCKS, t = unit % BLOCKS * BLOCK;
-    int rows = least(BLOCK, T - t), seen = CAUSAL ? least(S, S - T + t + rows) : S;
+    long head = unit / EACH, t = unit % EACH * BLOCK;
+    int rows = least(BLOCK, T - t);
     const float *hk = k + head/GROUP*ROOM*K, *hv = v + head/GROUP*ROOM*K;
-    for (int i = 0; i < BLOCK*K; i++) query[i] = i < rows*K ? q[(head*T + t)*K + i] * SCALE : 0;
+    load(query, q + (head*T + t)*K, rows, SCALE);
     for (int i = 0; i < BLOCK*WIDE; i++) mixed[i] = 0;
     for (int i = 0; i < BLOCK; i++) { top[i] = -INFINITE; total[i] = 0; }
-    for (int s = 0; s < seen; s += C) {
-      int n = least(C, seen - s);
-      for (int j = 0; j < C; j++) for (int p = 0; p < K; p++) keys[p*C + j] = j < n ? hk[(s + j)*K + p] : 0;
-      for (int g = 0; g < PANELS; g++) for (int j = 0; j < C; j++) for (int p = 0; p < PANEL; p++)
-        values[(g*C + j)*PANEL + p] = j < n && g*PANEL + p < K ? hv[(s + j)*K + g*PANEL + p] : 0;
-      for (int i = 0; i < rows; i += R) tile(scores + i*C, C, query + i*K, K, 1, keys, K, 0);
+    for (int s = 0, limit = seen(S, t, rows); s < limit; s += C) {
+      int n = least(C, limit - s);
+      turn(keys, hk + s*K, n);
+      pack(values, hv + s*K, n, C);
+      dots(scores, query, keys, rows);
       for (int i = 0; i < rows; i++) {
-        float *row = scores + i*C;
-        int end = CAUSAL ? least(n, S - T + t + i + 1 - s) : n;
-        for (int j = end < 0 ? 0 : end; j < C; j++) row[j] = -INFINITE;
-        for (int j = 0; j < end; j++) row[j] += BIAS;
-        vec high = *(vec *)row;
-        ALL for (int j = 1; j < NV; j++) high = __builtin_elementwise_max(high, *(vec *)(row + j*W));
-        float now = most(high), old = top[i];
-        if (old > now) now = old;
-        top[i] = now;
+        float *row = scores + i*C, old = top[i];
+        for (int j = 0; j < n; j++) row[j] += BIAS;
+        hide(row, S, t + i, s, n);
+        float now = top[i] = highest(row, old);
         if (now == -INFINITE) now = 0;   // nothing to see yet: all e^-inf are 0
         vec parts = 0.0f, fade = exponential((vec)(old - now));
         ALL for (int j = 0; j < NV; j++) { vec e = exponential(*(vec *)(row + j*W) - now); *(vec *)(row + j*W) = e; parts += e; }
@@ -60,6 +74,78 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
       for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(mixed + i*WIDE + g*PANEL, WIDE, scores + i*C, C, 1, values + g*C*PANEL, n, 1);
     }
     for (int i = 0; i < rows; i++) for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = total[i] == 0 ? 0 : mixed[i*WIDE + p] / total[i];
+  }
+}
+"""
+# The gradients of q, k and v, one after the other in out, from that of the output: with the weights P computed again (Dao et al. 2022, algorithm 4),
+# dP = dy v^T and dS = P (dP - sum of P dP over the keys), they are dS k, dS^T q and P^T dy.
+BACK = BLOCKS + r"""
+// P and dP of a tile of queries by keys; dP becomes dS
+INLINE void slopes(float *weights, float *ds, const float *top, const float *total, const float *delta, int rows, long t, long s, int n) {
+  for (int i = 0; i < rows; i++) {
+    hide(weights + i*C, S, t + i, s, n);
+    ALL for (int j = 0; j < NV; j++) {
+      vec *p = (vec *)(weights + i*C + j*W), *d = (vec *)(ds + i*C + j*W);
+      *p = total[t + i] == 0 ? (vec)0.0f : exponential(*p - top[t + i]) / total[t + i];
+      *d = *p * (*d - delta[t + i]);
+    }
+  }
+}
+__attribute__((min_vector_width(512)))
+ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, const float *restrict dy, int part) {
+  float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL];
+  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
+  for (long head = HEADS*part/PARTS; head < HEADS*(part + 1)/PARTS; head++) {
+    const float *hq = q + head*T*K, *hd = dy + head*T*K, *hk = k + head/GROUP*S*K, *hv = v + head/GROUP*S*K;
+    for (long t = 0; t < T; t += BLOCK) {
+      int rows = least(BLOCK, T - t), limit = seen(S, t, rows);
+      load(query, hq + t*K, rows, SCALE); load(slope, hd + t*K, rows, 1);
+      for (int i = 0; i < rows; i++) { top[t + i] = -INFINITE; total[t + i] = delta[t + i] = 0; }
+      for (long s = 0; s < limit; s += C) {
+        int n = least(C, limit - s);
+        turn(keys, hk + s*K, n); turn(values, hv + s*K, n);
+        dots(weights, query, keys, rows); dots(ds, slope, values, rows);
+        for (int i = 0; i < rows; i++) {
+          float *row = weights + i*C, old = top[t + i];
+          hide(row, S, t + i, s, n);
+          float now = top[t + i] = highest(row, old);
+          if (now == -INFINITE) now = 0;
+          vec sums = 0.0f, products = 0.0f, fade = exponential((vec)(old - now));
+          ALL for (int j = 0; j < NV; j++) { vec e = exponential(*(vec *)(row + j*W) - now); sums += e; products += e * *(vec *)(ds + i*C + j*W); }
+          total[t + i] = total[t + i] * fade[0] + sum(sums);
+          delta[t + i] = delta[t + i] * fade[0] + sum(products);
+        }
+      }
+      for (int i = 0; i < rows; i++) if (total[t + i] != 0) delta[t + i] /= total[t + i];
+      for (int i = 0; i < BLOCK*WIDE; i++) first[i] = 0;
+      for (long s = 0; s < limit; s += C) {
+        int n = least(C, limit - s);
+        turn(keys, hk + s*K, n); turn(values, hv + s*K, n); pack(packed, hk + s*K, n, C);
+        dots(weights, query, keys, rows); dots(ds, slope, values, rows);
+        slopes(weights, ds, top, total, delta, rows, t, s, n);
+        for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(first + i*WIDE + g*PANEL, WIDE, ds + i*C, C, 1, packed + g*C*PANEL, n, 1);
+      }
+      for (int i = 0; i < rows; i++) for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = first[i*WIDE + p] * SCALE;
+    }
+    for (long s = 0; s < S; s += C) {
+      int n = least(C, S - s);
+      turn(keys, hk + s*K, n); turn(values, hv + s*K, n);
+      for (int i = 0; i < BLOCK*WIDE; i++) first[i] = second[i] = 0;
+      for (long t = 0; t < T; t += BLOCK) {
+        int rows = least(BLOCK, T - t);
+        if (seen(S, t, rows) <= s) continue;
+        load(query, hq + t*K, rows, SCALE); load(slope, hd + t*K, rows, 1);
+        dots(weights, query, keys, rows); dots(ds, slope, values, rows);
+        slopes(weights, ds, top, total, delta, rows, t, s, n);
+        pack(packed, query, rows, BLOCK); pack(other, slope, rows, BLOCK);
+        for (int j = 0; j < C; j += 4) for (int g = 0; g < PANELS; g++) {
+          mix(first + j*WIDE + g*PANEL, WIDE, ds + j, 1, C, packed + g*BLOCK*PANEL, rows, 1);
+          mix(second + j*WIDE + g*PANEL, WIDE, weights + j, 1, C, other + g*BLOCK*PANEL, rows, 1);
+        }
+      }
+      float *dk = out + ((long)HEADS*T + head*S + s)*K, *dv = dk + (long)HEADS*S*K;
+      for (int j = 0; j < n; j++) for (int p = 0; p < K; p++) { dk[j*K + p] = first[j*WIDE + p]; dv[j*K + p] = second[j*WIDE + p]; }
+    }
   }
 }
 """
@@ -114,19 +200,27 @@ def all_rows(x:Tensor) -> Tensor:
     return Tensor(u.src[0])
   return laid(x)
 
-def gradient(scale:Any, causal:Any) -> Callable:
+def gradient(sizes:dict[str, Any]) -> Callable:
+  """The gradient function of the kernel of these sizes."""
+  def collect(x:Tensor, like:Tensor) -> Tensor:   # of heads that shared keys
+    return x if x.shape == like.shape else x.reshape(*like.shape[:2], -1, *like.shape[2:]).sum(2)
   def backward(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:
-    """Of softmax(scale q k^T + mask) v, with the weights computed once more."""
-    d, q, k, v, *mask = (Tensor(u) for u in (dy, *call.src[2:]))
-    seen = causal_mask(q.shape[2], k.shape[2]) if causal else mask[0] if mask else None
-    group = q.shape[1] // k.shape[1]
-    def share(x:Tensor) -> Tensor: return x if group == 1 else x.unsqueeze(2).expand(*x.shape[:2], group, *x.shape[2:]).reshape(*q.shape[:2], *x.shape[2:])
-    def collect(x:Tensor) -> Tensor: return x if group == 1 else x.reshape(*k.shape[:2], group, *k.shape[2:]).sum(2)
-    weights = transformer.attention_weights(q, share(k), seen, lambda q, k: product(q, k, turned_b=True) * scale).contiguous()
-    slopes = product(d, share(v), turned_b=True)
+    d, q, k, v, *mask = Tensor(dy).contiguous(), *(Tensor(u) for u in call.src[2:])
+    if mask: return None, *masked(d, q, k, v, mask[0])
+    (B, H, T, K), S = q.shape, k.shape[2]
+    fxn = kernel("attention_back", BACK, 5, **sizes, parts=cut(sizes["HEADS"]*sizes["S"]*8*T*K))
+    out = empty(B*H*(T + 2*S)*K).custom_kernel(q, k, v, d, fxn=fxn)[0]
+    dk, dv = (out[B*H*(T + i*S)*K:B*H*(T + (i + 1)*S)*K].reshape(B, H, S, K) for i in range(2))
+    return None, out[:B*H*T*K].reshape(q.shape).uop, collect(dk, k).uop, collect(dv, v).uop
+  def masked(d:Tensor, q:Tensor, k:Tensor, v:Tensor, mask:Tensor) -> tuple[UOp, ...]:
+    """The same with the mask's own gradient, which needs all of dS."""
+    scale, group = float(sizes["SCALE"][:-1]), sizes["GROUP"]
+    ks, vs = (x.repeat_interleave(group, 1) for x in (k, v))
+    weights = transformer.attention_weights(q, ks, mask, lambda q, k: product(q, k, turned_b=True) * scale).contiguous()
+    slopes = product(d, vs, turned_b=True)
     scores = (weights * (slopes - (weights * slopes).sum(-1, keepdim=True))).contiguous()
-    dq, dk, dv = product(scores, share(k)) * scale, product(scores, q, turned_a=True) * scale, product(weights, d, turned_a=True)
-    return None, dq.uop, collect(dk).uop, collect(dv).uop, *(scores.sum([i for i, n in enumerate(m.shape) if n == 1], keepdim=True).uop for m in mask)
+    dq, dk, dv = product(scores, ks) * scale, product(scores, q, turned_a=True) * scale, product(weights, d, turned_a=True)
+    return dq.uop, collect(dk, k).uop, collect(dv, v).uop, scores.sum([i for i, n in enumerate(mask.shape) if n == 1], keepdim=True).uop
   return backward
 
 def attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, similarity:Callable=scaled_dot_product) -> Tensor:
@@ -148,6 +242,7 @@ def attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, similarity:Ca
     bias = f"mask[head/{H}*{strides[0]} + head%{H}*{strides[1]} + (t + i)*{strides[2]} + (s + j)*{strides[3]}]"
   names = () if isinstance(S, int) else tuple(S.unbind_all()[0].variables())
   length = S if isinstance(S, int) else f"({S.unbind_all()[0].render()})"
-  fxn = kernel("attention", MANY if T > 1 else SINGLE, 4 + len(masks), cut(B*H*T*k.shape[2]*K * (8 if T == 1 else 1)), names, HEADS=B*H, GROUP=H // k.shape[1], T=T, S=length, ROOM=k.shape[2], K=K,
-               SCALE=f"{scale!r}f", CAUSAL=int(causal), BIAS=bias, MASK="const float *restrict mask," * len(masks), VARIABLES="".join(f"int {v.expr}, " for v in names))
-  return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(scale, causal))[0]
+  sizes = dict(HEADS=B*H, GROUP=H // k.shape[1], T=T, S=length, K=K, SCALE=f"{scale!r}f", CAUSAL=int(causal))
+  fxn = kernel("attention", MANY if T > 1 else SINGLE, 4 + len(masks), cut(B*H*T*k.shape[2]*K * (8 if T == 1 else 1)), names, **sizes, ROOM=k.shape[2],
+               BIAS=bias, MASK="const float *restrict mask," * len(masks), VARIABLES="".join(f"int {v.expr}, " for v in names))
+  return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes))[0]

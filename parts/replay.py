@@ -40,7 +40,7 @@ static inline __attribute__((always_inline)) int take(step *s, word ticket) {   
 }
 #ifdef HELP
 ABI void help(step *s, word over) {
-  for (int idle = 0; idle < 1 << 16; idle++) {   // some milliseconds: then the core is left to others until the next step
+  for (int idle = 0; idle < 1 << 20; idle++) {   // some hundredths of a second: then the core is left to others until the next step
     word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
     if (ticket >> 32 == over) return;
     if (take(s, ticket)) idle = 0; else rest();

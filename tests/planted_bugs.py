@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 GPT2, CORE = "models/gpt2.py", "transformer.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", GPT2, '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")'),
-  ("another epsilon in the blocks", GPT2, "lambda: nn.LayerNorm(dim, eps)", "lambda: nn.LayerNorm(dim, eps / 10)"),
-  ("another epsilon in the last norm", GPT2, "self.norm = nn.LayerNorm(dim, eps)", "self.norm = nn.LayerNorm(dim, 1e-12)"),
+  ("another epsilon in the blocks", GPT2, "lambda: norm(dim, eps)", "lambda: norm(dim, eps / 10)"),
+  ("another epsilon in the last norm", GPT2, "self.norm = norm(dim, eps)", "self.norm = norm(dim, 1e-12)"),
   ("q, k, v in another order", CORE, "self.q, self.k, self.v, self.out = (linear(dim, dim)", "self.k, self.q, self.v, self.out = (linear(dim, dim)", "gpt2"),
   ("values read as keys", CORE, "(self.q(x), self.k(memory), self.v(memory)))", "(self.q(x), self.v(memory), self.k(memory)))"),
   ("a square matrix not transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"(c_attn|mlp\.c_proj|c_fc)\.weight$"'),
@@ -42,7 +42,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a turned matrix read by the wrong stride", "parts/linear.py", "AC=M if turned_a else 1", "AC=K if turned_a else 1"),
   ("a step's last columns left out of its sums", "parts/linear.py", "for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];", ""),
   ("bytes without their scale", "parts/linear.py", "BYTES ? y * *(const loose *)(row[r] + K) : y", "y"),
-  ("a kernel whose causal mask lets the next token through", "parts/attention.py", "least(n, S - T + t + i + 1 - s)", "least(n, S - T + t + i + 2 - s)"),
+  ("a kernel whose causal mask lets the next token through", "parts/attention.py", "least(n, keys - T + t + 1 - s)", "least(n, keys - T + t + 2 - s)"),
   ("sums not scaled down when a larger score comes", "parts/attention.py", "if (fade[0] != 1) for", "if (0) for"),
   ("keys of another head", "parts/attention.py", "enum { BLOCK = 64, VECTORS = (K + W - 1) / W };", "enum { BLOCK = 64, VECTORS = (K + W - 1) / W };\n#undef GROUP\n#define GROUP 1"),
   ("a replayed step at its first place", "parts/replay.py", "self.table[words] = variables[name]", "self.table[words] = self.table[words] or variables[name]", "jit"),
