@@ -87,17 +87,18 @@ def once(writer:Writer, prompt:str) -> None:
   ids = writer.tokenizer.encode(prompt)
   if len(ids) >= writer.reader.context:
     raise console.Usage(f"the prompt has {len(ids):,} tokens, this model reads {writer.reader.context:,} with its answer: shorten it")
-  others:list[list[str]] = [[] for _ in range(writer.reader.batch)]
+  texts = [""] * writer.reader.batch
   def first() -> Iterator[str]:
     for i, piece in writer.write(ids):
+      texts[i] += piece
       if i == 0: yield piece
-      else: others[i].append(piece)
+      if all(any(stop in text for stop in writer.args.stop) for text in texts): return
   pieces = first()
   say(prompt)
   for piece in until(pieces, writer.args.stop): say(piece)
-  if len(others) > 1:
+  if len(texts) > 1:
     for _ in pieces: pass   # the first text may have met a stop before the others
-  for text in others[1:]: say(f"\n---\n{prompt}{''.join(until(text, writer.args.stop))}")
+  for text in texts[1:]: say(f"\n---\n{prompt}{''.join(until([text], writer.args.stop))}")
   say("\n")
 
 def loop(writer:Writer) -> None:
@@ -115,7 +116,13 @@ def loop(writer:Writer) -> None:
       if len(history) + min(writer.args.max_tokens, reader.context // 2) > reader.context:   # drop the oldest text, and enough of it for some turns
         del history[:-(reader.context // 2)]
         reader.place = 0
-      for piece in until((piece for i, piece in writer.write(history[reader.place:]) if i == 0), writer.args.stop): say(piece)
+      asked, shown = len(history), ""
+      for piece in until((piece for i, piece in writer.write(history[reader.place:]) if i == 0), writer.args.stop):
+        say(piece)
+        shown += piece
+      if writer.args.stop and tokenizer.decode(history[asked:]) != shown:   # what was not shown was not said
+        history[asked:] = tokenizer.encode(shown)
+        reader.place = asked
     except EOFError: return say("\n" if sys.stdin.isatty() else "")
     except KeyboardInterrupt: pass
     say("\n")

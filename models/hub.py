@@ -37,13 +37,14 @@ def find(name:str, offline:bool=False, report:Report=lambda *_: None) -> Path:
   for candidate in (folder, *in_cache(repo)):
     if whole(candidate): return candidate
   if offline or setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"): raise Unreachable(f"{name} is not on disk, and the hub may not be asked (offline)")
-  folder.mkdir(parents=True, exist_ok=True)
-  try:
-    with locked(folder / ".lock"):
+  WEIGHTS.mkdir(parents=True, exist_ok=True)
+  with locked(WEIGHTS / f".{folder.name}.lock"):   # beside the folder: another process may wait for it while the folder comes and goes
+    try:
+      folder.mkdir(exist_ok=True)
       if not whole(folder): download(repo, folder, report)
-  except BaseException:
-    if [f.name for f in folder.iterdir()] == [".lock"]: shutil.rmtree(folder)   # nothing came
-    raise
+    except BaseException:
+      with contextlib.suppress(OSError): folder.rmdir()   # if nothing came
+      raise
   return folder
 
 def local() -> list[str]:

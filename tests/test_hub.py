@@ -56,7 +56,7 @@ def weights(folder): return (folder / "model.safetensors").read_bytes()
 def test_a_model_is_downloaded_once(served):
   seen = []
   folder = hub.find("someone/model", report=lambda *progress: seen.append(progress))
-  assert folder == hub.WEIGHTS / "someone--model" and {f.name for f in folder.iterdir()} == {*FILES, ".lock"}
+  assert folder == hub.WEIGHTS / "someone--model" and {f.name for f in folder.iterdir()} == {*FILES}
   for name, data in FILES.items(): assert (folder / name).read_bytes() == data
   assert seen[-1] == ("model.safetensors", len(FILES["model.safetensors"]), len(FILES["model.safetensors"]))
   requests = len(served.seen)
