@@ -1,8 +1,7 @@
 """`python train.py DATA` teaches a GPT-2 a text, from nothing: its own vocabulary, checkpoints that gpt.py and transformers open."""
-import argparse, gzip, hashlib, json, lzma, math, sys, time, zlib
+import argparse, hashlib, json, math, sys, time
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 import numpy as np
 import backend, console
 
@@ -32,30 +31,6 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   args.given = [name for name, value in vars(p.parse_args(argv, unset)).items() if value is not None]   # not left at its default
   return args
 
-def read_documents(paths:list[Path]) -> list[str]:
-  """The documents of files and folders, in a fixed order. Raises OSError, or ValueError where there is no text."""
-  openers:dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-  files = [f for path in paths for f in (sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path])]
-  texts = []
-  for f in files:
-    try:
-      with openers.get(f.suffix, open)(f, "rt", encoding="utf-8") as stream: texts.append(stream.read())
-    except (UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as e: raise ValueError(f"{f} is not a whole UTF-8 text: {e}") from e
-  documents = [d.strip() for text in texts for d in text.split("<|endoftext|>") if d.strip()]
-  if not documents: raise ValueError(f"there is no text in {', '.join(map(str, paths))}")
-  return documents
-
-def hold_out(documents:list[str], seed:int) -> tuple[list[str], list[str]]:
-  """(to learn, held out): whole documents by lot, until they make a twentieth of the text; of a single document, its end."""
-  total = sum(map(len, documents))
-  if len(documents) == 1: return [documents[0][:-total // 20]], [documents[0][-total // 20:]]
-  held, size = set(), 0
-  for i in np.random.default_rng(seed).permutation(len(documents))[:-1]:
-    if size >= total / 20: break
-    held.add(int(i))
-    size += len(documents[i])
-  return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in sorted(held)]
-
 def schedule(step:int, steps:int, warmup:int, lr:float) -> float:
   """The learning rate of a step, the first of which is 0: up in a line, then down along a cosine to a tenth."""
   if step < warmup: return lr * (step + 1) / warmup
@@ -80,30 +55,39 @@ def sample(pieces:np.ndarray, most:int, batch:int) -> np.ndarray:
   count = max(1, min(most, len(pieces)) // batch) * batch
   return pieces[np.linspace(0, len(pieces) - 1, count).astype(int)].reshape(-1, batch, pieces.shape[1])
 
+def begin(args:argparse.Namespace, text:str) -> dict[str, Any]:
+  """Where the run stands: at its first step, or, with --resume, where the folder's checkpoint was saved, with the settings of that run.
+
+  text: a hash of the documents. Raises Usage for a folder or arguments that do not fit.
+  """
+  from models import checkpoint
+  file = args.out / "training.safetensors"
+  if not args.resume:
+    if there := [n for n in ("training.safetensors", "model.safetensors", "config.json", "vocab.json") if (args.out / n).exists()]:
+      raise console.Usage(f"{args.out} holds {there[0]}: " + ("go on with --resume, or " if file.exists() else "") + "name another folder with -o")
+    return {"step": 0, "best": math.inf, "text": text}
+  if not file.exists(): raise console.Usage(f"--resume: {file} is not there")
+  saved = json.loads(checkpoint.read_metadata(file)["training"])
+  if saved["text"] != text: raise console.Usage("--resume: this is not the text that the run began with")
+  for name, value in saved["settings"].items():
+    if name in ("every", "dtype") and name in args.given: continue
+    if name in args.given and getattr(args, name) != value: raise console.Usage(f"--resume: the run began with --{name.replace('_', '-')} {value}")
+    setattr(args, name, value)
+  return saved
+
 def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
   backend.prepare(args.device)
   from tinygrad import Tensor
-  from models import checkpoint, gpt2
+  from models import FAST, checkpoint, gpt2
   from parts.learner import Learner
-  from parts.linear import PackedLinear
+  from text.documents import hold_out, read_documents
   from text.tokenizer import BytePairEncoding
   from transformer import loss
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
-  if args.resume and not checkpoint_file.exists(): raise console.Usage(f"--resume: {checkpoint_file} is not there")
-  if not args.resume and (there := [n for n in ("training.safetensors", "model.safetensors", "config.json", "vocab.json") if (out / n).exists()]):
-    raise console.Usage(f"{out} holds {there[0]}: " + ("go on with --resume, or " if checkpoint_file.exists() else "") + "name another folder with -o")
   documents = read_documents(args.data)
-  begin:dict[str, Any] = {"step": 0, "best": math.inf, "text": hashlib.sha256("\0".join(documents).encode()).hexdigest()}
-  if args.resume:
-    saved = json.loads(checkpoint.read_metadata(checkpoint_file)["training"])
-    if saved["text"] != begin["text"]: raise console.Usage("--resume: this is not the text that the run began with")
-    begin = saved
-    for name, value in saved["settings"].items():
-      if name in ("every", "dtype") and name in args.given: continue
-      if name in args.given and getattr(args, name) != value: raise console.Usage(f"--resume: the run began with --{name.replace('_', '-')} {value}")
-      setattr(args, name, value)
+  state = begin(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
   settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "resume", "device", "given")}
 
   learn, held = hold_out(documents, args.seed)
@@ -112,7 +96,7 @@ def main(argv:list[str]|None=None) -> int:
   if min(len(ids), len(held_ids)) <= args.context: raise ValueError(f"the text is too short for a context of {args.context} tokens")
   bits_per_byte = len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)   # for each nat per token
   Tensor.manual_seed(args.seed)
-  model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, dropout=args.dropout, linear=PackedLinear)
+  model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, dropout=args.dropout, **FAST)
   learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0), args.weight_decay, args.clip)
   console.note(f"{len(ids):,} tokens to learn from, {len(held_ids):,} held out, a vocabulary of {len(tokenizer):,}, "
                f"{sum(t.numel() for name, t in learner.state.items() if name.startswith('model.')):,} parameters")
@@ -120,13 +104,13 @@ def main(argv:list[str]|None=None) -> int:
   if not args.resume:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
-  step, best, lines = begin["step"], begin["best"], rows(log, begin["step"])
+  step, best, lines = state["step"], state["best"], rows(log, state["step"])
   if args.resume:
     entries = checkpoint.read_safetensors(checkpoint_file)
     for name, t in learner.state.items(): t.assign(Tensor(entries[name].numpy())).realize()
-    learner.drawn = begin["drawn"]
+    learner.drawn = state["drawn"]
   def save() -> None:
-    training = json.dumps({"step": step, "best": best, "text": begin["text"], "settings": settings, "drawn": learner.drawn})
+    training = json.dumps({"step": step, "best": best, "text": state["text"], "settings": settings, "drawn": learner.drawn})
     checkpoint.write_safetensors(checkpoint_file, {name: t.numpy() for name, t in learner.state.items()}, {"training": training})
 
   bar, begun, recent = console.Bar("train"), time.monotonic(), list[float]()
@@ -154,7 +138,7 @@ def main(argv:list[str]|None=None) -> int:
       bar(step, args.steps, f"loss {recent[-1]:.3f} {len(recent) * args.batch * args.context / (time.monotonic() - begun):,.0f} tokens/s")
   bar.clear()
   if step >= args.steps:
-    if begin["step"] >= args.steps: console.note(f"this run was over after step {step}")
+    if state["step"] >= args.steps: console.note(f"this run was over after step {step}")
     return 0
   save()
   console.note(f"stopped after step {step}: go on with --resume")

@@ -3,9 +3,8 @@ import json, re
 import numpy as np
 import pytest
 from conftest import ROOT, shared
-import train
-from models import gpt2, hub
-from parts.linear import PackedLinear
+from models import FAST, gpt2, hub
+from text.documents import hold_out, read_documents
 from text.generate import Reader, generate
 from text.tokenizer import BytePairEncoding
 
@@ -27,10 +26,10 @@ def test_it_predicts_english():
 
 @pytest.mark.slow
 def test_nearly_all_its_words_occur_in_its_training_text():
-  documents, _ = train.hold_out(train.read_documents([shared(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]), seed=1337)
+  documents, _ = hold_out(read_documents([shared(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]), seed=1337)
   words = re.compile(r"[a-z]+(?:'[a-z]+)?")
   known = {word for d in documents for word in words.findall(d.lower())}
-  tokenizer, reader = BytePairEncoding.load(TINY), Reader(gpt2.load(TINY, linear=PackedLinear), 8)
+  tokenizer, reader = BytePairEncoding.load(TINY), Reader(gpt2.load(TINY, **FAST), 8)
   texts = []
   for seed in range(1, 5):
     reader.place = 0

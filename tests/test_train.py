@@ -1,10 +1,11 @@
-import csv, gzip, json, lzma, math, os, random, signal, subprocess, sys, time
+import csv, json, math, os, random, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from conftest import ROOT
 from tinygrad import Tensor
 import console, train
 from models import gpt2
+from text.documents import hold_out, read_documents
 from text.tokenizer import BytePairEncoding
 
 SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2"]
@@ -40,7 +41,7 @@ def test_what_it_writes_is_a_folder_that_loads(finished):
   assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab
 
 def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
-  _, held = train.hold_out(train.read_documents([data]), 1337)
+  _, held = hold_out(read_documents([data]), 1337)
   tokens = len(BytePairEncoding.load(finished).encode_documents(held))
   last = log(finished)[-1]
   assert float(last["bits_per_byte"]) == pytest.approx(float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3)
@@ -92,27 +93,6 @@ def test_decay_is_of_matrices_alone_and_the_rate_rises_and_falls():
 def test_a_flag_that_cannot_be_used_is_a_usage_error(data, flag, capsys):
   with pytest.raises(SystemExit) as e: train.main([str(data), *flag])
   assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
-
-def test_text_is_read_from_files_folders_and_archives(tmp_path):
-  (tmp_path / "f").mkdir()
-  (tmp_path / "f" / "a.txt").write_text("one<|endoftext|> two \n<|endoftext|>\n")
-  with gzip.open(tmp_path / "f" / "b.txt.gz", "wt") as f: f.write("three")
-  with lzma.open(tmp_path / "c.xz", "wt") as f: f.write("four")
-  assert train.read_documents([tmp_path / "f", tmp_path / "c.xz"]) == ["one", "two", "three", "four"]
-
-@pytest.mark.parametrize("name, data", [("a.txt", b"caf\xe9"), ("a.xz", b"no archive"), ("a.gz", b"no archive"), ("a.gz", gzip.compress(b"x" * 500, mtime=0)[:15] + b"???????"), ("a.txt", b" \n<|endoftext|>"), ("b.txt", None)])
-def test_what_is_no_text_is_told(tmp_path, name, data):
-  if data is not None: (tmp_path / name).write_bytes(data)
-  with pytest.raises((OSError, ValueError), match=name): train.read_documents([tmp_path / name])
-
-def test_whole_documents_are_held_out():
-  documents = [f"document {i} " * 10 for i in range(100)]
-  learn, held = train.hold_out(documents, 1)
-  assert sorted(learn + held) == sorted(documents) and 4 <= len(held) <= 7
-  assert train.hold_out(documents, 1) == (learn, held) != train.hold_out(documents, 2)
-  [learn], [held] = train.hold_out(["x" * 1000], 1)
-  assert (len(learn), len(held)) == (950, 50)
-  assert len(train.hold_out(["a" * 5, "b" * 5], 1)[0]) == 1   # something is left to learn from
 
 def test_windows_use_each_token_once_as_a_target():
   pieces = train.windows(np.arange(11), 3)
