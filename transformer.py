@@ -38,10 +38,10 @@ class Block:
     self.ff, self.ff_norm = ff, norm()
     self.residual = residual
 
-  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, memory_mask:Tensor|None=None, cache=None) -> Tensor:
-    """x (B, T, D), the encoder's output `memory` (B, S, D) -> (B, T, D). Masks as in attention_weights; cache as in MultiHeadAttention."""
+  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, memory_mask:Tensor|None=None, cache=None, turn=None) -> Tensor:
+    """x (B, T, D), the encoder's output `memory` (B, S, D) -> (B, T, D). Masks as in attention_weights; cache and turn as in MultiHeadAttention."""
     if self.cross and memory is None: raise ValueError("this block attends to a memory too: give it one")
-    x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache), self.attn_norm)
+    x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache, turn=turn), self.attn_norm)
     if self.cross: x = self.residual(x, lambda x: self.cross(x, memory, memory_mask), self.cross_norm)
     return self.residual(x, self.ff, self.ff_norm)
 
@@ -91,6 +91,7 @@ def attention_weights(q:Tensor, k:Tensor, mask:Tensor|None=None, similarity:Call
   Each row sums to 1; the row of a query all of whose keys are masked is 0 everywhere. mask: anything that broadcasts to (..., T, S).
   similarity: (q, k) -> (..., T, S).
   """
+  k = shared(k, q)
   scores = stored(similarity(q, k) if mask is None else similarity(q, k) + mask)
   top = scores.max(-1, keepdim=True).detach()
   weights = (scores - (top == -math.inf).where(0, top)).exp()   # -inf minus -inf would be NaN
@@ -99,7 +100,11 @@ def attention_weights(q:Tensor, k:Tensor, mask:Tensor|None=None, similarity:Call
 
 def attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, similarity:Callable=scaled_dot_product) -> Tensor:
   """softmax(q k^T / sqrt(d_k)) v, equation 1: q (..., T, K), k (..., S, K), v (..., S, K) -> (..., T, K)."""
-  return stored(attention_weights(q, k, mask, similarity)) @ v
+  return stored(attention_weights(q, k, mask, similarity)) @ shared(v, q)
+
+def shared(x:Tensor, q:Tensor) -> Tensor:
+  """Keys or values (B, G, S, K) for queries (B, H, T, K), each given to H / G heads in a row (Ainslie et al. 2023, sec. 2.2)."""
+  return x if x.shape[:-2] == q.shape[:-2] else x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)
 
 def causal_mask(T:Size, S:Size) -> Tensor:
   """(T, S): the last query sees every key, the one before it all but the last key, and so on (3.2.3: no leftward information flow).
@@ -114,8 +119,8 @@ def padding_mask(keep:Tensor) -> Tensor:
 
 class Linear:
   """x W^T + b. W (outputs, inputs) starts uniform with variance 2 / (inputs + outputs), b at zero (Glorot & Bengio 2010, eq. 16)."""
-  def __init__(self, inputs:int, outputs:int):
-    self.weight, self.bias = Tensor.glorot_uniform(outputs, inputs), Tensor.zeros(outputs)
+  def __init__(self, inputs:int, outputs:int, bias:bool=True):
+    self.weight, self.bias = Tensor.glorot_uniform(outputs, inputs), Tensor.zeros(outputs) if bias else None
 
   @staticmethod
   def product(x:Tensor, weight:Tensor) -> Tensor:
@@ -124,7 +129,8 @@ class Linear:
 
   def __call__(self, x:Tensor) -> Tensor:
     """(..., inputs) -> (..., outputs)."""
-    return stored(self.product(stored(x), self.weight) + self.bias)
+    y = self.product(stored(x), self.weight)
+    return stored(y if self.bias is None else y + self.bias)
 
 class SingleHeadAttention:
   """Attention between learned projections of its inputs: what each of the heads does (3.2.2)."""
@@ -141,21 +147,27 @@ class MultiHeadAttention:
   """H heads that attend side by side, each in its own K = D / H dimensions, joined and projected (3.2.2).
 
   linear: (inputs, outputs) -> a projection.  similarity: as in attention_weights, on (B, H, T, K) and (B, H, S, K).
-  attend: `attention`, or what gives the same sooner.
-  Raises ValueError if dim is not a multiple of heads.
+  attend: `attention`, or what gives the same sooner.  kv_heads: heads of keys and values, fewer if heads share them.  head_dim: K, if not D / H.
+  Raises ValueError if dim is not a multiple of heads, or heads of kv_heads.
   """
-  def __init__(self, dim:int, heads:int, linear:Callable=Linear, similarity:Callable=scaled_dot_product, attend:Callable=attention):
-    if dim % heads: raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-    self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
-    self.head_dim, self.similarity, self.attend = dim // heads, similarity, attend
+  def __init__(self, dim:int, heads:int, linear:Callable=Linear, similarity:Callable=scaled_dot_product, attend:Callable=attention,
+               kv_heads:int|None=None, head_dim:int|None=None):
+    kv_heads = kv_heads or heads
+    if dim % heads and not head_dim: raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+    if heads % kv_heads: raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
+    self.head_dim, self.similarity, self.attend = head_dim or dim // heads, similarity, attend
+    self.q, self.k, self.v = (linear(dim, n * self.head_dim) for n in (heads, kv_heads, kv_heads))
+    self.out = linear(heads * self.head_dim, dim)
 
-  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, cache:Callable|None=None) -> Tensor:
+  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, cache:Callable|None=None, turn:Callable|None=None) -> Tensor:
     """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (B, S, D) (cross-attention).
 
     mask: broadcasts to (B, H, T, S).  cache: (k, v) of these T places -> (k, v) of all S places so far, each (B, H, S, K).
+    turn: what is done to q and k, each (B, H, T, K), for their places to count (parts/positions.py).
     """
     memory = x if memory is None else memory
     q, k, v = (y.rearrange("b t (h k) -> b h t k", k=self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
+    if turn: q, k = turn(q), turn(k)
     if cache: k, v = cache(k, v)
     return self.out(self.attend(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)"))
 

@@ -7,8 +7,8 @@ from parts.attention import attention
 from parts.linear import PackedLinear
 from parts.norm import LayerNorm
 
-FAMILIES = {"gpt2": "gpt2"}   # model_type to module
-FAST:dict[str, Any] = {"linear": PackedLinear, "attend": attention, "norm": LayerNorm}   # the parts that compute sooner what transformer.py defines
+FAMILIES = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama"}   # model_type to module
+FAST:dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}   # the parts that compute sooner what transformer.py defines
 
 def load(folder:str|Path, dtype:str="float32", **parts):
   """The model in a folder of `save_pretrained`'s layout, of the FAST parts or of those given. Raises FileNotFoundError, or ValueError for a model of no family that stands here."""

@@ -30,13 +30,13 @@ class GPT2:
   """
   def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
                activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0,
-               linear:type[Linear]=Linear, attend:Callable=attention, norm:Callable=nn.LayerNorm):
+               linear:type[Linear]=Linear, attend:Callable=attention, layer_norm:Callable=nn.LayerNorm):
     self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = vocab, context, dim, heads, dropout, linear.product
     self.activation, self.hidden_dim = activation, hidden or 4*dim
     self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
     self.blocks = [Block(MultiHeadAttention(dim, heads, linear, attend=attend), FeedForward(dim, self.hidden_dim, activation, linear),
-                         lambda: norm(dim, eps), functools.partial(pre_norm, dropout=dropout)) for _ in range(layers)]
-    self.norm = norm(dim, eps)
+                         lambda: layer_norm(dim, eps), functools.partial(pre_norm, dropout=dropout)) for _ in range(layers)]
+    self.norm = layer_norm(dim, eps)
     for name, t in nn.state.get_state_dict(self).items():
       if t.ndim == 2: t.replace(Tensor.normal(*t.shape, std=0.02 / math.sqrt(2*layers) if name.endswith(("out.weight", "down.weight")) else 0.02))
 
@@ -69,7 +69,7 @@ class GPT2:
     return self.head(self.hidden(ids, start, cache))
 
 def from_config(config:dict[str, Any], source:str="config.json", **parts) -> GPT2:
-  """An untrained model of the sizes that a config.json states; parts: linear, attend and norm, as GPT2 takes them. Raises ValueError for one that is not of a GPT-2 that is built here."""
+  """An untrained model of the sizes that a config.json states; parts: linear, attend and layer_norm, as GPT2 takes them. Raises ValueError for one that is not of a GPT-2 that is built here."""
   for key, value in FIXED.items():
     if config.get(key, value) != value: raise ValueError(f"{source}: {key} is {config[key]}, only {value} is built here")
   if (activation := config.get("activation_function", "gelu_new")) not in ACTIVATIONS:
@@ -82,7 +82,7 @@ def from_config(config:dict[str, Any], source:str="config.json", **parts) -> GPT
               config.get("layer_norm_epsilon", 1e-5), **parts)
 
 def load(folder:str|Path, dtype:str="float32", **parts) -> GPT2:
-  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, of the parts given (linear, attend, norm).
+  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, of the parts given (linear, attend, layer_norm).
 
   dtype: float32, float16, bfloat16 or int8. Whatever it is, the model computes in float32.
   Raises FileNotFoundError for what is not there, ValueError for a file that is damaged or of another model.

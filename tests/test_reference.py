@@ -1,11 +1,14 @@
 """Against transformers itself, every parameter random. Needs the extra `reference`; runs in .ci/run."""
+import random, unicodedata
 import numpy as np
 import pytest
 from conftest import ROOT, randomise, shared
 from tinygrad import Tensor
+import models
 from models import gpt2
 from text.generate import Reader, beam_search, generate
 from text.tokenizer import BytePairEncoding
+from text.wordpiece import WordPiece
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -92,3 +95,46 @@ def test_the_shipped_model_is_theirs_too():
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
   ids = [tokenizer.encode(text)]
   close(gpt2.load(folder)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+ROPES = {"plain": {}, "llama3": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                                      "original_max_position_embeddings": 16}},
+         "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}}
+
+@pytest.mark.parametrize("parts", [{}, models.FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("rope", ROPES)
+@pytest.mark.parametrize("shape", [dict(num_key_value_heads=2), dict(num_key_value_heads=4, head_dim=6, tie_word_embeddings=True), dict(num_key_value_heads=1, rms_norm_eps=1e-3)])
+def test_llamas_logits_are_theirs(tmp_path, shape, rope, parts):
+  config = transformers.LlamaConfig(vocab_size=61, hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64,
+                                    bos_token_id=None, eos_token_id=None, **shape, **ROPES[rope])
+  model = transformers.LlamaForCausalLM(config).eval()
+  make_fixtures.randomise(model, 0)
+  model.save_pretrained(tmp_path)
+  ids = ids_for({"vocab_size": 61}, 40)
+  close(models.load(tmp_path, **parts)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+@pytest.mark.parametrize("window", [3, 16, None])
+def test_mistrals_logits_are_theirs(tmp_path, window):
+  config = transformers.MistralConfig(vocab_size=61, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=24, head_dim=4,
+                                      max_position_embeddings=64, sliding_window=window, bos_token_id=None, eos_token_id=None)
+  model = transformers.MistralForCausalLM(config).eval()
+  make_fixtures.randomise(model, 1)
+  model.save_pretrained(tmp_path)
+  ids = ids_for({"vocab_size": 61}, 40)
+  close(models.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids))
+
+@pytest.mark.parametrize("lower, strip", [(True, None), (False, None), (True, False), (False, True)])
+def test_wordpiece_is_theirs(tmp_path, lower, strip):
+  """On a million characters: words, code, accents, CJK, emoji, control characters, unassigned ones."""
+  import tokenizers
+  draw = random.Random(0)
+  alphabets = ["abcdefghijklmnopqrstuvwxyzABCDE", "éÀñçßøŁİıǅﬁΣς", "中国語日本가나다", "😀👍🏽👨‍👩‍👧", " \t\n\r\u00a0\u2003\u3000\u200b\u2028", ".,!?$+<=>^`|~#@¿«»—…()[]{}_-'\"", "\0\x07\x1b\x85\ufffd\ufeff\u0301\u0308\u0378\ue000", "0123456789१٣"]
+  text = "".join(draw.choice(draw.choices(alphabets, [60, 5, 4, 2, 18, 6, 2, 3])[0]) for _ in range(1_000_000))
+  letters = sorted({c for c in "".join(alphabets) if c.isprintable() and c != " "})
+  letters = sorted(set(letters) | {c.lower() for c in letters} | set(unicodedata.normalize("NFD", "".join(letters))))
+  pieces = ["[UNK]", *letters, *(f"##{c}" for c in letters), *{p + draw.choice(letters[:40]) + draw.choice(letters[:60]) for p in ("", "##") for _ in range(900)}]
+  vocab = {p: i for i, p in enumerate(dict.fromkeys(pieces))}
+  reference = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+  reference.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower, strip_accents=strip)
+  reference.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  ours = WordPiece(vocab, lower, None if strip is None else not strip)
+  for i in range(0, len(text), 1000): assert ours.encode(text[i:i + 1000]) == reference.encode(text[i:i + 1000]).ids, repr(text[i:i + 1000])

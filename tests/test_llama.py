@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from conftest import randomise
+from tinygrad import Tensor, nn
+import models, models.llama
+from models.llama import Llama
+from parts.positions import frequencies
+from text.generate import Reader
+
+V, C, B = 37, 40, 2
+IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
+SIZES = dict(vocab=V, context=C, dim=12, heads=4, kv_heads=2, layers=2, hidden=20, head_dim=6, turning=frequencies(6))
+
+@pytest.fixture(scope="module", params=[None, 5], ids=["all keys", "a window"])
+def model(request): return randomise(Llama(**SIZES, window=request.param))
+
+@pytest.fixture(scope="module")
+def plain(model): return model(Tensor(IDS)).numpy()
+
+def close(got, want): assert np.abs(got - want).max() < 2e-5 * want.std()
+
+def test_a_query_never_sees_a_later_key_nor_one_before_its_window(model, plain):
+  for place in (0, 17, 30):
+    changed = IDS.copy()
+    changed[:, place] = (changed[:, place] + 1) % V
+    moved = (model(Tensor(changed)).numpy() != plain).any((0, 2))
+    assert not moved[:place].any() and moved[place]
+    if model.window: assert not moved[place + 2*(model.window - 1) + 1:].any()   # two layers
+
+@pytest.mark.parametrize("cuts", [[1, 2, 30], [13, 39]])
+def test_chunks_give_the_same_logits(model, plain, cuts):
+  cache, ends = model.cache(B), [0, *cuts, C]
+  for start, end in zip(ends, ends[1:]): close(model(Tensor(IDS[:, start:end]), start, cache).numpy(), plain[:, start:end])
+
+def test_a_reader_of_fast_parts_gives_the_same_logits(model, plain):
+  fast = Llama(**SIZES, window=model.window, **{name: models.FAST[name] for name in ("linear", "attend")})
+  nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
+  reader = Reader(fast, B)
+  for start, end in ((0, 20), (20, 21), (21, 40)): close(reader(IDS[:, start:end]), plain[:, end - 1])
+
+def test_only_distances_count(model):
+  """Turned queries and keys know no absolute place: what follows the same tokens later is the same."""
+  cache, other = model.cache(B), model.cache(B)
+  model(Tensor(IDS[:, :5]), 0, cache)
+  want = model(Tensor(IDS[:, 5:9]), 5, cache).numpy()
+  assert np.abs(want - model(Tensor(IDS[:, 5:9]), 0, other).numpy()).max() > 1e-3   # but what came before counts
+  alone = model(Tensor(IDS[:, :9])).numpy()
+  model.turning, before = [f * 0 for f in model.turning], model.turning
+  assert np.abs(model(Tensor(IDS[:, :9])).numpy() - alone).max() > 1e-3             # and so does the order
+  model.turning = before
+
+def test_a_tied_head_is_the_embeddings():
+  tied = randomise(Llama(**SIZES, tied=True))
+  assert "head.weight" not in nn.state.get_state_dict(tied) and tied(Tensor(IDS)).shape == (B, C, V)
+
+@pytest.mark.parametrize("key, value", [("hidden_act", "gelu"), ("attention_bias", True), ("hidden_size", 0), ("rope_parameters", {"rope_type": "yarn"})])
+def test_what_is_not_built_is_told(key, value):
+  config = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 8} | {key: value}
+  with pytest.raises(ValueError, match=f"{key}|yarn"): models.llama.from_config(config)
