@@ -1,4 +1,4 @@
-"""Writes tests/fixtures: small GPT-2s as transformers saves them, every parameter random, with what transformers computes from them.
+"""Writes tests/fixtures: small models as transformers saves them, every parameter random, with what transformers computes from them.
 
 Needs the extra `reference`. The scales are such that a wrong epsilon or a swapped name shows: norm weights from 0.5 to 1.5, biases of 0.5,
 embeddings so small that the first norm divides by little.
@@ -10,13 +10,18 @@ import torch, transformers
 SHAPES = {"gpt2-a": dict(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, n_inner=60),
           "gpt2-b": dict(vocab_size=61, n_positions=19, n_embd=20, n_head=5, n_layer=3, layer_norm_epsilon=1e-3)}
 
+COMMON = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64, bos_token_id=None, eos_token_id=None)
+OTHERS = {"llama-a": transformers.LlamaConfig(**COMMON, num_key_value_heads=2, rms_norm_eps=1e-3, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
+          "mistral-a": transformers.MistralConfig(**COMMON, num_key_value_heads=1, head_dim=6, sliding_window=7)}
+
 def randomise(model, seed:int) -> None:
   """Gives every parameter random numbers."""
   generator = torch.Generator().manual_seed(seed)
   for name, p in model.named_parameters():
     if name.endswith("bias"): p.data = torch.randn(p.shape, generator=generator) * 0.5
-    elif "ln_" in name: p.data = torch.rand(p.shape, generator=generator) + 0.5
-    elif "wte" in name or "wpe" in name: p.data = torch.randn(p.shape, generator=generator) * 0.02
+    elif "ln_" in name or "norm" in name: p.data = torch.rand(p.shape, generator=generator) + 0.5
+    elif "wte" in name or "wpe" in name or "embed" in name: p.data = torch.randn(p.shape, generator=generator) * 0.02
     else: p.data = torch.randn(p.shape, generator=generator) * 0.25
 
 def make(name:str, sizes:dict, folder:Path) -> None:
@@ -33,5 +38,14 @@ def make(name:str, sizes:dict, folder:Path) -> None:
   np.savez_compressed(folder / name / "expected.npz", ids=ids, loss=out.loss.detach(), logits=out.logits.detach(),
                       **{n: t.detach().numpy() for n, t in (hidden | grads).items()})
 
+def make_other(name:str, config, folder:Path) -> None:
+  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  randomise(model, seed=len(name))
+  model.save_pretrained(folder / name)
+  (folder / name / "generation_config.json").unlink(missing_ok=True)
+  ids = torch.randint(0, config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+  np.savez_compressed(folder / name / "expected.npz", ids=ids, logits=model(ids).logits.detach())
+
 if __name__ == "__main__":
   for name, sizes in SHAPES.items(): make(name, sizes, Path(__file__).parent / "fixtures")
+  for name, config in OTHERS.items(): make_other(name, config, Path(__file__).parent / "fixtures")

@@ -48,6 +48,12 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a replayed step at its first place", "parts/replay.py", "self.table[words] = variables[name]", "self.table[words] = self.table[words] or variables[name]", "jit"),
   ("the first part of a kernel done again for each other", "parts/replay.py", "perform(c, ticket & 0xffffffff);", "perform(c, 0);", "jit"),
   ("kernels kept for other sources", "parts/jit.py", "for name, t in self.known.items()], machine()]", "for name, t in self.known.items()]]"),
+  ("pairs of another rotation", "parts/positions.py", "a, b = x.chunk(2, dim=-1)", "a, b = x[..., 0::2], x[..., 1::2]", "llama"),
+  ("a gate that is not activated", "parts/feedforward.py", "self.activation(self.gate(x)) * self.up(x)", "self.gate(x) * self.up(x)"),
+  ("keys shared by every other head", CORE, "x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)", "x.repeat(1, int(q.shape[-3] // x.shape[-3]), 1, 1)", "llama"),
+  ("a window one key too wide", "parts/positions.py", "(d < window)", "(d <= window)"),
+  ("rope scaling left out", "models/llama.py", "frequencies(head_dim, theta, rope)", "frequencies(head_dim, theta)"),
+  ("distances of T5 the wrong way round", "parts/positions.py", "after = (distance < 0)", "after = (distance > 0)"),
   ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
 ]

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
-from conftest import randomise
+from conftest import FIXTURES, randomise
 from tinygrad import Tensor, nn
 import models, models.llama
 from models.llama import Llama
 from parts.positions import frequencies
 from text.generate import Reader
+from transformer import Linear, attention
 
 V, C, B = 37, 40, 2
 IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
@@ -18,6 +19,13 @@ def model(request): return randomise(Llama(**SIZES, window=request.param))
 def plain(model): return model(Tensor(IDS)).numpy()
 
 def close(got, want): assert np.abs(got - want).max() < 2e-5 * want.std()
+
+@pytest.mark.parametrize("parts", [{}, models.FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("case", ["llama-a", "mistral-a"])
+def test_logits_are_hugging_faces(case, parts):
+  want = np.load(FIXTURES / case / "expected.npz")
+  got = models.load(FIXTURES / case, **({"attend": attention, "linear": Linear} | parts))(Tensor(want["ids"])).numpy()
+  assert np.abs(got - want["logits"]).max() < min(1e-4, 1e-5 * want["logits"].std())
 
 def test_a_query_never_sees_a_later_key_nor_one_before_its_window(model, plain):
   for place in (0, 17, 30):

@@ -1,7 +1,7 @@
 """The commands and the code of README.md do what it says."""
 import os, re, subprocess, sys
 from conftest import ROOT
-import gpt, train
+import evaluate, gpt, train
 
 README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
@@ -19,11 +19,13 @@ def test_the_first_command_answers_without_a_network():
 def test_every_flag_that_it_shows_exists():
   """The commands that need a download or a terminal: their arguments."""
   shown = [re.sub(r"^.*\| ", "", c).split(" > ")[0] for c in COMMANDS if "gpt.py" in c and "pip" not in c]
-  assert len(shown) == 3
+  assert len(shown) == 4
   import shlex
   for command in shown: gpt.parse(shlex.split(command)[2:])
   [command] = [c for c in COMMANDS if c.startswith("python train.py")]
   train.parse(shlex.split(command)[2:])
+  [command] = [c for c in COMMANDS if c.startswith("python evaluate.py")]
+  evaluate.parse(shlex.split(command)[2:])
 
 def test_its_python_runs(monkeypatch):
   [code] = re.findall(r"```python\n(.*?)```", README, re.S)
