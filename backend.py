@@ -18,14 +18,14 @@ def prepare(device:str|None=None) -> str:
   if device: os.environ["DEV"] = device
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler: os.environ["CC"] = compiler
-  mark = sign(compiler)
-  found = mark is not None and mark.exists() and os.environ.get("DEV") in (None, "", "CPU") and "tinygrad" not in sys.modules
+  mark, asked = sign(compiler), os.environ.get("DEV")
+  found = mark is not None and mark.exists() and asked in (None, "", "CPU") and "tinygrad" not in sys.modules
   if found: os.environ["DEV"] = "CPU"
   from tinygrad import Device
   try:
     with without_queue() if found else contextlib.nullcontext(): name, renderer = Device.DEFAULT, type(Device[Device.DEFAULT].renderer).__name__
     if name != "CPU" or renderer != "ClangRenderer" or compiler and shutil.which(compiler):
-      if mark and (name, renderer) == ("CPU", "ClangRenderer"):
+      if mark and not asked and (name, renderer) == ("CPU", "ClangRenderer"):   # tinygrad's own choice
         with contextlib.suppress(OSError):
           mark.parent.mkdir(parents=True, exist_ok=True)
           mark.touch()

@@ -41,6 +41,19 @@ def test_ziglangs_clang_serves_where_there_is_no_other(tmp_path):
   launcher = tmp_path / "tinyformer" / "zig-clang"
   assert os.stat(launcher).st_mode & stat.S_IXUSR and "ziglang" in launcher.read_text()
 
+OPEN = "import backend, sys; print(backend.prepare(), 'tinygrad.runtime.ops_nv' in sys.modules); from tinygrad import Tensor; print((Tensor([1, 2]) + 1).sum().item())"
+
+def test_that_there_is_no_gpu_is_found_out_once(tmp_path):
+  pytest.importorskip("ziglang")
+  def marks(): return list((tmp_path / "tinyformer").glob("cpu-*"))
+  assert alone(tmp_path, OPEN).stdout.split() == ["CPU", "False", "5"] and not marks()   # asked for: it says nothing of what else there is
+  first = alone(tmp_path, OPEN, DEV="").stdout.split()
+  if first[0] != "CPU": pytest.skip("there is a GPU")
+  assert first == ["CPU", "True", "5"] and len(marks()) == 1
+  assert alone(tmp_path, OPEN, DEV="").stdout.split() == ["CPU", "False", "5"]           # nothing was looked for again
+  marks()[0].unlink()
+  assert alone(tmp_path, OPEN, DEV="").stdout.split() == ["CPU", "True", "5"]
+
 def test_a_clang_that_is_there_is_taken(tmp_path, monkeypatch):
   monkeypatch.delenv("CC", raising=False)
   monkeypatch.setattr(shutil, "which", lambda name: "/somewhere/clang")
