@@ -12,7 +12,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("exact GELU for the tanh form", GPT2, '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")'),
   ("another epsilon in the blocks", GPT2, "lambda: layer_norm(dim, eps)", "lambda: layer_norm(dim, eps / 10)"),
   ("another epsilon in the last norm", GPT2, "self.norm = layer_norm(dim, eps)", "self.norm = layer_norm(dim, 1e-12)"),
-  ("q, k, v in another order", CORE, "self.q, self.k, self.v = (linear(dim", "self.k, self.q, self.v = (linear(dim", "gpt2"),
+  ("q, k, v in another order", CORE, "self.q, self.k, self.v = (linear(dim, n", "self.k, self.q, self.v = (linear(dim, n", "gpt2"),
   ("values read as keys", CORE, "(self.q(x), self.k(memory), self.v(memory)))", "(self.q(x), self.v(memory), self.k(memory)))"),
   ("a square matrix not transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"(c_attn|mlp\.c_proj|c_fc)\.weight$"'),
   ("no matrix transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"$^"'),
