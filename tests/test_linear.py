@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
-from conftest import normal, randomise
+from conftest import normal
 from tinygrad import Device, Tensor, dtypes, nn
 import transformer
-from models import FAST
-from models.gpt2 import GPT2
 from hypothesis import given, settings, strategies as st
 from parts.linear import PackedLinear, bytes_of, embed, floats_of, product
 
@@ -29,7 +27,7 @@ def narrow(rows, inputs, outputs, dtype):
   w = Tensor(bytes_of(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
   np.testing.assert_allclose(PackedLinear.product(x, w).numpy(), x.numpy() @ floats_of(w).numpy().T, atol=1e-4)
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 150), st.integers(1, 150), st.sampled_from([dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8]))
 def test_odd_shapes_of_every_type(rows, inputs, outputs, dtype): narrow(rows, inputs, outputs, dtype)
 
@@ -63,14 +61,3 @@ def test_a_kernel_is_used_where_it_serves_and_nowhere_else():
   assert used(Tensor(normal(20, 6)).half(), w) is None and used(Tensor(normal(20, 6)), w.half().realize()) == "product_"
 
 def test_no_rows_give_no_rows(): assert PackedLinear.product(Tensor.zeros(2, 0, 6), Tensor(normal(4, 6))).shape == (2, 0, 4)
-
-def test_a_model_of_fast_parts_is_the_same_model():
-  plain = randomise(GPT2(97, 20, 24, 3, 2))
-  fast = GPT2(97, 20, 24, 3, 2, **FAST)
-  nn.state.load_state_dict(fast, nn.state.get_state_dict(plain), verbose=False)
-  ids, results = Tensor(np.arange(40, dtype=np.int32).reshape(2, 20)), []
-  for model in (plain, fast):
-    params, logits = nn.state.get_parameters(model), model(ids)
-    slopes = transformer.loss(logits, ids).gradient(*params)
-    results.append([t.numpy() for t in (logits, *slopes)])
-  for got, want in zip(*results): assert np.abs(got - want).max() < 2e-5 * max(want.std(), 1e-2)

@@ -55,7 +55,7 @@ def test_llama3s_scaling_keeps_short_waves_and_stretches_long_ones():
 
 def later_rows_are_rows_of_the_whole(f):
   whole = f(12, 12).numpy()
-  for T, S in ((1, 12), (5, 12), (3, 7)): np.testing.assert_allclose(f(T, S).numpy(), whole[..., S-T:S, :S], atol=1e-6)
+  for T, S in ((5, 12), (1, 7)): np.testing.assert_allclose(f(T, S).numpy(), whole[..., S-T:S, :S], atol=1e-6)
   start = UOp.variable("start", 0, 11).bind(7)
   np.testing.assert_allclose(f(5, start + 5).sum(-1).numpy(), whole[..., 7:12, :12].sum(-1), atol=1e-4)
 
