@@ -214,9 +214,8 @@ def gradient(sizes:dict[str, Any]) -> Callable:
     return None, out[:B*H*T*K].reshape(q.shape).uop, collect(dk, k).uop, collect(dv, v).uop
   def masked(d:Tensor, q:Tensor, k:Tensor, v:Tensor, mask:Tensor) -> tuple[UOp, ...]:
     """The same with the mask's own gradient, which needs all of dS."""
-    scale, group = float(sizes["SCALE"][:-1]), sizes["GROUP"]
-    ks, vs = (x.repeat_interleave(group, 1) for x in (k, v))
-    weights = transformer.attention_weights(q, ks, mask, lambda q, k: product(q, k, turned_b=True) * scale).contiguous()
+    scale, ks, vs = float(sizes["SCALE"][:-1]), transformer.shared(k, q), transformer.shared(v, q)
+    weights = transformer.attention_weights(q, k, mask, lambda q, k: product(q, k, turned_b=True) * scale).contiguous()
     slopes = product(d, vs, turned_b=True)
     scores = (weights * (slopes - (weights * slopes).sum(-1, keepdim=True))).contiguous()
     dq, dk, dv = product(scores, ks) * scale, product(scores, q, turned_a=True) * scale, product(weights, d, turned_a=True)
