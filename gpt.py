@@ -122,7 +122,7 @@ def loop(writer:Writer) -> None:
         shown += piece
       if writer.args.stop and tokenizer.decode(history[asked:]) != shown:   # what was not shown was not said
         history[asked:] = tokenizer.encode(shown)
-        reader.place = asked
+        reader.place = reader.cache.back(asked)
     except EOFError: return say("\n" if sys.stdin.isatty() else "")
     except KeyboardInterrupt: pass
     say("\n")

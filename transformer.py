@@ -11,6 +11,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, UOp, nn
 
 Size = int|UOp   # a UOp is a size that a traced step is told each time it runs
+Memory = Tensor|tuple[Tensor, Tensor]
 
 def stored(x:Tensor) -> Tensor:
   """x itself, computed once and kept: tinygrad would fuse x into the next product and compute it again for each output row."""
@@ -38,8 +39,8 @@ class Block:
     self.ff, self.ff_norm = ff, norm()
     self.residual = residual
 
-  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, memory_mask:Tensor|None=None, cache=None, turn=None) -> Tensor:
-    """x (B, T, D), the encoder's output `memory` (B, S, D) -> (B, T, D). Masks as in attention_weights; cache and turn as in MultiHeadAttention."""
+  def __call__(self, x:Tensor, memory:Memory|None=None, mask:Tensor|None=None, memory_mask:Tensor|None=None, cache=None, turn=None) -> Tensor:
+    """x (B, T, D), the encoder's output `memory` (B, S, D) -> (B, T, D). Masks as in attention_weights; memory, cache, turn as in MultiHeadAttention."""
     if self.cross and memory is None: raise ValueError("this block attends to a memory too: give it one")
     x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache, turn=turn), self.attn_norm)
     if self.cross: x = self.residual(x, lambda x: self.cross(x, memory, memory_mask), self.cross_norm)
@@ -159,14 +160,22 @@ class MultiHeadAttention:
     self.q, self.k, self.v = (linear(dim, n * self.head_dim) for n in (heads, kv_heads, kv_heads))
     self.out = linear(heads * self.head_dim, dim)
 
-  def __call__(self, x:Tensor, memory:Tensor|None=None, mask:Tensor|None=None, cache:Callable|None=None, turn:Callable|None=None) -> Tensor:
-    """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (B, S, D) (cross-attention).
+  def split(self, x:Tensor) -> Tensor:
+    """(B, T, H K) -> (B, H, T, K)."""
+    return x.rearrange("b t (h k) -> b h t k", k=self.head_dim)
+
+  def keys_values(self, memory:Tensor) -> tuple[Tensor, Tensor]:
+    """(B, S, D) -> keys and values, each (B, H, S, K): for a memory that many calls attend to."""
+    return self.split(self.k(memory)), self.split(self.v(memory))
+
+  def __call__(self, x:Tensor, memory:Memory|None=None, mask:Tensor|None=None, cache:Callable|None=None, turn:Callable|None=None) -> Tensor:
+    """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (cross-attention): (B, S, D), or its `keys_values`.
 
     mask: broadcasts to (B, H, T, S).  cache: (k, v) of these T places -> (k, v) of all S places so far, each (B, H, S, K).
     turn: what is done to q and k, each (B, H, T, K), for their places to count (parts/positions.py).
     """
-    memory = x if memory is None else memory
-    q, k, v = (y.rearrange("b t (h k) -> b h t k", k=self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
+    q = self.split(self.q(x))
+    k, v = memory if isinstance(memory, tuple) else self.keys_values(x if memory is None else memory)
     if turn: q, k = turn(q), turn(k)
     if cache: k, v = cache(k, v)
     return self.out(self.attend(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)"))

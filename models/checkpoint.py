@@ -83,7 +83,7 @@ class Names(NamedTuple):
   """How a family's checkpoint calls our parameters. All patterns are regular expressions.
 
   ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
-  turned: theirs that are stored as (inputs, outputs).  left: theirs that have no place here, and why.  older: spellings met in files to theirs.
+  turned: theirs that are stored as (inputs, outputs).  left: theirs that may have no place in a model, and why.  older: spellings met in files to theirs.
   """
   ours: dict[str, str]
   turned: str = "$^"
@@ -104,8 +104,8 @@ def fill(model, entries:dict[str, Entry], names:Names, dtype:DType=dtypes.float3
   Raises ValueError for a tensor that only one side has, or whose shape is another.
   """
   for pattern, spelling in names.older.items(): entries = {re.sub(pattern, spelling, name): entry for name, entry in entries.items()}
-  entries = {name: entry for name, entry in entries.items() if not any(re.match(p, name) for p in names.left)}
   table, params = names.table(model), nn.state.get_state_dict(model)
+  entries = {name: entry for name, entry in entries.items() if name in table or not any(re.match(p, name) for p in names.left)}
   if missing := sorted(table.keys() - entries.keys()): raise ValueError(f"the checkpoint lacks {listed(missing)}")
   if extra := sorted(entries.keys() - table.keys()): raise ValueError(f"the checkpoint has {listed(extra)}, unknown to this model")
   for name, ours in table.items():

@@ -1,12 +1,12 @@
 """GPT-2 is the Transformer's decoder alone: norms before the sublayers, learned positions, GELU (Radford et al. 2019, sec. 2.3)."""
 import functools, math
 from pathlib import Path
-from typing import Any
 from collections.abc import Callable
-from tinygrad import Tensor, UOp, nn
+from tinygrad import Tensor, nn
 from models import checkpoint
-from parts.cache import Cache
-from parts.linear import PackedLinear, embed, floats_of
+from models.config import ACTIVATIONS, Config, loader
+from parts.cache import Cache, continues, padded
+from parts.linear import embed, floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
 NAMES = checkpoint.Names(
@@ -18,10 +18,6 @@ NAMES = checkpoint.Names(
   older={r"^(?!transformer\.|lm_head)": "transformer."},   # OpenAI's own files were saved without a head, and so without the prefix
   left={r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask and its -1e4: causal_mask makes them",
         r"lm_head\.weight": "the token embeddings again: the head is tied to them"})
-ACTIVATIONS:dict[str, Callable] = {"gelu_new": Tensor.gelu, "gelu_pytorch_tanh": Tensor.gelu, "gelu": functools.partial(Tensor.gelu, approximate="none"),
-               "relu": Tensor.relu, "silu": Tensor.silu, "tanh": Tensor.tanh}
-# What another value of these keys would compute is not built here; the values are what a config without them means.
-FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "tie_word_embeddings": True}
 
 class GPT2:
   """Token ids to logits for the token that follows each of them. Sizes default to the smallest of OpenAI's four.
@@ -44,17 +40,17 @@ class GPT2:
     """An empty cache for `batch` texts of up to `context` tokens."""
     return Cache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
 
-  def hidden(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
+  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
     """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads.
 
     With a cache, which holds the `start` places before them, the result is what the whole text would give in its last T rows.
+    keep (B, start + T): false where a shorter text is padded; its places count from its first token.
     Raises ValueError if the text is longer than the context.
     """
-    T:Size = ids.shape[1]
-    if isinstance(start, int) and start + T > self.context: raise ValueError(f"{start + T} tokens are more than the context of {self.context}")
-    if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
-    mask = causal_mask(T, start + T) if T > 1 else None
-    x = stored((embed(self.tokens, ids) + floats_of(self.positions.weight[start:start+T])).dropout(self.dropout))
+    T = continues(ids, start, cache, self.context)
+    mask = padded(causal_mask(T, start + T) if T > 1 else None, keep)
+    positions = self.positions.weight[start:start+T] if keep is None else self.positions.weight[(keep.int().cumsum(1) - 1).maximum(0)[:, start:]]
+    x = stored((embed(self.tokens, ids) + floats_of(positions)).dropout(self.dropout))
     for i, block in enumerate(self.blocks):
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
@@ -64,33 +60,18 @@ class GPT2:
     """(..., D) -> logits (..., V): how well each token's embedding fits."""
     return self.product(x, self.tokens.weight)
 
-  def __call__(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
-    """ids (B, T) -> logits (B, T, V); start and cache as in `hidden`."""
-    return self.head(self.hidden(ids, start, cache))
+  def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
+    """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
+    return self.head(self.hidden(ids, start, cache, keep))
 
-def from_config(config:dict[str, Any], source:str="config.json", **parts) -> GPT2:
-  """An untrained model of the sizes that a config.json states; parts: linear, attend and layer_norm, as GPT2 takes them. Raises ValueError for one that is not of a GPT-2 that is built here."""
-  for key, value in FIXED.items():
-    if config.get(key, value) != value: raise ValueError(f"{source}: {key} is {config[key]}, only {value} is built here")
-  if (activation := config.get("activation_function", "gelu_new")) not in ACTIVATIONS:
-    raise ValueError(f"{source}: the activation_function {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-  def size(name:str, default:int|None=None) -> int:
-    if type(value := config.get(name) or default) is int and value > 0: return value
-    raise ValueError(f"{source}: {name} should be a whole number above 0, not {value!r}")
-  dim = size("n_embd")
-  return GPT2(size("vocab_size"), size("n_positions"), dim, size("n_head"), size("n_layer"), size("n_inner", 4*dim), ACTIVATIONS[activation],
-              config.get("layer_norm_epsilon", 1e-5), **parts)
+def from_config(config:Config, **parts) -> GPT2:
+  """An untrained model of the sizes that a config.json states. parts: linear, attend and layer_norm. Raises ValueError for what is not built here."""
+  config.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False, tie_word_embeddings=True)
+  dim = config.size("n_embd")
+  return GPT2(config.size("vocab_size"), config.size("n_positions"), dim, config.size("n_head"), config.size("n_layer"), config.size("n_inner", 4*dim),
+              config.activation("activation_function", "gelu_new"), config.get("layer_norm_epsilon", 1e-5), **parts)
 
-def load(folder:str|Path, dtype:str="float32", **parts) -> GPT2:
-  """The GPT-2 in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, of the parts given (linear, attend, layer_norm).
-
-  dtype: float32, float16, bfloat16 or int8. Whatever it is, the model computes in float32.
-  Raises FileNotFoundError for what is not there, ValueError for a file that is damaged or of another model.
-  """
-  if dtype == "int8": parts = {"linear": PackedLinear} | parts   # the plain one cannot read it
-  with checkpoint.undrawn(): model = from_config(checkpoint.read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"), **parts)
-  checkpoint.fill(model, checkpoint.read(Path(folder)), NAMES, checkpoint.DTYPES[dtype])
-  return model
+load = loader(from_config, NAMES)
 
 def save(model:GPT2, folder:str|Path, dtype:str="float32", **config) -> None:
   """Writes a folder that `load`, and transformers' GPT2LMHeadModel, read. config: more keys for config.json, such as eos_token_id."""

@@ -3,14 +3,13 @@
 Mistral and LLaMA 2's largest share keys among heads; Mistral's queries may see a window of keys alone (Jiang et al. 2023, sec. 2).
 """
 import functools
-from pathlib import Path
-from typing import Any
 from collections.abc import Callable
-from tinygrad import Tensor, UOp, nn
+from tinygrad import Tensor, nn
 from models import checkpoint
-from parts.cache import Cache
+from models.config import Config, loader
+from parts.cache import Cache, continues, padded
 from parts.feedforward import GatedFeedForward
-from parts.linear import PackedLinear, embed
+from parts.linear import embed
 from parts.positions import frequencies, rotations, turn_halves, window_mask
 from transformer import Block, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
@@ -20,7 +19,6 @@ NAMES = checkpoint.Names(
         r"blocks\.(\d+)\.attn\.out": r"model.layers.\1.self_attn.o_proj", r"blocks\.(\d+)\.attn\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
         r"blocks\.(\d+)\.ff\.(gate|up|down)": r"model.layers.\1.mlp.\2_proj"},
   left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: parts/positions.py computes them"})
-FIXED = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "pretraining_tp": 1}   # what other values would compute is not built here
 
 class Llama:
   """Token ids to logits for the token that follows each of them.
@@ -39,44 +37,33 @@ class Llama:
     self.head:Callable = (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)   # (..., D) -> logits (..., V)
 
   def cache(self, batch:int=1) -> Cache:
-    """An empty cache for `batch` texts of up to `context` tokens."""
-    return Cache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim)
+    """An empty cache for `batch` texts of up to `context` tokens; of a model with a window, what some windows need."""
+    return Cache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
 
-  def hidden(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
-    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; with a cache as in GPT2.hidden."""
-    T:Size = ids.shape[1]
-    if isinstance(start, int) and start + T > self.context: raise ValueError(f"{start + T} tokens are more than the context of {self.context}")
-    if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
-    mask = window_mask(T, start + T, self.window) if self.window else causal_mask(T, start + T) if T > 1 else None
-    angles = [t.contiguous() for t in rotations(start, T, self.turning)]
+  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
+    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; cache and keep as in GPT2.hidden."""
+    T = continues(ids, start, cache, self.context)
+    mask = padded(window_mask(T, start + T, self.window) if self.window else causal_mask(T, start + T) if T > 1 else None, keep)
+    angles = [t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)]
     x = stored(embed(self.tokens, ids))
     for i, block in enumerate(self.blocks):
       x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=lambda x: turn_halves(x, *angles))
       if cache: x.realize()
     return stored(self.norm(x))
 
-  def __call__(self, ids:Tensor, start:int|UOp=0, cache:Cache|None=None) -> Tensor:
-    """ids (B, T) -> logits (B, T, V); start and cache as in `hidden`."""
-    return self.head(self.hidden(ids, start, cache))
+  def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
+    """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
+    return self.head(self.hidden(ids, start, cache, keep))
 
-def from_config(config:dict[str, Any], source:str="config.json", linear:type[Linear]=Linear, attend:Callable=attention, **_) -> Llama:
-  """An untrained model of the sizes that a config.json of LLaMA or Mistral states. Raises ValueError for one that is not built here."""
-  for key, value in FIXED.items():
-    if config.get(key, value) != value: raise ValueError(f"{source}: {key} is {config[key]}, only {value} is built here")
-  def size(name:str, default:int|None=None) -> int:
-    if type(value := config.get(name) or default) is int and value > 0: return value
-    raise ValueError(f"{source}: {name} should be a whole number above 0, not {value!r}")
-  dim, heads = size("hidden_size"), size("num_attention_heads")
+def from_config(config:Config, linear:type[Linear]=Linear, attend:Callable=attention, **_) -> Llama:
+  """An untrained model of the sizes that a config.json of LLaMA or Mistral states. Raises ValueError for what is not built here."""
+  config.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
+  dim, heads = config.size("hidden_size"), config.size("num_attention_heads")
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}   # transformers 5 writes the first, older ones rope_theta and the second
   theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-  head_dim = size("head_dim", dim // heads)
-  return Llama(size("vocab_size"), size("max_position_embeddings", 2048), dim, heads, size("num_key_value_heads", heads), size("num_hidden_layers"),
-               size("intermediate_size"), head_dim, frequencies(head_dim, theta, rope), config.get("rms_norm_eps", 1e-6), config.get("sliding_window"),
-               config.get("tie_word_embeddings", False), linear, attend)
+  head_dim = config.size("head_dim", dim // heads)
+  return Llama(config.size("vocab_size"), config.size("max_position_embeddings", 2048), dim, heads, config.size("num_key_value_heads", heads),
+               config.size("num_hidden_layers"), config.size("intermediate_size"), head_dim, frequencies(head_dim, theta, rope),
+               config.get("rms_norm_eps", 1e-6), config.get("sliding_window"), config.get("tie_word_embeddings", False), linear, attend)
 
-def load(folder:str|Path, dtype:str="float32", **parts) -> Llama:
-  """The LLaMA or Mistral in a folder of `save_pretrained`'s layout; dtype and errors as in models.gpt2.load; parts: linear and attend."""
-  if dtype == "int8": parts = {"linear": PackedLinear} | parts   # the plain one cannot read it
-  with checkpoint.undrawn(): model = from_config(checkpoint.read_json(Path(folder) / "config.json"), str(Path(folder) / "config.json"), **parts)
-  checkpoint.fill(model, checkpoint.read(Path(folder)), NAMES, checkpoint.DTYPES[dtype])
-  return model
+load = loader(from_config, NAMES)

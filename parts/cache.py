@@ -1,17 +1,42 @@
 """Keys and values kept between calls, so that generating a token costs one new row of queries and not the whole text again."""
 from collections.abc import Callable
-from tinygrad import Tensor, UOp
+from tinygrad import Tensor, dtypes
+from transformer import Size, padding_mask
 
 class Cache:
   """Room for the keys and values of `context` places in each layer, (B, H, context, K). What has not been written is never read.
 
   Made by the caller, passed to a model with the number of places that are already in it; the model writes the new ones behind them.
+  window: how many places a query sees, its own the last. Room for two windows and a piece of text is then enough: what no query sees is dropped.
   """
-  def __init__(self, layers:int, batch:int, heads:int, context:int, head_dim:int):
-    self.context = context
-    self.k, self.v = ([Tensor.empty(batch, heads, context, head_dim).realize() for _ in range(layers)] for _ in "kv")
+  PIECE = 512   # the most tokens that are written at once, where there is a window
 
-  def layer(self, i:int, start:int|UOp) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+  def __init__(self, layers:int, batch:int, heads:int, context:int, head_dim:int, window:int|None=None):
+    self.window, self.dropped = window, 0
+    self.rows = min(context, 2*window + self.PIECE) if window else context
+    self.first = Tensor.zeros(1, dtype=dtypes.int32).contiguous().realize() if window else None   # `dropped`, for a traced step to read
+    self.k, self.v = ([Tensor.empty(batch, heads, self.rows, head_dim).realize() for _ in range(layers)] for _ in "kv")
+
+  def row(self, place:int, count:int) -> int:
+    """The row for a text's next `count` tokens, which begin at `place`: a model's `start`."""
+    dropped = 0 if place == 0 else self.dropped
+    if self.window and self.first is not None and place - dropped + count > self.rows:
+      first, last = place - dropped - (self.window - 1), place - dropped
+      for kept in self.k + self.v: kept[:, :, :last - first].assign(kept[:, :, first:last].contiguous()).realize()
+      dropped += first
+    if dropped != self.dropped and self.first is not None: self.first.assign(Tensor([dropped], dtype=dtypes.int32)).realize()
+    self.dropped = dropped
+    return place - dropped
+
+  def place(self, row:Size) -> Size|Tensor:
+    """The place in the text of what stands in a row."""
+    return row if self.first is None else self.first + (row if isinstance(row, int) else Tensor(row))
+
+  def back(self, place:int) -> int:
+    """Where a text has to be read on that shall stand as it was at an earlier place: there, or, if not enough is kept, at its beginning."""
+    return place if not self.dropped or place - self.dropped >= (self.window or 1) - 1 else 0
+
+  def layer(self, i:int, start:Size) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What MultiHeadAttention takes as `cache`: writes k and v (B, H, T, K) at `start` and gives back all `start + T` places."""
     def extend(k:Tensor, v:Tensor) -> tuple[Tensor, Tensor]:
       end = start + k.shape[2]
@@ -22,3 +47,15 @@ class Cache:
   def reorder(self, rows:list[int]) -> None:
     """Row b of the batch becomes what row rows[b] was: beam search keeps some of its candidates twice and others not at all."""
     for kept in self.k + self.v: kept.assign(kept[Tensor(rows, device=kept.device)].contiguous()).realize()
+
+def continues(ids:Tensor, start:Size, cache:Cache|None, context:int) -> Size:
+  """T of ids (B, T). Raises ValueError if they cannot stand at place `start`: with no cache of what was before, or beyond the context."""
+  T:Size = ids.shape[1]
+  if isinstance(start, int) and start + T > context: raise ValueError(f"{start + T} tokens are more than the context of {context}")
+  if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
+  return T
+
+def padded(mask:Tensor|None, keep:Tensor|None) -> Tensor|None:
+  """A mask of a text's queries and keys, of which padding is not kept either."""
+  if keep is None: return mask
+  return padding_mask(keep) if mask is None else mask + padding_mask(keep)

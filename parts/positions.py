@@ -4,7 +4,7 @@ T queries are the last T of S places, as in transformer.causal_mask: what is add
 """
 import math
 from typing import Any
-from tinygrad import Tensor
+from tinygrad import Tensor, UOp
 from transformer import Size
 
 def sinusoids_in_halves(T:Size, dim:int) -> Tensor:
@@ -13,9 +13,9 @@ def sinusoids_in_halves(T:Size, dim:int) -> Tensor:
   angle = Tensor.arange(T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
   return angle.sin().cat(angle.cos(), dim=1)
 
-def places(start:Size, T:Size) -> Tensor:
+def places(start:Size|Tensor, T:Size) -> Tensor:
   """(T): start, start + 1, ..."""
-  return Tensor.arange(T) + (start if isinstance(start, int) else Tensor(start))
+  return Tensor.arange(T) + (Tensor(start) if isinstance(start, UOp) else start)
 
 # **************** rotations (Su et al. 2021, RoFormer, sec. 3.2) ****************
 
@@ -40,7 +40,7 @@ def frequencies(dim:int, theta:float=10000.0, scaling:dict[str, Any]|None=None) 
     return share * f + (1 - share) * f / factor
   return [stretched(f) for f in plain]
 
-def rotations(start:Size, T:Size, frequencies:list[float]) -> tuple[Tensor, Tensor]:
+def rotations(start:Size|Tensor, T:Size, frequencies:list[float]) -> tuple[Tensor, Tensor]:
   """The cosines and sines (T, D/2) of the angles at the places from `start` on."""
   angle = places(start, T).reshape(T, 1) * Tensor(frequencies).reshape(1, -1)
   return angle.cos(), angle.sin()

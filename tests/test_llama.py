@@ -3,6 +3,7 @@ import pytest
 from conftest import FIXTURES, randomise
 from tinygrad import Tensor, nn
 import models, models.llama
+from models.config import Config
 from models.llama import Llama
 from parts.positions import frequencies
 from text.generate import Reader
@@ -59,4 +60,4 @@ def test_a_tied_head_is_the_embeddings():
 @pytest.mark.parametrize("key, value", [("hidden_act", "gelu"), ("attention_bias", True), ("hidden_size", 0), ("rope_parameters", {"rope_type": "yarn"})])
 def test_what_is_not_built_is_told(key, value):
   config = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 8} | {key: value}
-  with pytest.raises(ValueError, match=f"{key}|yarn"): models.llama.from_config(config)
+  with pytest.raises(ValueError, match=f"{key}|yarn"): models.llama.from_config(Config(config))

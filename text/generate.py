@@ -19,7 +19,7 @@ class Reader:
     known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
     def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).float().realize()
     def token(ids:Tensor, start:UOp) -> Tensor: return model(ids, start, self.cache).float().realize()
-    start = UOp.variable("start", 0, self.context - 1)
+    start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps = {n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key) if n > 1 else Jitted(token, (start,), known, key) for n in self.PIECES}
 
   def __call__(self, ids:np.ndarray) -> np.ndarray:
@@ -29,11 +29,11 @@ class Reader:
     if self.place + ids.shape[1] > self.context: raise ValueError(f"{self.place + ids.shape[1]:,} tokens are more than the context of {self.context:,}")
     while left := ids.shape[1]:
       n = next((n for n in self.PIECES if left > n / 2 and left > 8 and self.place + n <= self.context), 1)
-      piece, ids = ids[:, :n], ids[:, n:]
-      if n == 1: logits = self.steps[1](piece, start=self.place)
+      piece, ids, row = ids[:, :n], ids[:, n:], self.cache.row(self.place, n)
+      if n == 1: logits = self.steps[1](piece, start=row)
       else:   # what is read past the piece is later than any query, and overwritten
         padded = np.pad(piece, ((0, 0), (0, n - piece.shape[1])))
-        logits = self.steps[n](padded, start=self.place, last=piece.shape[1] - 1)
+        logits = self.steps[n](padded, start=row, last=piece.shape[1] - 1)
       self.place += piece.shape[1]
     return logits[:, -1].copy()
 
