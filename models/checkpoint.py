@@ -32,6 +32,18 @@ class Entry(NamedTuple):
       if f.readinto(array.data.cast("B") if array.size else b"") != array.nbytes: raise ValueError(f"{self.path} has become shorter")   # type: ignore[arg-type]
     return (array.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else array.astype(np.float32, copy=False)
 
+class Joined(NamedTuple):
+  """Tensors of one shape, one below the other."""
+  entries: list[Entry]
+
+  @property
+  def shape(self) -> tuple[int, ...]: return (len(self.entries) * self.entries[0].shape[0], *self.entries[0].shape[1:])
+
+  def numpy(self, first:int=0, last:int|None=None) -> np.ndarray:
+    """As Entry has it."""
+    n, last = self.entries[0].shape[0], self.shape[0] if last is None else last
+    return np.concatenate([e.numpy(max(0, first - i*n), min(n, last - i*n)) for i, e in enumerate(self.entries) if first < (i + 1)*n and i*n < last])
+
 def read_safetensors(path:Path) -> dict[str, Entry]:
   """What a .safetensors file holds. Raises ValueError if the file is not whole: https://github.com/huggingface/safetensors#format."""
   size = path.stat().st_size
@@ -84,11 +96,13 @@ class Names(NamedTuple):
 
   ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
   turned: theirs that are stored as (inputs, outputs).  left: theirs that may have no place in a model, and why.  older: spellings met in files to theirs.
+  joined: theirs that stand one below the other in one of ours, to its name; the number in the second group is their order.
   """
   ours: dict[str, str]
   turned: str = "$^"
   left: dict[str, str] = {}
   older: dict[str, str] = {}
+  joined: dict[str, str] = {}
 
   def table(self, model) -> dict[str, list[str]]:
     """Each name in the file, with the parameters of ours that it holds."""
@@ -98,12 +112,27 @@ class Names(NamedTuple):
       table.setdefault(re.sub(pattern, self.ours[pattern], name), []).append(name)
     return table
 
-def fill(model, entries:dict[str, Entry], names:Names, dtype:DType=dtypes.float32) -> None:
+def join(entries:dict[str, Entry], patterns:dict[str, str]) -> dict[str, Entry|Joined]:
+  """The entries, of which those that a pattern matches are one under the name that it gives them. Raises ValueError where one is missing or of another shape."""
+  joined:dict[str, Entry|Joined] = {}
+  several:dict[str, dict[int, Entry]] = {}
+  for name, entry in entries.items():
+    if pattern := next((p for p in patterns if re.fullmatch(p, name)), None):
+      several.setdefault(re.sub(pattern, patterns[pattern], name), {})[int(re.fullmatch(pattern, name)[2])] = entry   # type: ignore[index]
+    else: joined[name] = entry
+  for name, by_number in several.items():
+    if sorted(by_number) != list(range(len(by_number))) or len({e.shape for e in by_number.values()}) > 1:
+      raise ValueError(f"{name} should be as many tensors of one shape as there are, from 0 on, not {listed([str(i) for i in sorted(by_number)])}")
+    joined[name] = Joined([by_number[i] for i in range(len(by_number))])
+  return joined
+
+def fill(model, found:dict[str, Entry], names:Names, dtype:DType=dtypes.float32) -> None:
   """Gives every parameter its numbers, the matrices as `dtype`, in int8 as parts.linear has it: norms and biases are few, and stay float32.
 
   Raises ValueError for a tensor that only one side has, or whose shape is another.
   """
-  for pattern, spelling in names.older.items(): entries = {re.sub(pattern, spelling, name): entry for name, entry in entries.items()}
+  for pattern, spelling in names.older.items(): found = {re.sub(pattern, spelling, name): entry for name, entry in found.items()}
+  entries = join(found, names.joined)
   table, params = names.table(model), nn.state.get_state_dict(model)
   entries = {name: entry for name, entry in entries.items() if name in table or not any(re.match(p, name) for p in names.left)}
   if missing := sorted(table.keys() - entries.keys()): raise ValueError(f"the checkpoint lacks {listed(missing)}")

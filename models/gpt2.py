@@ -49,8 +49,8 @@ class GPT2:
     """
     T = continues(ids, start, cache, self.context)
     mask = padded(causal_mask(T, start + T) if T > 1 else None, keep)
-    positions = self.positions.weight[start:start+T] if keep is None else self.positions.weight[(keep.int().cumsum(1) - 1).maximum(0)[:, start:]]
-    x = stored((embed(self.tokens, ids) + floats_of(positions)).dropout(self.dropout))
+    positions = floats_of(self.positions.weight[start:start+T]) if keep is None else embed(self.positions, (keep.int().cumsum(1) - 1).maximum(0)[:, start:])
+    x = stored((embed(self.tokens, ids) + positions).dropout(self.dropout))
     for i, block in enumerate(self.blocks):
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once

@@ -25,14 +25,16 @@ class Llama:
 
   kv_heads: heads of keys and values, shared by heads / kv_heads in a row.  turning: radians a place of each plane, as parts.positions.frequencies
   gives them.  window: how many keys a query sees, its own the last; None: all.  tied: the head is the embeddings.
+  feed_forward: (dim, hidden, linear=) -> a block's network.
   """
   def __init__(self, vocab:int, context:int, dim:int, heads:int, kv_heads:int, layers:int, hidden:int, head_dim:int, turning:list[float],
-               eps:float=1e-6, window:int|None=None, tied:bool=False, linear:type[Linear]=Linear, attend:Callable=attention):
+               eps:float=1e-6, window:int|None=None, tied:bool=False, feed_forward:Callable=GatedFeedForward,
+               linear:type[Linear]=Linear, attend:Callable=attention):
     self.vocab, self.context, self.kv_heads, self.head_dim, self.turning, self.window = vocab, context, kv_heads, head_dim, turning, window
     plain = functools.partial(linear, bias=False)
     self.tokens = nn.Embedding(vocab, dim)
     self.blocks = [Block(MultiHeadAttention(dim, heads, plain, attend=attend, kv_heads=kv_heads, head_dim=head_dim),
-                         GatedFeedForward(dim, hidden, linear=plain), lambda: nn.RMSNorm(dim, eps), pre_norm) for _ in range(layers)]
+                         feed_forward(dim, hidden, linear=plain), lambda: nn.RMSNorm(dim, eps), pre_norm) for _ in range(layers)]
     self.norm = nn.RMSNorm(dim, eps)
     self.head:Callable = (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)   # (..., D) -> logits (..., V)
 
@@ -55,7 +57,7 @@ class Llama:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
     return self.head(self.hidden(ids, start, cache, keep))
 
-def from_config(config:Config, linear:type[Linear]=Linear, attend:Callable=attention, **_) -> Llama:
+def from_config(config:Config, feed_forward:Callable=GatedFeedForward, linear:type[Linear]=Linear, attend:Callable=attention, **_) -> Llama:
   """An untrained model of the sizes that a config.json of LLaMA or Mistral states. Raises ValueError for what is not built here."""
   config.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
   dim, heads = config.size("hidden_size"), config.size("num_attention_heads")
@@ -64,6 +66,6 @@ def from_config(config:Config, linear:type[Linear]=Linear, attend:Callable=atten
   head_dim = config.size("head_dim", dim // heads)
   return Llama(config.size("vocab_size"), config.size("max_position_embeddings", 2048), dim, heads, config.size("num_key_value_heads", heads),
                config.size("num_hidden_layers"), config.size("intermediate_size"), head_dim, frequencies(head_dim, theta, rope),
-               config.get("rms_norm_eps", 1e-6), config.get("sliding_window"), config.get("tie_word_embeddings", False), linear, attend)
+               config.get("rms_norm_eps", 1e-6), config.get("sliding_window"), config.get("tie_word_embeddings", False), feed_forward, linear, attend)
 
 load = loader(from_config, NAMES)

@@ -150,12 +150,15 @@ def floats_of(weight:Tensor) -> Tensor:
   return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
 
 def embed(table:nn.Embedding, ids:Tensor) -> Tensor:
-  """The table's rows for ids (...) -> (..., D) in float32. Those of 16 bits are looked up as whole numbers: tinygrad's look-up is a sum with zeros,
-  and a CPU without bfloat16 arithmetic cannot round it."""
-  if table.weight.dtype == dtypes.float32: return table(ids)
-  bits = table.weight if table.weight.dtype == dtypes.int8 else table.weight.bitcast(dtypes.int16)
-  rows = bits[ids].contiguous()
-  return floats_of(rows if table.weight.dtype == dtypes.int8 else rows.bitcast(table.weight.dtype))
+  """The table's rows for ids (...) -> (..., D) in float32."""
+  return table(ids) if table.weight.dtype == dtypes.float32 else looked_up(table.weight, ids)
+
+def looked_up(weight:Tensor, ids:Tensor) -> Tensor:
+  """weight[ids] in float32. Numbers of 16 bits are looked up as whole ones: tinygrad's look-up is a sum with zeros, and a CPU without bfloat16
+  arithmetic cannot round it."""
+  if weight.dtype == dtypes.float32: return weight[ids]
+  if weight.dtype == dtypes.int8: return floats_of(weight[ids].contiguous())
+  return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
 
 class PackedLinear(transformer.Linear):
   """transformer.Linear with its product as a kernel above: on the CPU, for inputs in float32. Elsewhere it is transformer.Linear."""

@@ -13,7 +13,8 @@ SHAPES = {"gpt2-a": dict(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_l
 COMMON = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64, bos_token_id=None, eos_token_id=None)
 OTHERS = {"llama-a": transformers.LlamaConfig(**COMMON, num_key_value_heads=2, rms_norm_eps=1e-3, rope_parameters={
             "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
-          "mistral-a": transformers.MistralConfig(**COMMON, num_key_value_heads=1, head_dim=6, sliding_window=7)}
+          "mistral-a": transformers.MistralConfig(**COMMON, num_key_value_heads=1, head_dim=6, sliding_window=7),
+          "mixtral-a": transformers.MixtralConfig(**COMMON, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-3)}
 
 def randomise(model, seed:int) -> None:
   """Gives every parameter random numbers."""

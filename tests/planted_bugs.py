@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 GPT2, CORE = "models/gpt2.py", "transformer.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
-  ("exact GELU for the tanh form", GPT2, '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")'),
+  ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
   ("another epsilon in the blocks", GPT2, "lambda: layer_norm(dim, eps)", "lambda: layer_norm(dim, eps / 10)"),
   ("another epsilon in the last norm", GPT2, "self.norm = layer_norm(dim, eps)", "self.norm = layer_norm(dim, 1e-12)"),
   ("q, k, v in another order", CORE, "self.q, self.k, self.v = (linear(dim, n", "self.k, self.q, self.v = (linear(dim, n", "gpt2"),
-  ("values read as keys", CORE, "(self.q(x), self.k(memory), self.v(memory)))", "(self.q(x), self.v(memory), self.k(memory)))"),
+  ("values read as keys", CORE, "return self.split(self.k(memory)), self.split(self.v(memory))", "return self.split(self.v(memory)), self.split(self.k(memory))"),
   ("a square matrix not transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"(c_attn|mlp\.c_proj|c_fc)\.weight$"'),
   ("no matrix transposed", GPT2, r'turned=r"c_(attn|proj|fc)\.weight$"', r'turned=r"$^"'),
   ("norms swapped", GPT2, r'attn_norm": r"transformer.h.\1.ln_1", r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2"',
@@ -51,6 +51,14 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("pairs of another rotation", "parts/positions.py", "a, b = x.chunk(2, dim=-1)", "a, b = x[..., 0::2], x[..., 1::2]", "llama"),
   ("a gate that is not activated", "parts/feedforward.py", "self.activation(self.gate(x)) * self.up(x)", "self.gate(x) * self.up(x)"),
   ("keys shared by every other head", CORE, "x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)", "x.repeat(1, int(q.shape[-3] // x.shape[-3]), 1, 1)", "llama"),
+  ("experts chosen, and their shares not made to add up to 1", "parts/feedforward.py", "share = share / share.sum(-1, keepdim=True)", "share = share"),
+  ("the next expert for the chosen one", "parts/feedforward.py", "choice.flatten()", "(choice.flatten() + 1) % self.experts"),
+  ("every expert's gate where its up belongs", "models/mixtral.py", 'ff\\.gate": EXPERTS + ".w1", r"blocks\\.(\\d+)\\.ff\\.up": EXPERTS + ".w3"', 'ff\\.gate": EXPERTS + ".w3", r"blocks\\.(\\d+)\\.ff\\.up": EXPERTS + ".w1"', "llama"),
+  ("experts in the order of their names", "models/checkpoint.py", "Joined([by_number[i] for i in range(len(by_number))])", "Joined([by_number[i] for i in reversed(range(len(by_number)))])", "llama"),
+  ("rotations that forget what a bounded cache dropped", "models/llama.py", "cache.place(start) if cache else start", "start", "decoders"),
+  ("a bounded cache that keeps a key too few", "parts/cache.py", "place - dropped - (self.window - 1), place - dropped", "place - dropped - (self.window - 2), place - dropped", "decoders"),
+  ("places that count the padding", GPT2, "keep.int().cumsum(1) - 1", "keep.int().cumsum(1) * 0 + Tensor.arange(keep.shape[1])", "decoders"),
+  ("padding that is seen", "parts/cache.py", "mask + padding_mask(keep)", "mask + 0 * padding_mask(keep).maximum(0)", "decoders"),
   ("a window one key too wide", "parts/positions.py", "(d < window)", "(d <= window)"),
   ("rope scaling left out", "models/llama.py", "frequencies(head_dim, theta, rope)", "frequencies(head_dim, theta)"),
   ("distances of T5 the wrong way round", "parts/positions.py", "after = (distance < 0)", "after = (distance > 0)"),

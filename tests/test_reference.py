@@ -9,12 +9,14 @@ from models import gpt2
 from text.generate import Reader, beam_search, generate
 from text.tokenizer import BytePairEncoding
 from text.wordpiece import WordPiece
+from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 import make_fixtures
 
 pytestmark = pytest.mark.slow
+PLAIN = {"linear": Linear, "attend": attention}
 SHAPES = list(make_fixtures.SHAPES.values())
 
 def theirs(sizes, seed=0):
@@ -100,7 +102,7 @@ ROPES = {"plain": {}, "llama3": {"rope_parameters": {"rope_type": "llama3", "rop
                                                       "original_max_position_embeddings": 16}},
          "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}}
 
-@pytest.mark.parametrize("parts", [{}, models.FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("parts", [PLAIN, models.FAST], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("shape", [dict(num_key_value_heads=2), dict(num_key_value_heads=4, head_dim=6, tie_word_embeddings=True), dict(num_key_value_heads=1, rms_norm_eps=1e-3)])
 def test_llamas_logits_are_theirs(tmp_path, shape, rope, parts):
@@ -121,6 +123,38 @@ def test_mistrals_logits_are_theirs(tmp_path, window):
   model.save_pretrained(tmp_path)
   ids = ids_for({"vocab_size": 61}, 40)
   close(models.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
+
+DECODER = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64,
+               bos_token_id=None, eos_token_id=None)
+DECODERS = {"llama": transformers.LlamaConfig(**DECODER), "mistral": transformers.MistralConfig(**DECODER, head_dim=6, sliding_window=5),
+            "mixtral": transformers.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2),
+            "one of eight": transformers.MixtralConfig(**DECODER, num_local_experts=8, num_experts_per_tok=1, sliding_window=9)}
+
+@pytest.fixture(scope="module", params=DECODERS)
+def decoder(request, tmp_path_factory):
+  model, folder = transformers.AutoModelForCausalLM.from_config(DECODERS[request.param]).eval(), tmp_path_factory.mktemp("decoder")
+  make_fixtures.randomise(model, 2)
+  model.save_pretrained(folder)
+  return folder, model
+
+@pytest.mark.parametrize("parts", [PLAIN, models.FAST], ids=["plain parts", "fast parts"])
+def test_decoders_logits_are_theirs_padded_too(decoder, parts):
+  folder, model = decoder
+  ids = ids_for({"vocab_size": 61}, 40)
+  ours = models.load(folder, **parts)
+  close(ours(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
+  keep = np.ones(ids.shape, bool)
+  keep[0, :9] = keep[2, :1] = False
+  with torch.no_grad(): want = model(torch.tensor(ids), attention_mask=torch.tensor(keep.astype(int)), position_ids=torch.tensor((keep.cumsum(1) - 1).clip(0))).logits.numpy()
+  close(ours(Tensor(ids), keep=Tensor(keep)).numpy()[keep], want[keep], 5e-5)
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_decoders_texts_are_theirs(decoder, beams):
+  folder, model = decoder
+  want = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=50, num_beams=beams, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+  reader = Reader(models.load(folder), beams)
+  ours = beam_search(reader, [1, 2, 3], 50)[0][0] if beams > 1 else [t for [t] in generate(reader, [1, 2, 3], 50, temperature=0)]
+  assert ours == want
 
 @pytest.mark.parametrize("lower, strip", [(True, None), (False, None), (True, False), (False, True)])
 def test_wordpiece_is_theirs(tmp_path, lower, strip):

@@ -1,0 +1,116 @@
+"""Every decoder of the family, each way of running it against the plain one: a text at once, without a cache, in float32, of plain parts."""
+import numpy as np
+import pytest
+from conftest import FIXTURES, randomise
+from tinygrad import Tensor, nn
+import models
+from models import checkpoint
+from models.gpt2 import GPT2
+from models.llama import Llama
+from parts.feedforward import MixtureOfExperts
+from parts.positions import frequencies
+from text.generate import Reader, generate
+from transformer import Linear, attention
+
+V, C = 37, 40
+LLAMA = dict(vocab=V, context=C, dim=12, heads=4, kv_heads=2, layers=2, hidden=20, head_dim=6, turning=frequencies(6))
+MODELS = {"gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts), "llama": lambda **parts: Llama(**LLAMA, **parts),
+          "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
+          "mixtral": lambda **parts: Llama(**LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts)}
+IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
+SHORT = 7   # so much shorter is the second text where they are padded
+
+@pytest.fixture(scope="module", params=MODELS)
+def family(request): return request.param
+
+@pytest.fixture(scope="module")
+def model(family): return randomise(MODELS[family]())
+
+@pytest.fixture(scope="module")
+def plain(model): return model(Tensor(IDS)).numpy()
+
+@pytest.fixture(scope="module")
+def alone(model): return model(Tensor(IDS[1:, :-SHORT])).numpy()[0]
+
+def close(got, want): assert np.abs(got - want).max() < min(1e-4, 2e-5 * want.std())
+
+def in_pieces(model, ids, cuts, keep=None):
+  """The logits of ids, read piece by piece with a cache."""
+  cache, ends = model.cache(len(ids)), [0, *cuts, ids.shape[1]]
+  return np.concatenate([model(Tensor(ids[:, a:b]), a, cache, None if keep is None else Tensor(keep[:, :b])).numpy() for a, b in zip(ends, ends[1:])], 1)
+
+def padded_left():
+  """IDS, the second text without its end and moved to the right, and where there is text."""
+  ids, keep = IDS.copy(), np.ones(IDS.shape, bool)
+  ids[1, :SHORT], ids[1, SHORT:], keep[1, :SHORT] = 0, IDS[1, :-SHORT], False
+  return ids, keep
+
+def test_a_cache_changes_nothing(model, plain): close(in_pieces(model, IDS, [23]), plain)
+
+def test_chunks_change_nothing(model, plain): close(in_pieces(model, IDS, [1, 12]), plain)
+
+def test_padding_on_the_left_changes_nothing(model, plain, alone):
+  ids, keep = padded_left()
+  got = model(Tensor(ids), keep=Tensor(keep)).numpy()
+  close(got[0], plain[0])
+  close(got[1, SHORT:], alone)
+
+def test_padding_on_the_right_changes_nothing(model, plain, alone):
+  ids = IDS.copy()
+  ids[1, -SHORT:] = 0
+  got = model(Tensor(ids)).numpy()
+  close(got[0], plain[0])
+  close(got[1, :-SHORT], alone)
+
+def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain, alone):
+  ids, keep = padded_left()
+  got = in_pieces(model, ids, [1, 12], keep)
+  close(got[0], plain[0])
+  close(got[1, SHORT:], alone)
+
+def test_a_traced_reader_writes_the_same_also_after_another_text(model):
+  """Across the edge of the window, and past the end of a piece."""
+  reader = Reader(model)
+  for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist()):
+    reader.place, ids = 0, first[:]
+    for [token] in generate(reader, first, C - len(first), temperature=0): ids.append(token)
+    assert len(ids) == C and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1:-1].tolist() == ids[len(first):]
+
+def test_a_reader_of_fast_parts_gives_the_same_logits(family, model, plain):
+  fast = MODELS[family](**{name: part for name, part in models.FAST.items() if family == "gpt2" or name != "layer_norm"})
+  nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
+  reader = Reader(fast, 2)
+  for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(IDS[:, start:end]), plain[:, end - 1])
+
+def rounded(x, dtype):
+  return x.astype(np.float16).astype(np.float32) if dtype == "float16" else (checkpoint.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", ["gpt2-a", "llama-a", "mistral-a", "mixtral-a"])
+def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
+  """Within 1e-4, as float32 does: only the numbers are rounded, not what is computed with them."""
+  narrow = models.load(FIXTURES / case, dtype)
+  wide = models.load(FIXTURES / case, linear=Linear, attend=attention)
+  for t in nn.state.get_parameters(wide):
+    if t.ndim == 2: t.replace(Tensor(rounded(t.numpy(), dtype)))
+  ids = IDS[:1] % 61
+  want = wide(Tensor(ids)).numpy()
+  close(narrow(Tensor(ids)).numpy(), want)
+  reader = Reader(narrow)
+  for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(ids[:, start:end]), want[:, end - 1])
+
+def test_a_window_bounds_the_cache():
+  """A text of many windows, of which only the last fits, gives at each place what those tokens that its windows reach give."""
+  model = randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5))
+  reader, ids = Reader(model), np.random.default_rng(1).integers(0, V, (1, 1200)).astype(np.int32)
+  assert reader.cache.rows == 522
+  for start, end in ((0, 500), *((i, i + 1) for i in range(500, 526)), (526, 1198), (1198, 1200)):   # at 522 it is full
+    close(reader(ids[:, start:end]), model(Tensor(ids[:, end - 5:end])).numpy()[:, -1])
+  reader.place = 0
+  close(reader(ids[:, :20]), model(Tensor(ids[:, :20])).numpy()[:, -1])
+
+def test_a_text_that_went_too_far_back_is_read_again():
+  model = randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5))
+  reader = Reader(model)
+  reader(np.zeros((1, 600), np.int32))
+  assert reader.cache.back(599) == 599 and reader.cache.back(reader.cache.dropped + 2) == 0

@@ -1,0 +1,81 @@
+"""A real LLaMA, stories260K of llama2.c, against one written out in numpy as that project's C has it."""
+import json, math, struct
+import numpy as np
+import pytest
+from conftest import shared
+import models
+from models import checkpoint
+from text.generate import Reader, generate
+
+def read(path):
+  """llama2.c's format: seven sizes, then the matrices of all layers together, one kind after the other."""
+  data = path.read_bytes()
+  dim, hidden, layers, heads, kv_heads, vocab, context = struct.unpack("7i", data[:28])
+  numbers, K = np.frombuffer(data, np.float32, offset=28), dim // heads
+  shapes = {"tokens": (vocab, dim), "attn_norm": (layers, dim), "q": (layers, dim, dim), "k": (layers, kv_heads*K, dim), "v": (layers, kv_heads*K, dim),
+            "out": (layers, dim, dim), "ff_norm": (layers, dim), "gate": (layers, hidden, dim), "down": (layers, dim, hidden), "up": (layers, hidden, dim), "norm": (dim,)}
+  w, at = {}, 0
+  for name, shape in shapes.items(): w[name], at = numbers[at:at + math.prod(shape)].reshape(shape), at + math.prod(shape)
+  return dict(dim=dim, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, vocab=vocab, context=context), w
+
+def pieces(path, vocab):
+  """The tokens' texts: a length, then for each its score, its length and its bytes."""
+  data, at, out = path.read_bytes(), 4, []
+  for _ in range(vocab):
+    n = struct.unpack("i", data[at + 4:at + 8])[0]
+    out.append(data[at + 8:at + 8 + n].decode())
+    at += 8 + n
+  return out
+
+def naive(sizes, w, count):
+  """The likeliest `count` tokens after token 1, each from the whole text so far, with pairs of neighbours turned."""
+  K, ids = sizes["dim"] // sizes["heads"], [1]
+  def norm(x, weight): return x / np.sqrt((x*x).mean(-1, keepdims=True) + 1e-5) * weight
+  def turn(x):   # (T, heads, K)
+    angle = np.arange(len(x))[:, None] * 10000.0 ** (-np.arange(0, K, 2) / K)
+    z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
+    return np.stack([z.real, z.imag], -1).reshape(x.shape)
+  for _ in range(count):
+    x, T = w["tokens"][ids], len(ids)
+    for i in range(sizes["layers"]):
+      y = norm(x, w["attn_norm"][i])
+      q, k, v = ((y @ w[n][i].T).reshape(T, -1, K) for n in "qkv")
+      q, k = turn(q), turn(k)
+      mixed = np.zeros((T, sizes["heads"], K))
+      for h in range(sizes["heads"]):
+        g = h // (sizes["heads"] // sizes["kv_heads"])
+        scores = q[:, h] @ k[:, g].T / math.sqrt(K) + np.triu(np.full((T, T), -np.inf), 1)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed[:, h] = p / p.sum(-1, keepdims=True) @ v[:, g]
+      x = x + mixed.reshape(T, -1) @ w["out"][i].T
+      y = norm(x, w["ff_norm"][i])
+      gate = y @ w["gate"][i].T
+      x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"][i].T)) @ w["down"][i].T
+    ids.append(int((norm(x[-1], w["norm"]) @ w["tokens"].T).argmax()))
+  return ids[1:]
+
+def to_folder(sizes, w, folder):
+  """The same as a folder of transformers' layout, whose pairs to turn are halves and not neighbours."""
+  def halves(x, heads): return x.reshape(heads, -1, 2, sizes["dim"]).swapaxes(1, 2).reshape(x.shape)
+  names = {"attn_norm": "input_layernorm", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.o_proj",
+           "ff_norm": "post_attention_layernorm", "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+  tensors = {"model.embed_tokens.weight": w["tokens"], "model.norm.weight": w["norm"]}
+  for i in range(sizes["layers"]):
+    for ours, name in names.items():
+      x = w[ours][i]
+      tensors[f"model.layers.{i}.{name}.weight"] = halves(x, sizes["heads"]) if ours == "q" else halves(x, sizes["kv_heads"]) if ours == "k" else x
+  checkpoint.write_safetensors(folder / "model.safetensors", tensors)
+  (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": sizes["vocab"], "hidden_size": sizes["dim"], "num_attention_heads": sizes["heads"],
+    "num_key_value_heads": sizes["kv_heads"], "num_hidden_layers": sizes["layers"], "intermediate_size": sizes["hidden"], "max_position_embeddings": sizes["context"],
+    "rms_norm_eps": 1e-5, "tie_word_embeddings": True}))
+
+@pytest.fixture(scope="module")
+def story(): return read(shared("checkpoints/stories260K.bin"))
+
+def test_its_greedy_text_is_the_naive_ones_and_a_story(story, tmp_path):
+  sizes, w = story
+  to_folder(sizes, w, tmp_path)
+  ids = [t for [t] in generate(Reader(models.load(tmp_path)), [1], 200, temperature=0)]
+  assert ids == naive(sizes, w, 200)
+  text = "".join(pieces(shared("checkpoints/tok512.bin"), sizes["vocab"])[i] for i in ids)
+  assert text.strip().startswith("Once upon a time, there was a little girl named")
