@@ -1,6 +1,7 @@
 """What the commands say beside their text: notes, bars and troubles on standard error, and how a command ends."""
 import argparse, contextlib, math, os, signal, sys, time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 VERSION = "0.1.0"
 
@@ -15,6 +16,25 @@ def number(kind:Callable, least:float, most:float=math.inf) -> Callable:
     if not least <= value <= most: raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least}" + (f" to {most}" if most < math.inf else " on"))
     return value
   return convert
+
+def model_arguments(p:argparse.ArgumentParser, models:str, required:bool=False) -> None:
+  """The options of every command that runs a model. models: what -m takes."""
+  p.add_argument("-m", "--model", required=required, help=models)
+  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA (default: DEV, else what it finds)")
+  p.add_argument("--dtype", choices=["float32", "float16", "bfloat16", "int8"], default="float32", help="of the weights in memory; it computes in float32 (default: %(default)s)")
+  p.add_argument("--offline", action="store_true", help="ask no hub")
+  volume = p.add_mutually_exclusive_group()
+  volume.add_argument("-v", "--verbose", action="store_true", help="tell what runs where, and how fast")
+  volume.add_argument("-q", "--quiet", action="store_true", help="no notes and no bars, but for the one that another model had to be used")
+  p.add_argument("--version", action="version", version=f"tinyformer {VERSION}")
+
+def find_model(args:argparse.Namespace, name:str) -> Path:
+  """The folder of a model, with a bar while it comes from the hub. Raises what models.hub.find does."""
+  from models import hub
+  bar = Bar("download", args.quiet)
+  def report(file:str, done:int, total:int) -> None: bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+  try: return hub.find(name, args.offline, report)
+  finally: bar.clear()
 
 def note(text:str) -> None: print(text, file=sys.stderr, flush=True)
 

@@ -6,7 +6,7 @@ import backend, console
 def parse(argv:list[str]|None) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="gpt.py", description="Write on from a text.")
   p.add_argument("-p", "--prompt", help="the text to go on from; - is standard input (default: standard input if it is piped, else a loop)")
-  p.add_argument("-m", "--model", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder (default: gpt2; without a network, tiny)")
+  console.model_arguments(p, "gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder (default: gpt2; without a network, tiny)")
   p.add_argument("-n", "--max-tokens", type=console.number(int, 1), default=100, help="tokens to write (default: %(default)s)")
   p.add_argument("-t", "--temperature", type=console.number(float, 0), default=0.8, help="0 always takes the likeliest token (default: %(default)s)")
   p.add_argument("-k", "--top-k", type=console.number(int, 0), default=40, help="draw from so many likeliest tokens, 0 from all (default: %(default)s)")
@@ -15,14 +15,7 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("-N", "--num-samples", type=console.number(int, 1), default=1, help="texts to write side by side (default: %(default)s)")
   p.add_argument("-i", "--interactive", action="store_true", help="a loop that goes on from what you type (default at a terminal without -p)")
   p.add_argument("--stop", action="append", default=[], help="end before this text; may be given more than once")
-  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA (default: DEV, else what it finds)")
-  p.add_argument("--dtype", choices=["float32", "float16", "bfloat16", "int8"], default="float32", help="of the weights in memory; it computes in float32 (default: %(default)s)")
-  p.add_argument("--offline", action="store_true", help="ask no hub")
   p.add_argument("--list-models", action="store_true", help="print the models that can be had by a short name")
-  volume = p.add_mutually_exclusive_group()
-  volume.add_argument("-v", "--verbose", action="store_true", help="tell what runs where, and how fast")
-  volume.add_argument("-q", "--quiet", action="store_true", help="no notes and no bars, but for the one that another model had to be used")
-  p.add_argument("--version", action="version", version=f"tinyformer {console.VERSION}")
   return p.parse_args(argv)
 
 def read_prompt(args:argparse.Namespace) -> str|None:
@@ -43,14 +36,11 @@ def read_prompt(args:argparse.Namespace) -> str|None:
 def find_model(args:argparse.Namespace):
   """The folder of the model; of the shipped one where none is named and the hub cannot be reached."""
   from models import hub
-  bar = console.Bar("download", args.quiet)
-  def report(file:str, done:int, total:int) -> None: bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-  try: return hub.find(args.model or "gpt2", args.offline, report)
+  try: return console.find_model(args, args.model or "gpt2")
   except hub.Unreachable as e:
     if args.model: raise
     console.note(f"Using the small model that comes with the project: {e}")
     return hub.find("tiny")
-  finally: bar.clear()
 
 class Writer:
   """A model and its tokenizer, and the texts that they are at."""
