@@ -25,13 +25,13 @@ class GPT2:
   Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
   """
   def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
-               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0,
+               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0, residual:Callable=pre_norm,
                linear:type[Linear]=Linear, attend:Callable=attention, layer_norm:Callable=nn.LayerNorm):
     self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = vocab, context, dim, heads, dropout, linear.product
     self.activation, self.hidden_dim = activation, hidden or 4*dim
     self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
     self.blocks = [Block(MultiHeadAttention(dim, heads, linear, attend=attend), FeedForward(dim, self.hidden_dim, activation, linear),
-                         lambda: layer_norm(dim, eps), functools.partial(pre_norm, dropout=dropout)) for _ in range(layers)]
+                         lambda: layer_norm(dim, eps), functools.partial(residual, dropout=dropout)) for _ in range(layers)]
     self.norm = layer_norm(dim, eps)
     for name, t in nn.state.get_state_dict(self).items():
       if t.ndim == 2: t.replace(Tensor.normal(*t.shape, std=0.02 / math.sqrt(2*layers) if name.endswith(("out.weight", "down.weight")) else 0.02))

@@ -10,6 +10,8 @@ import torch, transformers
 SHAPES = {"gpt2-a": dict(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, n_inner=60),
           "gpt2-b": dict(vocab_size=61, n_positions=19, n_embd=20, n_head=5, n_layer=3, layer_norm_epsilon=1e-3)}
 
+FIRST = dict(vocab_size=61, n_positions=23, n_embd=16, n_head=4, n_layer=2, layer_norm_epsilon=1e-3)
+
 COMMON = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64, bos_token_id=None, eos_token_id=None)
 OTHERS = {"llama-a": transformers.LlamaConfig(**COMMON, num_key_value_heads=2, rms_norm_eps=1e-3, rope_parameters={
             "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
@@ -25,9 +27,9 @@ def randomise(model, seed:int) -> None:
     elif "wte" in name or "wpe" in name or "embed" in name: p.data = torch.randn(p.shape, generator=generator) * 0.02
     else: p.data = torch.randn(p.shape, generator=generator) * 0.25
 
-def make(name:str, sizes:dict, folder:Path) -> None:
-  config = transformers.GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None)
-  model = transformers.GPT2LMHeadModel(config).eval()
+def make(name:str, kind:type, sizes:dict, folder:Path) -> None:
+  config = kind(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None)
+  model = transformers.AutoModelForCausalLM.from_config(config).eval()
   randomise(model, seed=len(name))
   model.save_pretrained(folder / name)
   (folder / name / "generation_config.json").unlink(missing_ok=True)
@@ -48,5 +50,6 @@ def make_other(name:str, config, folder:Path) -> None:
   np.savez_compressed(folder / name / "expected.npz", ids=ids, logits=model(ids).logits.detach())
 
 if __name__ == "__main__":
-  for name, sizes in SHAPES.items(): make(name, sizes, Path(__file__).parent / "fixtures")
+  for name, sizes in SHAPES.items(): make(name, transformers.GPT2Config, sizes, Path(__file__).parent / "fixtures")
+  make("gpt1-a", transformers.OpenAIGPTConfig, FIRST, Path(__file__).parent / "fixtures")
   for name, config in OTHERS.items(): make_other(name, config, Path(__file__).parent / "fixtures")

@@ -62,6 +62,9 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a window one key too wide", "parts/positions.py", "(d < window)", "(d <= window)"),
   ("rope scaling left out", "models/llama.py", "frequencies(head_dim, theta, rope)", "frequencies(head_dim, theta)"),
   ("distances of T5 the wrong way round", "parts/positions.py", "after = (distance < 0)", "after = (distance > 0)"),
+  ("the first GPT with its norms before the sublayers", "models/gpt.py", ", residual=post_norm, **more)", ", **more)", "gpt1"),
+  ("the first GPT with a norm at its end", "models/gpt.py", "self.norm = lambda x: x ", "self.norm = self.norm ", "gpt1"),
+  ("the first GPT's gelu taken for the exact one", "models/gpt.py", 'activation = Tensor.gelu if config.get("afn", "gelu") == "gelu" else config', "activation = config", "gpt1"),
   ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
 ]

@@ -140,8 +140,8 @@ def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
   assert saved.keys() == original.keys()
   for name in saved: np.testing.assert_array_equal(saved[name].numpy(), original[name].numpy())
 
-@pytest.mark.parametrize("sizes, count", [((768, 12, 12), 124_439_808), ((1024, 16, 24), 354_823_168), ((1280, 20, 36), 774_030_080), ((1600, 25, 48), 1_557_611_200)])
-def test_the_four_sizes_have_their_published_parameter_counts(sizes, count):
+@pytest.mark.parametrize("sizes, count", [((768, 12, 6), 81_912_576), ((768, 12, 12), 124_439_808), ((1024, 16, 24), 354_823_168), ((1280, 20, 36), 774_030_080), ((1600, 25, 48), 1_557_611_200)])
+def test_the_sizes_have_their_published_parameter_counts(sizes, count):
   before = GlobalCounters.mem_used
   dim, heads, layers = sizes
   with checkpoint.undrawn(): model = gpt2.GPT2(dim=dim, heads=heads, layers=layers)
