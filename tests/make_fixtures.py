@@ -49,7 +49,21 @@ def make_other(name:str, config, folder:Path) -> None:
   ids = torch.randint(0, config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
   np.savez_compressed(folder / name / "expected.npz", ids=ids, logits=model(ids).logits.detach())
 
+def make_vit(name:str, folder:Path) -> None:
+  """With what it computes from pictures of its own size and, its positions interpolated, of another."""
+  config = transformers.ViTConfig(image_size=12, patch_size=4, hidden_size=18, num_attention_heads=3, num_hidden_layers=2, intermediate_size=30,
+                                  layer_norm_eps=1e-3, id2label={0: "dot", 1: "line", 2: "field", 3: "none", 4: "cross"})
+  model = transformers.ViTForImageClassification(config).eval()
+  randomise(model, seed=len(name))
+  model.save_pretrained(folder / name)
+  pixels, wide = (torch.randn(shape, generator=torch.Generator().manual_seed(1)) for shape in ((2, 3, 12, 12), (2, 3, 20, 17)))
+  with torch.no_grad():
+    hidden, stretched = model.vit(pixels, output_hidden_states=True), model(wide, interpolate_pos_encoding=True)
+    np.savez_compressed(folder / name / "expected.npz", pixels=pixels, logits=model(pixels).logits, wide=wide, wide_logits=stretched.logits,
+                        last=hidden.last_hidden_state, **{f"hidden.{i}": h for i, h in enumerate(hidden.hidden_states)})
+
 if __name__ == "__main__":
   for name, sizes in SHAPES.items(): make(name, transformers.GPT2Config, sizes, Path(__file__).parent / "fixtures")
   make("gpt1-a", transformers.OpenAIGPTConfig, FIRST, Path(__file__).parent / "fixtures")
+  make_vit("vit-a", Path(__file__).parent / "fixtures")
   for name, config in OTHERS.items(): make_other(name, config, Path(__file__).parent / "fixtures")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-GPT2, CORE = "models/gpt2.py", "transformer.py"
+GPT2, CORE, VIT, PICTURES = "models/gpt2.py", "transformer.py", "models/vit.py", "models/pictures.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
   ("another epsilon in the blocks", GPT2, "lambda: layer_norm(dim, eps)", "lambda: layer_norm(dim, eps / 10)"),
@@ -65,6 +65,25 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("the first GPT with its norms before the sublayers", "models/gpt.py", ", residual=post_norm, **more)", ", **more)", "gpt1"),
   ("the first GPT with a norm at its end", "models/gpt.py", "self.norm = lambda x: x ", "self.norm = self.norm ", "gpt1"),
   ("the first GPT's gelu taken for the exact one", "models/gpt.py", 'activation = Tensor.gelu if config.get("afn", "gelu") == "gelu" else config', "activation = config", "gpt1"),
+  ("patches column after column", VIT, '"b c (h p) (w q) -> b (h w) (c p q)"', '"b c (h p) (w q) -> b (w h) (c p q)"'),
+  ("a patch's channels side by side", VIT, '"b c (h p) (w q) -> b (h w) (c p q)"', '"b c (h p) (w q) -> b (h w) (p q c)"'),
+  ("the class token after the patches", VIT, "self.class_token.expand(B, 1, self.dim).cat(self.patches(pixels), dim=1)", "self.patches(pixels).cat(self.class_token.expand(B, 1, self.dim), dim=1)"),
+  ("a class read from the mean of all rows", VIT, "self.hidden(pixels)[:, 0]", "self.hidden(pixels).mean(1)"),
+  ("the Vision Transformer without its last norm", VIT, "return stored(self.norm(x))", "return x"),
+  ("the Vision Transformer with its norms after the sublayers", VIT, "lambda: layer_norm(dim, eps), pre_norm)", "lambda: layer_norm(dim, eps))"),
+  ("the Vision Transformer with another epsilon", VIT, 'config.get("layer_norm_eps", 1e-12)', "1e-12"),
+  ("its two norms swapped", VIT, r'attn_norm": r"vit.encoder.layer.\1.layernorm_before", r"blocks\.(\d+)\.ff_norm": r"vit.encoder.layer.\1.layernorm_after"',
+   r'attn_norm": r"vit.encoder.layer.\1.layernorm_after", r"blocks\.(\d+)\.ff_norm": r"vit.encoder.layer.\1.layernorm_before"'),
+  ("the tanh form of GELU for the exact one", "models/config.py", 'functools.partial(Tensor.gelu, approximate="none")', "Tensor.gelu", "vit"),
+  ("positions stretched from corner to corner", VIT, "(np.arange(new)[:, None] + 0.5) * old / new - 0.5", "np.arange(new)[:, None] * (old - 1) / max(1, new - 1)"),
+  ("positions stretched with another a", VIT, "a, points = -0.75,", "a, points = -0.5,"),
+  ("positions stretched with nothing beyond the ends", VIT, "(points.clip(0, old - 1)[:, None] == np.arange(old))", "(points[:, None] == np.arange(old))"),
+  ("a new head that is not zero", VIT, "if self.head: self.head.weight = Tensor.zeros(len(labels), self.dim)", "pass"),
+  ("mean and deviation swapped", PICTURES, '(("mean", 0), ("std", 1))', '(("std", 0), ("mean", 1))'),
+  ("a picture's height taken for its width", PICTURES, 'width, height = self.size["width"], self.size["height"]', 'height, width = self.size["width"], self.size["height"]'),
+  ("the longer side for the shorter", PICTURES, "/ min(picture.size)", "/ max(picture.size)"),
+  ("pictures as the camera held them", PICTURES, "ImageOps.exif_transpose(Image.open(f))", "Image.open(f)"),
+  ("black in the wrong half of an odd rim", PICTURES, "((lack + 1) // 2, lack // 2)", "(lack // 2, (lack + 1) // 2)"),
   ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
 ]
