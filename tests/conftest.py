@@ -1,5 +1,5 @@
 """Every test runs on the device that the commands would choose; CI's, where there is no clang, is the CPU with ziglang's."""
-import sys
+import json, sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import backend
@@ -25,3 +25,11 @@ def randomise(model, seed:int=0, scale:float=0.3):
   return model
 
 def normal(*shape:int, seed:int=0) -> np.ndarray: return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+def with_head(case:str, head:str, folder:Path, **config) -> Path:
+  """A folder with the fixture's tensors whose config.json names the architecture that ends in `head`; config: other keys of it."""
+  values = json.loads((FIXTURES / case / "config.json").read_text())
+  values["architectures"] = [values["architectures"][0].replace("ForMaskedLM", head)]
+  (folder / "config.json").write_text(json.dumps(values | config))
+  (folder / "model.safetensors").write_bytes((FIXTURES / case / "model.safetensors").read_bytes())
+  return folder
