@@ -8,7 +8,8 @@ from parts.linear import PackedLinear
 from parts.norm import LayerNorm
 
 FAMILIES = {"gpt2": "gpt2", "openai-gpt": "gpt", "llama": "llama", "mistral": "llama", "mixtral": "mixtral", "bert": "bert",
-            "roberta": "bert", "camembert": "bert", "xlm-roberta": "bert", "vit": "vit"}   # model_type to module
+            "roberta": "bert", "camembert": "bert", "xlm-roberta": "bert", "deberta-v2": "deberta",
+            "vit": "vit"}   # model_type to module
 FAST:dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}   # the parts that compute sooner what transformer.py defines
 
 def load(folder:str|Path, dtype:str="float32", **parts):

@@ -87,6 +87,13 @@ def bucket(distance:Tensor, both:bool, buckets:int=32, most:int=128) -> Tensor:
   far = exact + ((d.maximum(1) / exact).log() / math.log(most / exact) * (n - exact)).cast("int32")
   return after + (d < exact).where(d, far.minimum(n - 1))
 
+def signed_bucket(distance:int, buckets:int, most:int) -> int:
+  """DeBERTa's bucket of a distance: itself up to buckets / 2; from there to most - 1 their logarithms share the other half; its sign stays (He et al. 2023)."""
+  exact = buckets // 2
+  if abs(distance) <= exact: return distance
+  far = exact + math.ceil(math.log(abs(distance) / exact) / math.log((most - 1) / exact) * (exact - 1))
+  return far if distance > 0 else -far
+
 class RelativeBias:
   """T5's learned bias for each head and bucket of distances; the layers of a stack share one."""
   def __init__(self, heads:int, both:bool, buckets:int=32, most:int=128):

@@ -23,7 +23,10 @@ OTHERS = {"llama-a": transformers.LlamaConfig(**COMMON, num_key_value_heads=2, r
 HEADS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model")
 ENCODER = dict(vocab_size=61, hidden_size=12, num_attention_heads=3, num_hidden_layers=2, intermediate_size=20, max_position_embeddings=32,
                id2label={0: "calm", 1: "glad", 2: "sad", 3: "wry"})
-ENCODERS = {"bert-a": transformers.BertConfig(**ENCODER), "roberta-a": transformers.RobertaConfig(**ENCODER, type_vocab_size=1, layer_norm_eps=1e-5)}
+RELATIVE = dict(relative_attention=True, position_biased_input=False, pos_att_type="p2c|c2p")
+ENCODERS = {"bert-a": transformers.BertConfig(**ENCODER), "roberta-a": transformers.RobertaConfig(**ENCODER, type_vocab_size=1, layer_norm_eps=1e-5),
+            "deberta-a": transformers.DebertaV2Config(**ENCODER, **RELATIVE, position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm"),
+            "deberta-b": transformers.DebertaV2Config(**ENCODER, **RELATIVE, max_relative_positions=5, conv_kernel_size=3, conv_act="gelu", legacy=False)}
 
 def randomise(model, seed:int) -> None:
   """Gives every parameter random numbers."""
