@@ -24,6 +24,8 @@ class GPT2:
 
   Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
   """
+  task = "continue"
+
   def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
                activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0, residual:Callable=pre_norm,
                linear:type[Linear]=Linear, attend:Callable=attention, layer_norm:Callable=nn.LayerNorm):

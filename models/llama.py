@@ -27,6 +27,8 @@ class Llama:
   gives them.  window: how many keys a query sees, its own the last; None: all.  tied: the head is the embeddings.
   feed_forward: (dim, hidden, linear=) -> a block's network.
   """
+  task = "continue"
+
   def __init__(self, vocab:int, context:int, dim:int, heads:int, kv_heads:int, layers:int, hidden:int, head_dim:int, turning:list[float],
                eps:float=1e-6, window:int|None=None, tied:bool=False, feed_forward:Callable=GatedFeedForward,
                linear:type[Linear]=Linear, attend:Callable=attention):

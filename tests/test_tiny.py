@@ -24,6 +24,11 @@ def test_it_predicts_english():
   logits = Reader(model)(np.array([tokenizer.encode("He looked at the man and shook his")]))[0]
   assert logits[tokenizer.encode(" head")[0]] > logits[tokenizer.encode(" the")[0]] and logits.argmax() == tokenizer.encode(" head")[0]
 
+def test_the_fast_parts_write_what_the_plain_ones_do():
+  ids = BytePairEncoding.load(TINY).encode("Once upon a time")
+  fast, plain = (list(generate(Reader(gpt2.load(TINY, **parts)), ids, 100, temperature=0)) for parts in (FAST, {}))
+  assert len(fast) == 100 and fast == plain
+
 @pytest.mark.slow
 def test_nearly_all_its_words_occur_in_its_training_text():
   documents, _ = hold_out(read_documents([shared(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]), seed=1337)
