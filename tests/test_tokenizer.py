@@ -4,6 +4,7 @@ import pytest
 import tiktoken
 from conftest import ROOT, shared
 from hypothesis import given, settings, strategies as st
+from text import load
 from text.tokenizer import END, PIECES, BytePairEncoding, Stream, learn_merges, spell
 
 SAMPLE = """def f(x):\n\treturn {'a': x**2}  # naïve café, “quotes” — don't you'll they're I'VE 1234567890 ½ ²
@@ -54,7 +55,7 @@ def test_decoding_gives_the_text_back(small, text): assert small.decode(small.en
 
 def test_a_typed_end_of_text_is_text(small):
   assert small.end not in small.encode(f"a{END}b") and small.decode(small.encode(f"a{END}b")) == f"a{END}b"
-  assert small.decode([small.end]) == END
+  assert small.decode([small.end]) == "" and small.encode(f"a{END}b", (END,)) == [*small.encode("a"), small.end, *small.encode("b")]
 
 def test_long_white_space_before_a_word(small):
   for text in (" " * 100_000 + "x", "a" + "\n" * 50_000 + " b", "\t" * 6000):
@@ -70,6 +71,42 @@ def test_a_lone_surrogate_becomes_a_replacement_character(small): assert small.d
 
 def test_an_unknown_id_is_refused(small):
   with pytest.raises(ValueError, match="100000 is not the id of a token"): small.decode([100000])
+
+@given(st.text())
+@settings(max_examples=300, deadline=None)
+def test_spans_are_the_characters_that_tokens_came_from(small, text):
+  spans = small.spans(text)
+  assert [i for i, _, _ in spans] == small.encode(text)
+  assert all(small.token(i) in text[a:b].encode() for i, a, b in spans) and sorted({n for _, a, b in spans for n in range(a, b)}) == list(range(len(text)))
+
+# checkpoints
+
+def test_roberta_has_tokens_around_a_text_and_gpt2_has_none(small, tmp_path):
+  small.save(tmp_path)
+  tokenizer = BytePairEncoding.load(tmp_path)
+  assert tokenizer.single([7]) == [7] and tokenizer.pair([7], [8]) == ([7, 8], [0, 0]) and tokenizer.mask is None and tokenizer.end == small.end
+  specials = {s: len(small) + n for n, s in enumerate(["<s>", "<pad>", "</s>", "<mask>"])}
+  (tmp_path / "vocab.json").write_text(json.dumps(small.vocab | specials))
+  tokenizer, (cls, pad, sep, mask) = BytePairEncoding.load(tmp_path), specials.values()
+  assert tokenizer.single([7]) == [cls, 7, sep] and tokenizer.pair([7], [8]) == ([cls, 7, sep, sep, 8, sep], [0] * 6)
+  assert (tokenizer.mask, tokenizer.pad, tokenizer.end, len(tokenizer)) == ((mask, "<mask>"), pad, sep, len(small) + 4)
+  assert tokenizer.encode("a <mask>.", ("<mask>",)) == [*small.encode("a"), mask, *small.encode(".")]   # it takes the blank before it
+  assert mask not in tokenizer.encode("a <mask>.") and tokenizer.decode([cls, *small.encode("a <mask>"), sep]) == "a <mask>"
+
+def test_tokenizer_json_says_how_a_text_is_cut(small, tmp_path):
+  vocab = {t: i for t, i in small.vocab.items() if t != END} | {"zebra": 399, "qqqq": 400}
+  full = {"model": {"vocab": vocab, "merges": [[spell(a), spell(b)] for a, b in small.merges], "ignore_merges": True}, "decoder": {"type": "ByteLevel"},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\p{L}+|[^\p{L}\p{N}]"}, "behavior": "Isolated", "invert": False},
+                                                            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]},
+    "added_tokens": [{"id": 401, "content": "<|eot|>", "special": True}, {"id": 402, "content": "<tab>", "special": False}],
+    "post_processor": {"type": "TemplateProcessing", "single": [], "pair": [{"SpecialToken": {"id": "<|eot|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                       "special_tokens": {"<|eot|>": {"ids": [401]}}}}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(full))
+  (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<|eot|>"}}')
+  tokenizer = load(tmp_path)
+  assert tokenizer.single([7]) == [401, 7] and tokenizer.end == 401 and len(tokenizer) == 403
+  assert tokenizer.encode("zebra zebras") == [399, *small.encode(" "), *small.encode("z"), *small.encode("ebras")]   # no merge makes it of its parts
+  assert tokenizer.encode("<tab>") == [402] and tokenizer.decode([402, 401]) == "<tab>" and 401 not in tokenizer.encode("<|eot|>")
 
 # a stream
 

@@ -1,9 +1,11 @@
 """Text to token ids and back, by byte-level byte-pair encoding; and learning such an encoding from a text."""
 import codecs, collections, functools, heapq, json
 from pathlib import Path
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import regex, tiktoken
+from text.special import SURROGATE, Files, Tokenizer, damage
+from text.steps import Stretch
 
 # How GPT-2 cuts a text before it merges (Radford et al. 2019, sec. 2.2): no token spans two of these.
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -21,67 +23,88 @@ def spell(token:bytes) -> str:
   return "".join(map(LETTERS.__getitem__, token))
 
 def unspell(token:str) -> bytes:
-  """The bytes of a token of vocab.json. Raises KeyError for a character that stands for no byte."""
+  """The bytes of a token of vocab.json. Raises ValueError for a character that stands for no byte."""
+  if strange := [c for c in token if c not in BYTES]: raise ValueError(f"{strange[0]!r} stands for no byte")
   return bytes(map(BYTES.__getitem__, token))
 
-class BytePairEncoding:
+def read_merges(pairs:Iterable[str|Sequence[str]]) -> list[tuple[bytes, bytes]]:
+  """Merges as the files write them: pairs, or strings with a blank in the middle. Raises ValueError for what is none."""
+  merges = []
+  for pair in pairs:
+    parts = pair.split(" ") if isinstance(pair, str) else pair
+    if len(parts) != 2: raise ValueError(f"{pair!r} is no pair of tokens")
+    merges.append((unspell(parts[0]), unspell(parts[1])))
+  return merges
+
+class BytePairEncoding(Tokenizer):
   """Byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): merges, in their order; vocab, each token's id.
 
-  A token of the vocabulary that no merge makes, such as <|endoftext|>, is a control: it is written by id alone and never read from text.
+  Tokens of the vocabulary that no merge makes, such as <|endoftext|>, and the specials given are written by id alone, never read from text.
+  pattern: how a text is cut before the merges.  whole: a token that lies between two cuts is read as such, merges or not (tokenizer.json's ignore_merges).
   Raises ValueError if a byte or a merge has no id, or a merge joins what is no token.
   """
-  def __init__(self, merges:Sequence[tuple[bytes, bytes]], vocab:dict[str, int]):
+  def __init__(self, merges:Sequence[tuple[bytes, bytes]], vocab:dict[str, int], pattern:str=PIECES, specials:dict[str, int]|None=None, whole:bool=False):
     self.merges, self.vocab = list(merges), vocab
     ranks = {bytes([b]): i for i, b in enumerate(LETTERS)}
     for a, b in self.merges:
       if a not in ranks or b not in ranks: raise ValueError(f"the merge {spell(a)} {spell(b)} joins what is not yet a token")
       ranks.setdefault(a + b, len(ranks))
+    specials = specials or {}
+    unmade = {t: None for token in vocab if whole and token not in specials and (t := unspell(token)) not in ranks}
+    if joined := [t for t in unmade if any(t[:n] in ranks and t[n:] in ranks for n in range(1, len(t)))]: raise ValueError(f"no merge makes {spell(joined[0])!r} of its parts")
+    for t in unmade: ranks[t] = len(ranks)   # tiktoken would merge the parts of one, had it any
     if missing := [t for t in ranks if spell(t) not in vocab]: raise ValueError(f"the vocabulary has no id for {spell(missing[0])!r}")
-    self.ids = np.array([vocab[spell(t)] for t in ranks])   # tiktoken's ids are ranks; RoBERTa's, for one, are not
-    self.bytes_of = {vocab[spell(t)]: t for t in ranks}
-    self.controls = {token: i for token, i in vocab.items() if i not in self.bytes_of}
-    self.bytes_of |= {i: token.encode() for token, i in self.controls.items()}
-    self.encoding = tiktoken.Encoding("bpe", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={})
+    self.by_rank = np.array([vocab[spell(t)] for t in ranks])   # tiktoken's ids are ranks; RoBERTa's, for one, are not
+    self.encoding = tiktoken.Encoding("bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    made = {vocab[spell(t)]: t for t in ranks}
+    super().__init__(made, {t: i for t, i in vocab.items() if i not in made} | specials)
 
-  def __len__(self) -> int: return max(self.bytes_of) + 1
-
-  @property
-  def end(self) -> int|None:
-    """The id that ends a text, if there is one."""
-    return self.controls.get(END)
-
-  def encode(self, text:str) -> list[int]:
-    """Token ids of any string; lone surrogates become U+FFFD."""
+  def ids(self, text:str) -> list[int]:
+    """Token ids of a text without specials."""
     ranks = [r for part in LONG_SPACE.split(text) for r in self.encoding.encode_ordinary(part)]
-    return self.ids[ranks].tolist() if ranks else []
+    return self.by_rank[ranks].tolist() if ranks else []
+
+  def cut(self, stretch:Stretch) -> Iterator[tuple[int, int, int]]:
+    place, done = [n for n, c in enumerate(stretch.text) for _ in c.encode()], 0   # the character of each byte
+    for i in self.ids(stretch.text):
+      begin, done = done, done + len(self.tokens[i])
+      yield i, stretch.starts[place[begin]], stretch.ends[place[done - 1]]
+
+  def encode(self, text:str, special:Sequence[str]=()) -> list[int]:
+    text = SURROGATE.sub("\ufffd", text)
+    return [i for a, b, known in self.parts(text, special) for i in (self.ids(text[a:b]) if known is None else [known])]
 
   def encode_documents(self, documents:Iterable[str]) -> np.ndarray:
     """The ids of every document, each closed by the id that ends a text, one after the other."""
     end = [] if self.end is None else [self.end]
     return np.concatenate([np.array(self.encode(d) + end, dtype=np.int32) for d in documents])
 
-  def decode(self, ids:Iterable[int]) -> str:
-    """The text of ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that is no token."""
-    return b"".join(map(self.token, ids)).decode(errors="replace")
-
-  def token(self, i:int) -> bytes:
-    """The bytes of one token, which may be a part of a character. Raises ValueError for an id that is no token."""
-    if i not in self.bytes_of: raise ValueError(f"{i} is not the id of a token: there are {len(self.bytes_of)}")
-    return self.bytes_of[i]
-
   @classmethod
   def load(cls, folder:str|Path) -> "BytePairEncoding":
-    """Reads vocab.json and merges.txt. Raises FileNotFoundError, or ValueError if they do not fit together."""
-    path = Path(folder) / "vocab.json"
-    try:
+    """Reads tokenizer.json, or else vocab.json and merges.txt. Raises FileNotFoundError, or ValueError if they do not fit together."""
+    files = Files(folder)
+    if files.full: return cls.from_full(files)
+    path = files.folder / "vocab.json"
+    with damage(path):
       vocab = json.loads(path.read_text(encoding="utf-8"))
       if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()): raise ValueError("not a table of ids")
-      path = Path(folder) / "merges.txt"
-      lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
-      if strange := [line for line in lines if line.count(" ") != 1]: raise ValueError(f"{strange[0]!r} is no pair of tokens")
-      return cls([(unspell(a), unspell(b)) for a, b in (line.split(" ") for line in lines)], vocab)
-    except KeyError as e: raise ValueError(f"{path}: {e.args[0]!r} stands for no byte") from e
-    except ValueError as e: raise ValueError(f"{path}: {e}") from e
+    with damage(path := files.folder / "merges.txt"):
+      tokenizer = cls(read_merges([line for line in path.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]), vocab)
+    tokenizer.surround(files, "<s> A </s> </s> B </s>" if {"<s>", "</s>"} <= tokenizer.specials.keys() else "A B")   # RoBERTa and BART; GPT-2
+    return tokenizer
+
+  @classmethod
+  def from_full(cls, files:Files) -> "BytePairEncoding":
+    """From tokenizer.json, which also says how a text is cut."""
+    with damage(files.folder / "tokenizer.json"):
+      model, pre = files.full["model"], files.full["pre_tokenizer"]
+      *splits, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+      patterns = [s["pattern"]["Regex"] for s in splits if s["type"] == "Split" and s["behavior"] == "Isolated" and not s["invert"]] + [PIECES] * last.get("use_regex", True)
+      if files.full.get("normalizer") or last["type"] != "ByteLevel" or last["add_prefix_space"] or len(patterns) != 1 or len(splits) > 1:
+        raise ValueError(f"a text that is prepared by {files.full.get('normalizer')} and {pre} cannot be read here")
+      tokenizer = cls(read_merges(model["merges"]), model["vocab"], patterns[0], files.specials(model["vocab"]), model.get("ignore_merges", False))
+      tokenizer.surround(files)
+    return tokenizer
 
   def save(self, folder:str|Path) -> None:
     """Writes vocab.json and merges.txt, as transformers reads them."""
@@ -149,7 +172,7 @@ def joined(word:list[bytes], pair:tuple[bytes, bytes]) -> list[bytes]:
 
 class Stream:
   """Decodes a text that arrives token by token: a character that spans several tokens comes out when it is whole."""
-  def __init__(self, tokenizer:BytePairEncoding):
+  def __init__(self, tokenizer:Tokenizer):
     self.tokenizer, self.decoder = tokenizer, codecs.getincrementaldecoder("utf-8")(errors="replace")
 
   def __call__(self, token:int) -> str:
