@@ -5,15 +5,17 @@ if TYPE_CHECKING: from text.special import Tokenizer
 
 def load(folder:str|Path) -> "Tokenizer":
   """The tokenizer of a checkpoint's folder, by its files. Raises FileNotFoundError where there are none, ValueError for damaged or unknown ones."""
+  from text.sentencepiece import SentencePiece
   from text.special import Files
   from text.tokenizer import BytePairEncoding
   from text.wordpiece import WordPiece
   files = Files(folder)
   has = {f.name for f in files.folder.glob("*")}
+  if "source.spm" in has: return SentencePiece.marian(files)
   if files.full:
     model, decoder = files.full.get("model", {}), files.full.get("decoder") or {}
     if "merges" in model and decoder.get("type") == "ByteLevel": return BytePairEncoding.from_full(files)
-    return WordPiece.from_full(files)
+    return (SentencePiece if "merges" in model or isinstance(model.get("vocab"), list) else WordPiece).from_full(files)
   if "vocab.json" in has: return BytePairEncoding.load(folder)
   if "vocab.txt" in has: return WordPiece.load(folder)
-  raise FileNotFoundError(f"{folder} has no tokenizer: tokenizer.json, vocab.json and merges.txt, or vocab.txt")
+  return SentencePiece.load(folder)
