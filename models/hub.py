@@ -10,7 +10,10 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 SHORT = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 PINS = {"openai-community/gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}   # revisions; of others, main
 SHA256 = {("openai-community/gpt2", "model.safetensors"): "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
-NEEDED = ("config.json", "vocab.json", "merges.txt")   # beside the weights
+# What a model needs beside config.json and the weights: one of these sets, a text's tokenizer or what an image has to be like. And what may be there.
+SETS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("source.spm", "target.spm", "vocab.json"), ("vocab.txt",), ("tokenizer.model",), ("spiece.model",),
+        ("sentencepiece.bpe.model",), ("spm.model",), ("preprocessor_config.json",))
+SMALL = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "preprocessor_config.json")
 INDEX = "model.safetensors.index.json"
 Report = Callable[[str, int, int], None]   # a file's name, its bytes so far, its bytes in all
 
@@ -61,7 +64,7 @@ def in_cache(repo:str) -> list[Path]:
 
 def whole(folder:Path) -> bool:
   """Whether a folder has all its files. Each took its name only once it was whole."""
-  if not all((folder / name).is_file() for name in NEEDED): return False
+  if not (folder / "config.json").is_file() or not any(all((folder / name).is_file() for name in names) for names in SETS): return False
   if (folder / "model.safetensors").is_file(): return True
   try: return all((folder / shard).is_file() for shard in read_json(folder / INDEX)["weight_map"].values())
   except (OSError, ValueError, KeyError, AttributeError): return False
@@ -83,7 +86,15 @@ def download(repo:str, folder:Path, report:Report) -> None:
   revision = PINS.get(repo, "main")
   def get(file:str) -> None:
     if not (folder / file).exists(): fetch(f"{endpoint()}/{repo}/resolve/{revision}/{file}", folder / file, SHA256.get((repo, file)), report)
-  for file in NEEDED: get(file)
+  get("config.json")
+  plain = repo in SHORT.values()   # of OpenAI's, two files say it all
+  for names in SETS[1:2] if plain else SETS:
+    with contextlib.suppress(FileNotFoundError):
+      for file in names: get(file)
+      break
+  else: raise FileNotFoundError(f"{endpoint()}/{repo} has no tokenizer that is known here, such as {SETS[0][0]}")
+  for file in () if plain else SMALL:
+    with contextlib.suppress(FileNotFoundError): get(file)
   try: get("model.safetensors")
   except FileNotFoundError:
     get(INDEX)

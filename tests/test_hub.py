@@ -69,6 +69,25 @@ def test_short_names_are_openais_at_a_pinned_revision(served):
   assert not (hub.WEIGHTS / "gpt2" / "model.safetensors").exists()
   assert hub.find("gpt2-medium") == hub.WEIGHTS / "gpt2-medium" and served.seen[-1][0].startswith("/openai-community/gpt2-medium/resolve/main/")
 
+def test_openais_models_are_four_files(served):
+  hub.find("gpt2-medium")
+  assert [path.rsplit("/", 1)[1] for path, _, _ in served.seen] == ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
+
+@pytest.mark.parametrize("names", [*hub.SETS, ("tokenizer.model", "tokenizer_config.json", "generation_config.json"), ("tokenizer.json", "vocab.txt")])
+def test_one_set_of_a_tokenizers_files_is_enough(served, names):
+  for name in ("vocab.json", "merges.txt"): served.files.pop(name)
+  for name in names: served.files[name] = b"{}"
+  folder = hub.find("someone/model")
+  unneeded = {"vocab.txt"} if "tokenizer.json" in names else set()
+  assert {f.name for f in folder.iterdir()} == {"config.json", "model.safetensors", *names} - unneeded and hub.whole(folder)
+  served.shutdown()
+  assert hub.find("someone/model") == folder
+
+def test_a_model_without_a_tokenizer_is_told(served):
+  served.files.pop("merges.txt")
+  with pytest.raises(FileNotFoundError, match="someone/model has no tokenizer that is known here"): hub.find("someone/model")
+  assert "model.safetensors" not in {path.rsplit("/", 1)[1] for path, _, _ in served.seen}
+
 def test_shards_are_downloaded(served):
   data = served.files.pop("model.safetensors")
   served.files |= {"a.safetensors": data, "b.safetensors": data, "model.safetensors.index.json": json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}).encode()}
