@@ -45,11 +45,11 @@ def find_model(args:argparse.Namespace):
 class Writer:
   """A model and its tokenizer, and the texts that they are at."""
   def __init__(self, args:argparse.Namespace, folder):
-    import models
+    import models, text
     from text import generate
-    from text.tokenizer import BytePairEncoding
-    self.args, self.tokenizer = args, BytePairEncoding.load(folder)
     model = models.load(folder, args.dtype)
+    if model.task != "continue": raise console.Usage(f"{args.model} does not write on from a text: ask.py runs it")
+    self.args, self.tokenizer = args, text.load(folder)
     if len(self.tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(self.tokenizer):,} tokens, the model {model.vocab:,}")
     config = (folder / "config.json").read_text(encoding="utf-8")
     self.reader = generate.Reader(model, args.num_samples, key=f"{args.dtype} {config}")
@@ -74,7 +74,7 @@ class Writer:
 def once(writer:Writer, prompt:str) -> None:
   """Writes the prompt and what follows it: the first text token by token, the others after it."""
   from text.generate import until
-  ids = writer.tokenizer.encode(prompt)
+  ids = writer.tokenizer.single(writer.tokenizer.encode(prompt))
   if len(ids) >= writer.reader.context:
     raise console.Usage(f"the prompt has {len(ids):,} tokens, this model reads {writer.reader.context:,} with its answer: shorten it")
   texts = [""] * writer.reader.batch
@@ -102,7 +102,8 @@ def loop(writer:Writer) -> None:
     try:
       line = input("> " if sys.stdout.isatty() else "")
       if not line: continue
-      history += tokenizer.encode(("\n" if history else "") + line.encode(errors="replace").decode())
+      line = line.encode(errors="replace").decode()
+      history += tokenizer.encode(f"\n{line}") if history else tokenizer.single(tokenizer.encode(line))
       if len(history) + min(writer.args.max_tokens, reader.context // 2) > reader.context:   # drop the oldest text, and enough of it for some turns
         del history[:-(reader.context // 2)]
         reader.place = 0
@@ -110,7 +111,7 @@ def loop(writer:Writer) -> None:
       for piece in until((piece for i, piece in writer.write(history[reader.place:]) if i == 0), writer.args.stop):
         say(piece)
         shown += piece
-      if writer.args.stop and tokenizer.decode(history[asked:]) != shown:   # what was not shown was not said
+      if writer.args.stop and b"".join(map(tokenizer.token, history[asked:])).decode(errors="replace") != shown:   # what was not shown was not said
         history[asked:] = tokenizer.encode(shown)
         reader.place = reader.cache.back(asked)
     except EOFError: return say("\n" if sys.stdin.isatty() else "")

@@ -3,7 +3,7 @@ import json, math, struct
 import numpy as np
 import pytest
 from conftest import shared
-import models
+import console, gpt, models, text
 from models import checkpoint
 from text.generate import Reader, generate
 
@@ -18,14 +18,19 @@ def read(path):
   for name, shape in shapes.items(): w[name], at = numbers[at:at + math.prod(shape)].reshape(shape), at + math.prod(shape)
   return dict(dim=dim, hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads, vocab=vocab, context=context), w
 
-def pieces(path, vocab):
-  """The tokens' texts: a length, then for each its score, its length and its bytes."""
-  data, at, out = path.read_bytes(), 4, []
-  for _ in range(vocab):
-    n = struct.unpack("i", data[at + 4:at + 8])[0]
-    out.append(data[at + 8:at + 8 + n].decode())
+def to_tokenizer(path, vocab, folder):
+  """Its tokens, a number and then for each its score, its length and its bytes, as a sentencepiece model of merges."""
+  def field(number, value):   # of a protobuf message: bytes, a float, or a number below 128
+    if isinstance(value, int): return bytes([number * 8 % 128 + 128, number // 16, value]) if number > 15 else bytes([number * 8, value])
+    if isinstance(value, float): return bytes([number * 8 + 5]) + struct.pack("<f", value)
+    return bytes([number * 8 + 2, len(value)]) + value
+  data, at, model = path.read_bytes(), 4, b""
+  for i in range(vocab):
+    score, n = struct.unpack("fi", data[at:at + 8])
+    piece = ("<unk>", "<s>", "</s>")[i] if i < 3 else data[at + 8:at + 8 + n].decode().replace(" ", "▁")
+    model += field(1, field(1, piece.encode()) + field(2, score) + field(3, (2, 3, 3)[i] if i < 3 else 6 if i < 259 else 1))
     at += 8 + n
-  return out
+  (folder / "tokenizer.model").write_bytes(model + field(2, field(3, 2) + field(35, 1)))
 
 def naive(sizes, w, count):
   """The likeliest `count` tokens after token 1, each from the whole text so far, with pairs of neighbours turned."""
@@ -70,12 +75,18 @@ def to_folder(sizes, w, folder):
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True}))
 
 @pytest.fixture(scope="module")
-def story(): return read(shared("checkpoints/stories260K.bin"))
+def story(tmp_path_factory):
+  (sizes, w), folder = read(shared("checkpoints/stories260K.bin")), tmp_path_factory.mktemp("story")
+  to_folder(sizes, w, folder)
+  to_tokenizer(shared("checkpoints/tok512.bin"), sizes["vocab"], folder)
+  return sizes, w, folder
 
-def test_its_greedy_text_is_the_naive_ones_and_a_story(story, tmp_path):
-  sizes, w = story
-  to_folder(sizes, w, tmp_path)
-  ids = [t for [t] in generate(Reader(models.load(tmp_path)), [1], 200, temperature=0)]
+def test_its_greedy_text_is_the_naive_ones_and_a_story(story):
+  sizes, w, folder = story
+  ids = [t for [t] in generate(Reader(models.load(folder)), [1], 200, temperature=0)]
   assert ids == naive(sizes, w, 200)
-  text = "".join(pieces(shared("checkpoints/tok512.bin"), sizes["vocab"])[i] for i in ids)
-  assert text.strip().startswith("Once upon a time, there was a little girl named")
+  assert text.load(folder).decode(ids).startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+
+def test_gpt_py_tells_it(story, capsys):
+  assert console.run(lambda: gpt.main(["-m", str(story[2]), "-p", "Once upon a time, there was a little", "-t", "0", "-n", "20"])) == 0
+  assert capsys.readouterr().out.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside")
