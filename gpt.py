@@ -84,7 +84,7 @@ def once(writer:Writer, prompt:str) -> None:
       if i == 0: yield piece
       if all(any(stop in text for stop in writer.args.stop) for text in texts): return
   pieces = first()
-  say(prompt)
+  say(prompt := prompt + writer.tokenizer.joint)
   for piece in until(pieces, writer.args.stop): say(piece)
   if len(texts) > 1:
     for _ in pieces: pass   # the first text may have met a stop before the others

@@ -5,8 +5,9 @@ if TYPE_CHECKING: from text.special import Tokenizer
 
 def load(folder:str|Path) -> "Tokenizer":
   """The tokenizer of a checkpoint's folder, by its files. Raises FileNotFoundError where there are none, ValueError for damaged or unknown ones."""
+  from text.first import WordPairs
   from text.sentencepiece import SentencePiece
-  from text.special import Files
+  from text.special import Files, read_json
   from text.tokenizer import BytePairEncoding
   from text.wordpiece import WordPiece
   files = Files(folder)
@@ -14,8 +15,9 @@ def load(folder:str|Path) -> "Tokenizer":
   if "source.spm" in has: return SentencePiece.marian(files)
   if files.full:
     model, decoder = files.full.get("model", {}), files.full.get("decoder") or {}
+    if decoder.get("type") == "BPEDecoder": return WordPairs.load(folder)
     if "merges" in model and decoder.get("type") == "ByteLevel": return BytePairEncoding.from_full(files)
     return (SentencePiece if "merges" in model or isinstance(model.get("vocab"), list) else WordPiece).from_full(files)
-  if "vocab.json" in has: return BytePairEncoding.load(folder)
+  if "vocab.json" in has: return (WordPairs if read_json(files.folder / "config.json").get("model_type") == "openai-gpt" else BytePairEncoding).load(folder)
   if "vocab.txt" in has: return WordPiece.load(folder)
   return SentencePiece.load(folder)

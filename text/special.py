@@ -14,8 +14,10 @@ class Tokenizer:
   tokens: each id's bytes; of specials, none.  specials: ids of the tokens that are no text, by their spelling.  lead: a text's first blank is not its own.
   before, between, after: the ids around a text, and between two.  second: the segment of the second text, 0 or 1.
   end, pad: what ends a text that is written, and fills up a short one.  mask: id and spelling of what stands for a word that is to be guessed. None: there is none.
-  eager: specials that take the blanks before them.  always: tokens that are read as such from any text.
+  joint: what stands between a text and what is written on from it.  eager: specials that take the blanks before them.  always: tokens that are read as such from any text.
   """
+  joint = ""
+
   def __init__(self, tokens:dict[int, bytes], specials:dict[str, int], lead:bool=False):
     self.tokens, self.specials, self.lead = tokens | dict.fromkeys(specials.values(), b""), specials, lead
     self.before, self.between, self.after, self.second = list[int](), list[int](), list[int](), 0

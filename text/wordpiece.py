@@ -68,17 +68,17 @@ class WordPiece(Tokenizer):
         begin = n + 1
     if begin < len(s.text): yield s.part(begin)
 
-  def pieces(self, word:str) -> list[str]:
-    """A word as the longest pieces from its left; unknown as a whole if there is none somewhere, or if it has over 100 characters."""
-    pieces:list[str] = []
+  def pieces(self, word:str) -> list[tuple[str, int]]:
+    """A word as the longest pieces from its left, each with the number of its characters; unknown as a whole if there is none somewhere, or if it has over 100."""
+    pieces:list[tuple[str, int]] = []
     begin = 0
-    if len(word) > 100: return [self.unknown]
+    if len(word) > 100: return [(self.unknown, len(word))]
     while begin < len(word):
       for end in range(len(word), begin, -1):
         piece = ("##" if begin else "") + word[begin:end]
         if piece in self.vocab: break
-      else: return [self.unknown]
-      pieces.append(piece)
+      else: return [(self.unknown, len(word))]
+      pieces.append((piece, end - begin))
       begin = end
     return pieces
 
@@ -86,8 +86,8 @@ class WordPiece(Tokenizer):
     normal = stretch.rewrite((n, n + 1, new) for n, c in enumerate(stretch.text) if (new := self.letter(c)) != c)
     for word in self.words(normal):
       done = 0
-      for piece in self.pieces(word.text):
-        begin, done = done, len(word.text) if piece == self.unknown else done + len(piece) - 2 * (done > 0)
+      for piece, count in self.pieces(word.text):
+        begin, done = done, done + count
         yield self.vocab[piece], word.starts[begin], word.ends[done - 1]
 
 KNOWN = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
