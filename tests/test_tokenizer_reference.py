@@ -176,3 +176,16 @@ def test_wordpiece_is_read_from_tokenizer_json(tmp_path, corpus):
   theirs.save_pretrained(tmp_path / "saved")
   theirs.backend_tokenizer.decoder = tokenizers.decoders.WordPiece(cleanup=False)
   for folder in ("old", "saved"): same(text.load(tmp_path / folder), theirs.backend_tokenizer, corpus)
+
+def test_the_first_gpts_tokens_are_transformers(tmp_path, corpus):
+  trained = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+  trained.normalizer, trained.pre_tokenizer = tokenizers.normalizers.BertNormalizer(lowercase=True), tokenizers.pre_tokenizers.BertPreTokenizer()
+  trained.train_from_iterator(corpus[1000:], tokenizers.trainers.BpeTrainer(vocab_size=3000, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False))
+  model = json.loads(trained.to_str())["model"]
+  (tmp_path / "config.json").write_text('{"model_type": "openai-gpt"}')
+  (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+  (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in model["merges"]) + "\n")
+  theirs, ours = transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path), text.load(tmp_path)
+  for t in corpus:
+    ids = theirs(t)["input_ids"]
+    assert ours.encode(t) == ids and ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), repr(t)
