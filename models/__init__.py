@@ -9,7 +9,7 @@ from parts.norm import LayerNorm
 
 FAMILIES = {"gpt2": "gpt2", "openai-gpt": "gpt", "llama": "llama", "mistral": "llama", "mixtral": "mixtral", "bert": "bert",
             "roberta": "bert", "camembert": "bert", "xlm-roberta": "bert", "deberta-v2": "deberta",
-            "vit": "vit"}   # model_type to module
+            "vit": "vit", "t5": "t5", "mt5": "t5", "bart": "bart", "marian": "marian"}   # model_type to module
 FAST:dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}   # the parts that compute sooner what transformer.py defines
 
 def load(folder:str|Path, dtype:str="float32", **parts):

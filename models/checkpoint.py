@@ -97,12 +97,14 @@ class Names(NamedTuple):
   ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
   turned: theirs that are stored as (inputs, outputs).  left: theirs that may have no place in a model, and why.  older: spellings met in files to theirs.
   joined: theirs that stand one below the other in one of ours, to its name; the number in the second group is their order.
+  absent: theirs that files may lack, and why; ours then stay as the model starts with.
   """
   ours: dict[str, str]
   turned: str = "$^"
   left: dict[str, str] = {}
   older: dict[str, str] = {}
   joined: dict[str, str] = {}
+  absent: dict[str, str] = {}
 
   def table(self, model) -> dict[str, list[str]]:
     """Each name in the file, with the parameters of ours that it holds."""
@@ -135,6 +137,7 @@ def fill(model, found:dict[str, Entry], names:Names, dtype:DType=dtypes.float32)
   entries = join(found, names.joined)
   table, params = names.table(model), nn.state.get_state_dict(model)
   entries = {name: entry for name, entry in entries.items() if name in table or not any(re.match(p, name) for p in names.left)}
+  table = {name: ours for name, ours in table.items() if name in entries or not any(re.match(p, name) for p in names.absent)}
   if missing := sorted(table.keys() - entries.keys()): raise ValueError(f"the checkpoint lacks {listed(missing)}")
   if extra := sorted(entries.keys() - table.keys()): raise ValueError(f"the checkpoint has {listed(extra)}, unknown to this model")
   for name, ours in table.items():
@@ -142,7 +145,7 @@ def fill(model, found:dict[str, Entry], names:Names, dtype:DType=dtypes.float32)
     turned = re.search(names.turned, name) is not None
     if entries[name].shape != (want := shape[::-1] if turned else shape):
       raise ValueError(f"{name} is of shape {entries[name].shape}, for this config.json it should be {want}")
-  rooms = {name: Room(t, dtype if t.ndim == 2 else dtypes.float32) for name, t in params.items()}
+  rooms = {o: Room(params[o], dtype if params[o].ndim == 2 and "bias" not in o else dtypes.float32) for ours in table.values() for o in ours}
   def place(name:str) -> None:
     entry, ours = entries[name], [rooms[o] for o in table[name]]
     if re.search(names.turned, name):

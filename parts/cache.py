@@ -1,6 +1,8 @@
 """Keys and values kept between calls, so that generating a token costs one new row of queries and not the whole text again."""
 from collections.abc import Callable
+import numpy as np
 from tinygrad import Tensor, dtypes
+from parts.kernel import memory_of
 from transformer import Size, padding_mask
 
 class Cache:
@@ -12,7 +14,7 @@ class Cache:
   PIECE = 512   # the most tokens that are written at once, where there is a window
 
   def __init__(self, layers:int, batch:int, heads:int, context:int, head_dim:int, window:int|None=None):
-    self.window, self.dropped = window, 0
+    self.context, self.window, self.dropped = context, window, 0
     self.rows = min(context, 2*window + self.PIECE) if window else context
     self.first = Tensor.zeros(1, dtype=dtypes.int32).contiguous().realize() if window else None   # `dropped`, for a traced step to read
     self.k, self.v = ([Tensor.empty(batch, heads, self.rows, head_dim).realize() for _ in range(layers)] for _ in "kv")
@@ -46,7 +48,24 @@ class Cache:
 
   def reorder(self, rows:list[int]) -> None:
     """Row b of the batch becomes what row rows[b] was: beam search keeps some of its candidates twice and others not at all."""
-    for kept in self.k + self.v: kept.assign(kept[Tensor(rows, device=kept.device)].contiguous()).realize()
+    for kept in self.k + self.v:
+      if kept.device == "CPU":   # it is this process's own memory, and a plan of tinygrad's takes longer than the copy
+        memory = np.frombuffer(memory_of(kept).as_memoryview(force_zero_copy=True), np.float32).reshape(kept.shape)
+        memory[:] = memory[rows]
+      else: kept.assign(kept[Tensor(rows, device=kept.device)].contiguous()).realize()
+
+class SourceCache(Cache):
+  """A decoder's Cache, with what its layers attend to in a source, which stays as it is: keys and values of each, computed once, and a padding mask.
+
+  memories: (L, 2, B, H, S, K), the keys and values of each layer; mask (B, 1, 1, S). B is `batch`, or 1 where all texts share a source.
+  """
+  def __init__(self, memories:Tensor, mask:Tensor|None, batch:int, context:int):
+    layers, _, _, heads, _, head_dim = memories.shape
+    super().__init__(int(layers), batch, int(heads), context, int(head_dim))
+    def each(x:Tensor) -> Tensor: return x.float().expand(batch, *x.shape[1:]).contiguous()   # float: contiguous passes over a dtype that is undecided
+    self.memories = [(each(memories[i, 0]), each(memories[i, 1])) for i in range(int(layers))]
+    self.mask = None if mask is None else each(mask)
+    Tensor.realize(*(t for pair in self.memories for t in pair), *([] if self.mask is None else [self.mask]))
 
 def continues(ids:Tensor, start:Size, cache:Cache|None, context:int) -> Size:
   """T of ids (B, T). Raises ValueError if they cannot stand at place `start`: with no cache of what was before, or beyond the context."""

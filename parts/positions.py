@@ -7,10 +7,10 @@ from typing import Any
 from tinygrad import Tensor, UOp
 from transformer import Size
 
-def sinusoids_in_halves(T:Size, dim:int) -> Tensor:
-  """(T, D): the columns of transformer.sinusoids in another order, all sines before all cosines (tensor2tensor's, and so Marian's)."""
+def sinusoids_in_halves(T:Size, dim:int, start:Size=0) -> Tensor:
+  """(T, D), from place `start` on: the columns of transformer.sinusoids in another order, all sines before all cosines (tensor2tensor's, and so Marian's)."""
   if dim % 2: raise ValueError(f"dim {dim} is odd: sines and cosines come in pairs")
-  angle = Tensor.arange(T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
+  angle = places(start, T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
   return angle.sin().cat(angle.cos(), dim=1)
 
 def places(start:Size|Tensor, T:Size) -> Tensor:

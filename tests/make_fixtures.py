@@ -28,14 +28,27 @@ ENCODERS = {"bert-a": transformers.BertConfig(**ENCODER), "roberta-a": transform
             "deberta-a": transformers.DebertaV2Config(**ENCODER, **RELATIVE, position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm"),
             "deberta-b": transformers.DebertaV2Config(**ENCODER, **RELATIVE, max_relative_positions=5, conv_kernel_size=3, conv_act="gelu", legacy=False)}
 
+PAIR = dict(vocab_size=61, d_model=12, decoder_start_token_id=0)   # T5's and BART's: everything else that can differ does
+T5 = dict(**PAIR, d_kv=5, num_heads=3, d_ff=20, num_layers=3, num_decoder_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=12, layer_norm_epsilon=1e-3)
+BART = dict(**PAIR, encoder_layers=3, decoder_layers=2, encoder_attention_heads=3, decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=28,
+            max_position_embeddings=40, pad_token_id=1, eos_token_id=2)
+PAIRS = {   # config, the words of generation_config.json, and a seed with which two sources are answered by two texts of many tokens
+  "t5-a": (transformers.T5Config(**T5), dict(num_beams=3, no_repeat_ngram_size=3), 1),
+  "t5-b": (transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), dict(num_beams=2, early_stopping=True, length_penalty=0.6), 27),
+  "bart-a": (transformers.BartConfig(**BART), dict(num_beams=4, no_repeat_ngram_size=2, min_length=9, length_penalty=2.0, early_stopping="never",
+                                                   forced_bos_token_id=4, forced_eos_token_id=2), 9),
+  "marian-a": (transformers.MarianConfig(**BART | dict(scale_embedding=True, activation_function="swish", encoder_attention_heads=4)),
+               dict(num_beams=3, bad_words_ids=[[0], [9, 11]], renormalize_logits=True, no_repeat_ngram_size=2), 4)}
+
 def randomise(model, seed:int) -> None:
-  """Gives every parameter random numbers."""
+  """Gives every parameter random numbers, and BART's bias of the logits, which is none; not Marian's positions, which are computed."""
   generator = torch.Generator().manual_seed(seed)
-  for name, p in model.named_parameters():
+  for name, p in [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n == "final_logits_bias")]:
+    if "embed_positions" in name and not p.requires_grad: continue
     if name.endswith("bias"): p.data = torch.randn(p.shape, generator=generator) * 0.5
     elif "ln_" in name or "norm" in name.lower(): p.data = torch.rand(p.shape, generator=generator) + 0.5
     elif "wte" in name or "wpe" in name or "embed" in name and p.ndim == 2: p.data = torch.randn(p.shape, generator=generator) * 0.02
-    else: p.data = torch.randn(p.shape, generator=generator) * 0.25
+    else: p.data = torch.randn(p.shape, generator=generator) * (1.0 if "encoder_attn" in name else 0.25)   # a source should show in what is made of it
 
 def make(name:str, kind:type, sizes:dict, folder:Path) -> None:
   config = kind(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None)
@@ -106,9 +119,29 @@ def make_encoder(name:str, config, folder:Path) -> None:
   np.savez_compressed(folder / name / "expected.npz", ids=ids, keep=keep, segments=given["token_type_ids"], loss=loss.detach(),
                       **{n: t.detach().numpy() for n, t in (expected | grads).items()})
 
+def pair(config, words:dict, seed:int):
+  """An encoder-decoder that writes as generation_config.json's words say."""
+  model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+  if getattr(config, "scale_decoder_outputs", True) is False: model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())   # transformers 5 ties it
+  randomise(model, seed)
+  for word, value in ({"max_length": 24} | words).items(): setattr(model.generation_config, word, value)
+  return model
+
+def make_pair(name:str, config, words:dict, seed:int, folder:Path) -> None:
+  model = pair(config, words, seed)
+  model.save_pretrained(folder / name)
+  draw, keep = torch.Generator().manual_seed(1), torch.ones(2, 14, dtype=torch.long)
+  source, target = (torch.randint(3, config.vocab_size, (2, T), generator=draw) for T in (14, 11))
+  keep[1, 9:] = 0
+  with torch.no_grad():
+    logits = model(input_ids=source, attention_mask=keep, decoder_input_ids=target).logits
+    greedy, beams = (model.generate(source, attention_mask=keep, **n) for n in ({"num_beams": 1}, {}))
+  np.savez_compressed(folder / name / "expected.npz", source=source, keep=keep, target=target, logits=logits, greedy=greedy, beams=beams)
+
 if __name__ == "__main__":
   for name, sizes in SHAPES.items(): make(name, transformers.GPT2Config, sizes, Path(__file__).parent / "fixtures")
   make("gpt1-a", transformers.OpenAIGPTConfig, FIRST, Path(__file__).parent / "fixtures")
   make_vit("vit-a", Path(__file__).parent / "fixtures")
   for name, config in OTHERS.items(): make_other(name, config, Path(__file__).parent / "fixtures")
   for name, config in ENCODERS.items(): make_encoder(name, config, Path(__file__).parent / "fixtures")
+  for name, parts in PAIRS.items(): make_pair(name, *parts, Path(__file__).parent / "fixtures")
