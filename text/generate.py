@@ -1,24 +1,29 @@
-"""What a language model writes: the likeliest token, one by lot, or the best of several beams. Ids in, ids out."""
+"""What a model writes, on from a text or in answer to one: the likeliest token, one by lot, or the best of several beams. Ids in, ids out."""
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tinygrad import Tensor, UOp, nn
+from parts.cache import Cache, SourceCache
 from parts.jit import Jitted
+from text.settings import Constraint, Settings, normalised
+from transformer import padding_mask
 
 class Reader:
   """A model that reads `batch` texts of one length side by side, piece by piece, each token once: the cache keeps what was read.
 
-  place: how many tokens of each text it has read; at most `context`.
+  place: how many tokens of each text it has read; at most `context`.  cache: the model's own for so many texts; without one, a new one.
   key: all that decides what the model computes but its weights, for the kernels to be kept between runs; None keeps nothing.
   """
   PIECES = 512, 64, 1   # tokens read at a time, each number traced when it is first needed: a long piece is padded, a short one read token by token
 
-  def __init__(self, model, batch:int=1, key:str|None=None):
+  def __init__(self, model, batch:int=1, key:str|None=None, cache:Cache|None=None):
     known = nn.state.get_state_dict(model)
     Tensor.realize(*known.values())
-    self.cache, self.context, self.batch, self.place = model.cache(batch), model.context, batch, 0
+    self.cache:Cache = cache or model.cache(batch)
+    self.context, self.batch, self.place = self.cache.context, batch, 0
     known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
     def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).float().realize()
-    def token(ids:Tensor, start:UOp) -> Tensor: return model(ids, start, self.cache).float().realize()
+    def token(ids:Tensor, start:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)).float().realize()
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps = {n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key) if n > 1 else Jitted(token, (start,), known, key) for n in self.PIECES}
 
@@ -54,8 +59,12 @@ def probabilities(logits:np.ndarray, temperature:float=1.0, top_k:int=0, top_p:f
     p /= p.sum()
   return p
 
+def constrained(scores:np.ndarray, ids:Sequence[int], constraints:Sequence[Constraint]) -> np.ndarray:
+  """Scores (V,) of the token after ids, when each constraint in turn has had its say."""
+  return functools.reduce(lambda scores, constrain: constrain(ids, scores), constraints, scores)
+
 def generate(reader:Reader, ids:Sequence[int], tokens:int, temperature:float=0.8, top_k:int=40, top_p:float=1.0,
-             seed:int|None=None, end:int|None=None) -> Iterator[list[int|None]]:
+             seed:int|None=None, end:int|None=None, constraints:Sequence[Constraint]=()) -> Iterator[list[int|None]]:
   """Has the reader read `ids` and write on: yields the next token of each of its texts, None for a text that has met `end`.
 
   It is over after `tokens` tokens, when all texts have met `end`, or when the context is full. The same seed draws the same tokens, and
@@ -64,43 +73,70 @@ def generate(reader:Reader, ids:Sequence[int], tokens:int, temperature:float=0.8
   if reader.place + len(ids) >= reader.context:
     raise ValueError(f"{reader.place + len(ids):,} tokens leave no room in a context of {reader.context:,}")
   draws = [np.random.default_rng(None if seed is None else [seed, row]) for row in range(reader.batch)]
+  texts = [list(ids) for _ in draws]
   alive, logits = [True] * reader.batch, reader(np.tile(np.array(ids, dtype=np.int32), (reader.batch, 1)))
   for left in reversed(range(min(tokens, reader.context - reader.place))):
-    chosen = [int(draw.choice(len(row), p=probabilities(row, temperature, top_k, top_p))) for draw, row in zip(draws, logits)]
+    scores = [constrained(row, text, constraints) for row, text in zip(logits, texts)]
+    chosen = [int(draw.choice(len(row), p=probabilities(row, temperature, top_k, top_p))) for draw, row in zip(draws, scores)]
+    for text, token in zip(texts, chosen): text.append(token)
     alive = [a and t != end for a, t in zip(alive, chosen)]
     yield [t if a else None for a, t in zip(alive, chosen)]
     if not left or not any(alive): return
     logits = reader(np.array([[t] for t in chosen]))
 
-def beam_search(reader:Reader, ids:Sequence[int], tokens:int, length_penalty:Callable[[int], float]=float,
-                end:int|None=None) -> list[tuple[list[int], float]]:
+def beam_search(reader:Reader, ids:Sequence[int], tokens:int, length_penalty:Callable[[int], float]=float, end:int|None=None,
+                constraints:Sequence[Constraint]=(), hope:Callable[[float, int], float]|None=None) -> list[tuple[list[int], float]]:
   """The continuations of `ids` that the model finds likeliest, best first, each with its score; as many as the reader's texts.
 
   A score is the sum of log-probabilities (nats) over length_penalty(number of tokens): `float` makes it the mean, `lambda n: 1` the sum,
   `lambda n: ((5 + n) / 6) ** 0.6` is that of Wu et al. 2016, sec. 7. A continuation that meets `end` is finished, `end` included.
+  hope: what score an unfinished one may yet reach, from its sum and number of tokens; its score now, if None. When as many are finished and none
+  of them scores less than the best unfinished one may, the search is over.
   """
   beams = reader.batch
+  hope = hope or (lambda total, n: total / length_penalty(n))
   logits = reader(np.tile(np.array(ids, dtype=np.int32), (beams, 1)))
   running:list[list[int]] = [[] for _ in range(beams)]
   sums = np.array([0.0] + [-np.inf] * (beams - 1))   # at first all are alike: one counts
   finished:list[tuple[list[int], float]] = []
   for n in range(1, min(tokens, reader.context - reader.place) + 1):
-    logits = logits.astype(np.float64)
-    totals = sums[:, None] + logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-    best = np.argsort(-totals, axis=None, kind="stable")[:2 * beams]
-    rows, choices = np.unravel_index(best, totals.shape)
+    log_p = [constrained(normalised([], row), [*ids, *text], constraints) for row, text in zip(logits.astype(np.float64), running)]
+    totals = (sums[:, None] + log_p).ravel()
+    best = np.argpartition(-totals, 2*beams - 1)[:2*beams]
+    best = best[np.lexsort((best, -totals[best]))]
     kept = []
-    for rank, (row, token) in enumerate(zip(rows, choices)):
-      if token != end: kept.append((int(row), int(token)))
-      elif rank < beams: finished.append((running[row] + [int(token)], totals[row, token] / length_penalty(n)))
+    for rank, (row, token) in enumerate(zip(*divmod(best, len(log_p[0])))):
+      if token != end: kept.append((int(row), int(token), float(totals[best[rank]])))
+      elif rank < beams: finished.append((running[row] + [int(token)], float(totals[best[rank]]) / length_penalty(n)))
     kept = kept[:beams]
-    running, sums = [running[row] + [token] for row, token in kept], np.array([totals[k] for k in kept])
+    running, sums = [running[row] + [token] for row, token, _ in kept], np.array([total for *_, total in kept])
     finished = sorted(finished, key=lambda f: -f[1])[:beams]
-    if len(finished) == beams and finished[-1][1] >= sums.max() / length_penalty(n): return finished
+    if len(finished) == beams and finished[-1][1] >= hope(float(sums.max()), n): return finished
     if n < tokens and reader.place < reader.context:
-      reader.cache.reorder([row for row, _ in kept])
-      logits = reader(np.array([[token] for _, token in kept]))
-  return sorted(finished + [(r, s / length_penalty(len(r))) for r, s in zip(running, sums)], key=lambda f: -f[1])[:beams]
+      reader.cache.reorder([row for row, *_ in kept])
+      logits = reader(np.array([[token] for _, token, _ in kept]))
+  return sorted(finished + [(r, float(s) / length_penalty(len(r))) for r, s in zip(running, sums)], key=lambda f: -f[1])[:beams]
+
+def respond(model, source:Sequence[int], settings:Settings, tokens:int|None=None, key:str|None=None) -> list[int]:
+  """What an encoder-decoder writes for a source, as its settings have it: ids without the start and the end, at most `tokens` with the end.
+
+  key: as in Reader. For its kernels to serve other sources too, a source is padded to a multiple of 64 tokens, as far as the model's context.
+  """
+  length = min(tokens + 1 if tokens else settings.max_length or model.context, model.context)
+  room = min(-(-len(source) // 64) * 64, max(len(source), model.context))
+  ids, keep = np.array([[*source] + [0] * (room - len(source))], dtype=np.int32), np.arange(room)[None] < len(source)
+  known = nn.state.get_state_dict(model)
+  Tensor.realize(*known.values())
+  memories = Tensor(Jitted(lambda ids, keep: model.memories(ids, keep).realize(), known=known, key=key)(ids, keep).copy())
+  cache = SourceCache(memories, padding_mask(Tensor(keep)), settings.num_beams, length)
+  reader, begin, end = Reader(model, settings.num_beams, key, cache), [settings.decoder_start_token_id], settings.eos_token_id
+  constraints, power = settings.constraints(length), settings.length_penalty
+  if settings.num_beams == 1:
+    return [t for [t] in generate(reader, begin, length - 1, temperature=0, end=end, constraints=constraints) if t is not None]
+  hopes:dict[bool|str, Callable[[float, int], float]] = {   # transformers' early_stopping
+    True: lambda total, n: -np.inf, False: lambda total, n: total / n**power, "never": lambda total, n: total / (length - 1 if power > 0 else n)**power}
+  best, _ = beam_search(reader, begin, length - 1, lambda n: n**power, end, constraints, hopes[settings.early_stopping])[0]
+  return best[:-1] if best[-1] == end else best
 
 def until(pieces:Iterable[str], stops:Sequence[str]) -> Iterator[str]:
   """The text of the pieces up to the first of the stop texts, each part as soon as it cannot be the beginning of one."""
