@@ -33,7 +33,7 @@ class EncoderDecoder:
 
   context: the most tokens of a target.  scale: what embeddings, which source and target share, are multiplied by.
   """
-  task = "answer"
+  task = "respond"
   head:Callable[[Tensor], Tensor]
 
   def __init__(self, vocab:int, context:int, dim:int, encoder:Stack, decoder:Stack, scale:float=1.0):

@@ -1,9 +1,12 @@
 """What holds for every family: published sizes, and what is not built is told."""
 import pytest
-from tinygrad import nn
+from conftest import FIXTURES, ROOT
+from tinygrad import Tensor, nn
 import models
 from models import checkpoint, gpt2, llama, mixtral
-from models.config import Config
+from models.config import ACTIVATIONS, Config
+from parts.feedforward import GatedFeedForward, MixtureOfExperts
+from transformer import Linear, attention, dot_product, pre_norm, scaled_dot_product
 
 def gpt(**sizes): return gpt2.from_config(Config(dict(vocab_size=50257, n_positions=1024, n_embd=768, n_head=12, n_layer=12) | sizes))
 
@@ -30,3 +33,34 @@ def test_a_published_model_has_its_number_of_parameters(name):
 def test_a_family_that_does_not_stand_here_is_told(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
   with pytest.raises(ValueError, match="model_type 'rwkv' is not one of gpt2"): models.load(tmp_path)
+
+# README.md's table of families by their parts, against the parts
+
+TABLE = {"GPT": "gpt1-a", "GPT-2": "gpt2-a", "BERT": "bert-a", "RoBERTa, CamemBERT": "roberta-a", "DeBERTa v2, v3": "deberta-a", "T5": "t5-a", "T5 1.1, Flan-T5": "t5-b",
+         "BART": "bart-a", "Marian": "marian-a", "LLaMA": "llama-a", "Mistral": "mistral-a", "Mixtral": "mixtral-a", "ViT": "vit-a"}
+ROWS = {cells[1].split(" (")[0]: dict(zip("kind attention similarity positions norm feed-forward bias head".split(), cells[2:-1]))
+        for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ") and len(cells := [c.strip() for c in line.split("|")]) == 11}
+
+def parts(model):
+  """What a row has to say: for each column, words that stand in it, and words that do not."""
+  last = getattr(model, "decoder", model)   # of two stacks the decoder
+  block, state = last.blocks[0], nn.state.get_state_dict(model)
+  residual = getattr(block.residual, "func", block.residual)
+  activation = {Tensor.gelu: "GELU (tanh form)", ACTIVATIONS["gelu"]: "GELU", Tensor.relu: "ReLU", Tensor.silu: "SiLU"}[block.ff.activation]
+  kind = "encoder-decoder" if hasattr(model, "decoder") else "decoder" if hasattr(model, "cache") else "encoder"
+  similarity = {scaled_dot_product: "scaled dot product", dot_product: "dot product"}.get(getattr(block.attn, "similarity", None), "contents with places")
+  gate = {GatedFeedForward: "gated, ", MixtureOfExperts: "two of eight gated ones, "}.get(type(block.ff), "")
+  positions = ("rotary" if hasattr(model, "turning") else "learned, added" if any(n.split(".")[-2:] in (["positions", "weight"], ["positions"]) for n in state) else
+               "relative" if hasattr(model, "relative") or getattr(last, "bias", None) else "sinusoids in halves")
+  where = "before" if residual is pre_norm else "after"
+  return {"kind": kind, "attention": "causal" if "decoder" in kind else "", "similarity": similarity, "positions": positions, "feed-forward": gate + activation,
+          "norm": f"{type(block.attn_norm).__name__} {where} each sublayer{' and at the end' if where == 'before' else ''}",
+          "bias": "everywhere" if block.attn.q.bias is not None else "nowhere", "head": "its own" if "head.weight" in state and "decoder" in kind else "tied"}
+
+@pytest.mark.parametrize("family", TABLE)
+def test_the_readmes_table_says_what_the_parts_are(family):
+  row, of = ROWS[family], parts(models.load(FIXTURES / TABLE[family], attend=attention, linear=Linear, layer_norm=nn.LayerNorm))
+  for column, words in of.items():
+    if (column, family) == ("head", "ViT"): continue
+    assert words in row[column], f"{family}, {column}: {words}"
+  assert row["feed-forward"] == of["feed-forward"] and ("causal" in row["attention"]) == ("decoder" in of["kind"])
