@@ -1,4 +1,5 @@
 """What holds for every family: published sizes, and what is not built is told."""
+import ast
 import pytest
 from conftest import FIXTURES, ROOT
 from tinygrad import Tensor, nn
@@ -64,3 +65,11 @@ def test_the_readmes_table_says_what_the_parts_are(family):
     if (column, family) == ("head", "ViT"): continue
     assert words in row[column], f"{family}, {column}: {words}"
   assert row["feed-forward"] == of["feed-forward"] and ("causal" in row["attention"]) == ("decoder" in of["kind"])
+
+def test_a_family_is_a_short_file_and_no_part_knows_one():
+  """One file of at most 120 lines each; transformer.py and parts/ name none of them."""
+  names = {*models.FAMILIES.values(), *(kind.split("-")[-1] for kind in models.FAMILIES)} - {"gpt", "v2"}
+  for name in models.FAMILIES.values(): assert len((ROOT / "models" / f"{name}.py").read_text().splitlines()) <= 120, name
+  for path in [ROOT / "transformer.py", *(ROOT / "parts").glob("*.py")]:
+    identifiers = {getattr(n, field).lower() for n in ast.walk(ast.parse(path.read_text())) for field in ("id", "name", "attr", "arg") if isinstance(getattr(n, field, None), str)}
+    assert not {i for i in identifiers if set(i.split("_")) & names}, path
