@@ -46,12 +46,12 @@ class Cache:
       return self.k[i][:, :, :end], self.v[i][:, :, :end]
     return extend
 
-  def reorder(self, rows:list[int]) -> None:
-    """Row b of the batch becomes what row rows[b] was: beam search keeps some of its candidates twice and others not at all."""
+  def reorder(self, rows:list[int], end:int|None=None) -> None:
+    """Row b of the batch becomes what row rows[b] was, in its first `end` places: beam search keeps some of its candidates twice and others not at all."""
     for kept in self.k + self.v:
       if kept.device == "CPU":   # it is this process's own memory, and a plan of tinygrad's takes longer than the copy
         memory = np.frombuffer(memory_of(kept).as_memoryview(force_zero_copy=True), np.float32).reshape(kept.shape)
-        memory[:] = memory[rows]
+        memory[:, :, :end] = memory[rows, :, :end]
       else: kept.assign(kept[Tensor(rows, device=kept.device)].contiguous()).realize()
 
 class SourceCache(Cache):

@@ -113,7 +113,7 @@ def beam_search(reader:Reader, ids:Sequence[int], tokens:int, length_penalty:Cal
     finished = sorted(finished, key=lambda f: -f[1])[:beams]
     if len(finished) == beams and finished[-1][1] >= hope(float(sums.max()), n): return finished
     if n < tokens and reader.place < reader.context:
-      reader.cache.reorder([row for row, *_ in kept])
+      reader.cache.reorder([row for row, *_ in kept], reader.place)
       logits = reader(np.array([[token] for _, token, _ in kept]))
   return sorted(finished + [(r, float(s) / length_penalty(len(r))) for r, s in zip(running, sums)], key=lambda f: -f[1])[:beams]
 
