@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GPT2, CORE, VIT, PICTURES = "models/gpt2.py", "transformer.py", "models/vit.py", "models/pictures.py"
+T5, BART, PAIR = "models/t5.py", "models/bart.py", "models/encoder_decoder.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
   ("another epsilon in the blocks", GPT2, "lambda: layer_norm(dim, eps)", "lambda: layer_norm(dim, eps / 10)"),
@@ -118,6 +119,31 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("the least likely cut", "text/sentencepiece.py", "rounded(best[i] + score)) > best[j]", "rounded(best[i] + score)) > -best[j]"),
   ("the second sentence in the first's segment", "text/special.py", "[self.second] * len(second)", "[0] * len(second)", "wordpiece"),
   ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),
+  ("T5's scores scaled", T5, "plain, dot_product, attend, head_dim", "plain, attend=attend, head_dim", "encoder_decoders"),
+  ("T5's distances in the first block alone", PAIR, "memories[i] if memories else None, mask,", "memories[i] if memories else None, mask if i == 0 or not self.bias else None,", "encoder_decoders"),
+  ("T5's encoder sees every later word at one distance", T5, "RelativeBias(heads, True,", "RelativeBias(heads, False,", "encoder_decoders"),
+  ("T5's decoder shares its buckets with what comes after", T5, "RelativeBias(heads, False,", "RelativeBias(heads, True,", "encoder_decoders"),
+  ("T5's head unscaled", T5, "linear.product(x * dim**-0.5,", "linear.product(x,", "encoder_decoders"),
+  ("the exact GELU in T5's gates", T5, 'activation=Tensor.gelu if proj == "gated-gelu" else activation', "activation=activation", "encoder_decoders"),
+  ("T5 with another epsilon", T5, 'config.get("layer_norm_epsilon", 1e-6)', "1e-6", "encoder_decoders"),
+  ("no bias of BART's logits", BART, "self.product(x, self.tokens.weight) + self.head_bias", "self.product(x, self.tokens.weight)", "encoder_decoders"),
+  ("BART's positions two rows early", BART, "self.weight[start+2:start+T+2]", "self.weight[start:start+T]", "encoder_decoders"),
+  ("BART's cross-attention with the encoder's heads", BART, "cross=attn(n) if n", "cross=attn(0) if n", "encoder_decoders"),
+  ("Marian's sines and cosines side by side", "models/marian.py", "sinusoids_in_halves(T, dim, start)", 'sinusoids_in_halves(T, dim, start).rearrange("t (s i) -> t (i s)", s=2)', "encoder_decoders"),
+  ("Marian's positions ignore the cache", "models/marian.py", "sinusoids_in_halves(T, dim, start)", "sinusoids_in_halves(T, dim)", "encoder_decoders"),
+  ("Marian's embeddings unscaled", PAIR, "embed(self.tokens, ids) * self.scale", "embed(self.tokens, ids)", "encoder_decoders"),
+  ("the keys of another layer kept", PAIR, "cache.memories, cache.mask", "cache.memories[::-1], cache.mask", "encoder_decoders"),
+  ("a decoder that sees its source's padding", PAIR, "cache.memories, cache.mask", "cache.memories, None", "encoder_decoders"),
+  ("an encoder that sees its source's padding", PAIR, "self.encoder(self.embed(source), padded(None, keep))", "self.encoder(self.embed(source))", "encoder_decoders"),
+  ("a target that sees what follows", PAIR, "causal_mask(T, start + T) if T > 1 else None", "None", "encoder_decoders"),
+  ("a bias kept in 16 bits", "models/checkpoint.py", ' and "bias" not in o', "", "encoder_decoders"),
+  ("beams that do not change places", "parts/cache.py", "memory[:, :, :end] = memory[rows, :, :end]", "pass", "encoder_decoders"),
+  ("a text that begins with its end", "text/generate.py", "[settings.decoder_start_token_id], settings.eos", "[settings.eos_token_id], settings.eos", "encoder_decoders"),
+  ("beams that hope for no more than they have", "text/generate.py", "(length - 1 if power > 0 else n)", "n", "encoder_decoders"),
+  ("beams without what is forbidden and forced", "text/generate.py", "lambda n: n**power, end, constraints,", "lambda n: n**power, end, (),", "encoder_decoders"),
+  ("the last of a run may stand twice", "text/settings.py", "for i in range(len(ids) - n + 1)", "for i in range(len(ids) - n)"),
+  ("an end one token early", "text/settings.py", "if len(ids) < length else scores", "if len(ids) < length - 1 else scores"),
+  ("a forced token one place late", "text/settings.py", "if len(ids) == length else scores", "if len(ids) == length + 1 else scores"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
 ]
 
