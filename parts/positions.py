@@ -42,7 +42,7 @@ def frequencies(dim:int, theta:float=10000.0, scaling:dict[str, Any]|None=None) 
 
 def rotations(start:Size|Tensor, T:Size, frequencies:list[float]) -> tuple[Tensor, Tensor]:
   """The cosines and sines (T, D/2) of the angles at the places from `start` on."""
-  angle = places(start, T).reshape(T, 1) * Tensor(frequencies).reshape(1, -1)
+  angle = places(start, T).reshape(T, 1) * Tensor.stack(*map(Tensor, frequencies))   # constants of the kernel: a list would be a tensor to keep with it
   return angle.cos(), angle.sin()
 
 def turn_halves(x:Tensor, cos:Tensor, sin:Tensor) -> Tensor:

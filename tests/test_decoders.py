@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 from conftest import FIXTURES, randomise
-from tinygrad import Tensor, nn
+from tinygrad import Device, Tensor, nn
 import models
 from models import checkpoint
 from models.gpt2 import GPT2
@@ -20,7 +20,7 @@ MODELS = {"gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts), "llama": lambda
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
 SHORT = 7   # so much shorter is the second text where they are padded
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["gpt2", "mistral", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mixtral", marks=pytest.mark.slow)])
 def family(request): return request.param
 
 @pytest.fixture(scope="module")
@@ -76,17 +76,19 @@ def test_a_traced_reader_writes_the_same_also_after_another_text(model):
     for [token] in generate(reader, first, C - len(first), temperature=0): ids.append(token)
     assert len(ids) == C and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1:-1].tolist() == ids[len(first):]
 
-def test_a_reader_of_fast_parts_gives_the_same_logits(family, model, plain):
+def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(family, model, plain, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   fast = MODELS[family](**{name: part for name, part in models.FAST.items() if family == "gpt2" or name != "layer_norm"})
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
-  reader = Reader(fast, 2)
+  reader = Reader(fast, 2, key=family)
   for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(IDS[:, start:end]), plain[:, end - 1])
+  if Device.DEFAULT == "CPU": assert list((tmp_path / "tinyformer" / "steps").iterdir())
 
 def rounded(x, dtype):
   return x.astype(np.float16).astype(np.float32) if dtype == "float16" else (checkpoint.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", ["gpt2-a", "llama-a", "mistral-a", "mixtral-a"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", ["gpt2-a", "mixtral-a", *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a"))])
 def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
   """Within 1e-4, as float32 does: only the numbers are rounded, not what is computed with them."""
   narrow = models.load(FIXTURES / case, dtype)
