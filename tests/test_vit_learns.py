@@ -1,11 +1,13 @@
 """A trained Vision Transformer is taught other classes (Dosovitskiy et al. 2021, sec. 3.2), from pixels."""
 import numpy as np
+import pytest
 from conftest import randomise
 from tinygrad import Tensor
 import models
 from models import vit
 from parts.learner import Learner
 
+pytestmark = pytest.mark.slow   # it compiles a step of learning
 CLASSES = ["across", "down", "chequered"]
 
 def pictures(count, seed):
