@@ -227,11 +227,11 @@ def write_text(path:Path, text:str) -> None:
   with replacing(path) as part: part.write_text(text, encoding="utf-8")
 
 def write(model, folder:Path, config:dict[str, Any], names:Names, dtype:str="float32") -> None:
-  """Writes config.json and model.safetensors, the tensors under the checkpoint's names and in its layout."""
+  """Writes config.json and then model.safetensors, each whole or not at all, the tensors under the checkpoint's names and in its layout."""
   folder.mkdir(parents=True, exist_ok=True)
   params, tensors = nn.state.get_state_dict(model), {}
   for name, ours in names.table(model).items():
     whole = np.concatenate([floats_of(params[o]).numpy() for o in ours]).astype(dtype)
     tensors[name] = whole.T if re.search(names.turned, name) else whole
-  write_safetensors(folder / "model.safetensors", tensors)
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
+  write_safetensors(folder / "model.safetensors", tensors)   # last: where there are weights, all else is there too

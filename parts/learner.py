@@ -33,10 +33,12 @@ class Learner:
   @property
   def drawn(self) -> list[int]:
     """How many random numbers dropout and the initialisation have drawn, low and high half: tinygrad's generator is a counter."""
+    Tensor._next_counter(Device.DEFAULT, 0)   # there may have been none
     return Tensor._device_rng_counters[Device.DEFAULT].numpy().tolist()
 
   @drawn.setter
   def drawn(self, count:list[int]) -> None:
+    Tensor._next_counter(Device.DEFAULT, 0)
     Tensor._device_rng_counters[Device.DEFAULT].assign(Tensor(count, dtype=dtypes.uint32)).realize()
 
   def learn(self, rate:float, *batch:np.ndarray) -> float:

@@ -21,4 +21,6 @@ def test_whole_documents_are_held_out():
   assert hold_out(documents, 1) == (learn, held) != hold_out(documents, 2)
   [learn], [held] = hold_out(["x" * 1000], 1)
   assert (len(learn), len(held)) == (950, 50)
+  assert [len(part[0]) for part in hold_out(["x" * 1000], 1, 0.1)] == [900, 100]
+  assert 9 <= len(hold_out(documents, 1, 0.1)[1]) <= 11
   assert len(hold_out(["a" * 5, "b" * 5], 1)[0]) == 1   # something is left to learn from

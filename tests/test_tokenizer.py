@@ -186,3 +186,13 @@ def test_files_that_do_not_fit_are_refused(small, tmp_path, file, change, words)
 def test_documents_are_closed_by_the_end(small):
   assert small.encode_documents(["ab", "c"]).tolist() == [*small.encode("ab"), small.end, *small.encode("c"), small.end]
   assert small.encode_documents(["ab"]).dtype == np.int32
+
+def test_characters_are_one_token_each(tmp_path):
+  text = "Ein Maß, 50 €,\n\n  naïve 😀😃 日本 \t don't"
+  tokenizer = BytePairEncoding.characters([text[:9], text[9:]])
+  assert len(tokenizer.encode(text)) == len(text) and tokenizer.decode(tokenizer.encode(text)) == text
+  assert [tokenizer.decode([i]) for i in tokenizer.encode(text)] == list(text)
+  tokenizer.save(tmp_path)
+  assert BytePairEncoding.load(tmp_path).encode(text) == tokenizer.encode(text)
+  assert tokenizer.decode(tokenizer.encode("ø日本語")) == "ø日本語"   # what it does not know, as bytes
+  assert len(BytePairEncoding.characters(["plain"])) == 257

@@ -1,12 +1,13 @@
-import csv, json, math, os, random, signal, subprocess, sys, time
+import csv, json, math, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pytest
 from conftest import ROOT
 from tinygrad import Tensor
 import console, train
-from models import gpt2
+from models import gpt2, hub
 from text.documents import hold_out, read_documents
 from text.tokenizer import BytePairEncoding
+from text.windows import windows
 
 SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2"]
 
@@ -69,6 +70,60 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path)
   assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--resume"]) == 0
   assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
+def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, monkeypatch):
+  """Whenever a file is about to take its name, what lies on the disk is kept: there a kill would leave it."""
+  out, kept, fsync = tmp_path / "x", list[str](), os.fsync
+  def keep(number):
+    fsync(number)
+    shutil.copytree(out, tmp_path / str(len(kept)))
+    kept.append(next(f.name for f in out.rglob(".*.part")))
+  with monkeypatch.context() as m:
+    m.setattr(os, "fsync", keep)
+    train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--every", "20"])
+  for i in range(len(kept)):
+    for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
+      if (folder / "model.safetensors").exists():
+        assert hub.whole(folder) and gpt2.load(folder).vocab == len(BytePairEncoding.load(folder))
+  last = max(i for i, name in enumerate(kept) if ".training." in name)   # the best and the last model are of step 40, what --resume reads of step 20
+  assert train.main([str(data), "-o", str(tmp_path / str(last)), "--resume"]) == 0
+  assert not list((tmp_path / str(last)).rglob(".*.part"))
+  for folder in (".", "last"): assert (tmp_path / str(last) / folder / "model.safetensors").read_bytes() == (out / folder / "model.safetensors").read_bytes()
+
+def test_the_best_model_is_in_the_folder_and_the_last_in_last(data, finished, tmp_path, monkeypatch):
+  losses = iter([3.0, 2.0, 2.5])
+  monkeypatch.setattr("parts.learner.Learner.measure", lambda *_: next(losses))
+  monkeypatch.setattr("text.windows.spread", lambda pieces, most, batch: pieces[None, :batch])
+  best, last, told = tmp_path / "x" / "model.safetensors", tmp_path / "x" / "last" / "model.safetensors", list[bytes]()
+  monkeypatch.setattr(console, "note", lambda text: told.append(last.read_bytes()) if text.startswith("step 30") else None)
+  train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
+  assert best.read_bytes() == told[0] != last.read_bytes()   # when step 30 is told, the last is still that of step 20
+
+def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
+  main = lambda *more: train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(finished), "--batch", "4", "--every", "1", *more])
+  assert main("--steps", "1", "--lr", "0") == 0
+  for name in ("model.safetensors", "vocab.json", "merges.txt", "config.json"):
+    assert (tmp_path / "x" / "last" / name).read_bytes() == (tmp_path / "x" / name).read_bytes() == (finished / name).read_bytes(), name
+  assert log(tmp_path / "x")[0]["held_out"] == min(r["held_out"] for r in log(finished))
+  shutil.rmtree(tmp_path / "x")
+  for wrong in (["--vocab", "400"], ["--dim", "32"], ["--layers", "2"], ["--heads", "1"], ["--context", "17"], ["--tokens", "characters"]):
+    with pytest.raises(console.Usage, match="--init"): main(*wrong)
+  assert not (tmp_path / "x").exists()
+  with pytest.raises(console.Usage, match="bert"): train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))])
+
+def bert(folder, finished):
+  folder.mkdir()
+  for name in ("vocab.json", "merges.txt"): shutil.copy(finished / name, folder)
+  (folder / "config.json").write_text('{"model_type": "bert"}')
+  return folder
+
+def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, tmp_path):
+  args = ["--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "2", "--steps", "1"]
+  assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
+  assert gpt2.load(tmp_path / "c").vocab == 257 and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
+  assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
+  assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
+  with pytest.raises(console.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
+
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
   with pytest.raises(console.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
   with pytest.raises(console.Usage, match="the run began with --lr 0.01"): train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
@@ -95,7 +150,7 @@ def test_a_flag_that_cannot_be_used_is_a_usage_error(data, flag, capsys):
   assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
 
 def test_windows_use_each_token_once_as_a_target():
-  pieces = train.windows(np.arange(11), 3)
+  pieces = windows(np.arange(11), 3)
   assert pieces.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
 def test_a_text_that_is_too_short_is_told(tmp_path):

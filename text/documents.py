@@ -1,5 +1,5 @@
 """Text files as documents, and which of them are held out."""
-import gzip, lzma, zlib
+import gzip, lzma, math, zlib
 from collections.abc import Callable
 from pathlib import Path
 import numpy as np
@@ -17,13 +17,15 @@ def read_documents(paths:list[Path]) -> list[str]:
   if not documents: raise ValueError(f"there is no text in {', '.join(map(str, paths))}")
   return documents
 
-def hold_out(documents:list[str], seed:int) -> tuple[list[str], list[str]]:
-  """(to learn, held out): whole documents by lot, until they make a twentieth of the text; of a single document, its end."""
+def hold_out(documents:list[str], seed:int, share:float=0.05) -> tuple[list[str], list[str]]:
+  """(to learn, held out): whole documents by lot, until they make `share` of the text; of a single document, its end."""
   total = sum(map(len, documents))
-  if len(documents) == 1: return [documents[0][:-total // 20]], [documents[0][-total // 20:]]
+  if len(documents) == 1:
+    end = math.ceil(total * share)
+    return [documents[0][:total - end]], [documents[0][total - end:]]
   held, size = set(), 0
   for i in np.random.default_rng(seed).permutation(len(documents))[:-1]:
-    if size >= total / 20: break
+    if size >= total * share: break
     held.add(int(i))
     size += len(documents[i])
   return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in sorted(held)]

@@ -116,7 +116,20 @@ class BytePairEncoding(Tokenizer):
   def train(cls, documents:Iterable[str], size:int, end:str=END) -> "BytePairEncoding":
     """Learns `size` tokens: the 256 bytes, merges of the commonest pair, and `end`. Fewer where the text has no more pairs."""
     if size < 257: raise ValueError(f"{size} tokens are too few: 256 bytes and {end} are {257}")
-    merges = learn_merges(documents, size - 257)
+    return cls.of(learn_merges(documents, size - 257), end)
+
+  @classmethod
+  def characters(cls, documents:Iterable[str], end:str=END) -> "BytePairEncoding":
+    """A token for each character of the documents, and for each byte, as which other characters are read: merges that join the bytes of one, and `end`.
+
+    A character of 3 or 4 bytes is joined from the left, so that what it begins with is a token too.
+    """
+    letters = sorted({c for d in documents for c in SURROGATE.sub("\ufffd", d)})
+    return cls.of(list(dict.fromkeys((b[:n], b[n:n+1]) for b in map(str.encode, letters) for n in range(1, len(b)))), end)
+
+  @classmethod
+  def of(cls, merges:list[tuple[bytes, bytes]], end:str=END) -> "BytePairEncoding":
+    """With ids in the order of GPT-2's: the bytes, what each merge makes, `end`."""
     tokens = dict.fromkeys([bytes([b]) for b in LETTERS] + [a + b for a, b in merges])
     return cls(merges, {spell(t): i for i, t in enumerate(tokens)} | {end: len(tokens)})
 
