@@ -1,9 +1,9 @@
 """`python train.py DATA` teaches a GPT-2 a text, from nothing or from a checkpoint: the best and the last model are folders that gpt.py and transformers open."""
-import argparse, hashlib, json, math, shutil, sys, time
+import argparse, hashlib, json, math, shutil, sys, textwrap, time
 from pathlib import Path
 from typing import Any
 import numpy as np
-import backend, console
+import backend, console, curve
 
 def parse(argv:list[str]|None) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="train.py", description="Teach a GPT-2 a text.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -16,19 +16,23 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("--heads", type=console.number(int, 1), default=4)
   p.add_argument("--dim", type=console.number(int, 1), default=128)
   p.add_argument("--context", type=console.number(int, 1), default=256, help="tokens that the model sees at once; with --init, no more than it was made for")
-  p.add_argument("--batch", type=console.number(int, 1), default=8, help="texts of --context tokens in a step")
+  p.add_argument("--batch", type=console.number(int, 1), default=8, help="texts of --context tokens that are read at once")
+  p.add_argument("--accumulate", type=console.number(int, 1), default=1, help="batches in a step: it learns what it would from one so much larger")
   p.add_argument("--steps", type=console.number(int, 1), default=2000)
   p.add_argument("--lr", type=console.number(float, 0), default=1e-3, help="the highest learning rate")
   p.add_argument("--warmup", type=console.number(int, 0), default=100, help="steps in which the learning rate rises; a cosine takes it to a tenth after")
   p.add_argument("--weight-decay", type=console.number(float, 0), default=0.1, help="of the matrices; norms and biases have none")
   p.add_argument("--clip", type=console.number(float, 1e-9), default=1.0, help="the longest gradient")
   p.add_argument("--dropout", type=console.number(float, 0, 1), default=0.0)
+  p.add_argument("--smoothing", type=console.number(float, 0, 1), default=0.0, help="of the labels: the share that goes to all tokens alike, in what is learned, not in what is held out")
   p.add_argument("--hold-out", type=console.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, in whole documents; of a single one, its end")
   p.add_argument("--seed", type=console.number(int, 0), default=1337)
   p.add_argument("--every", type=console.number(int, 1), default=250, help="steps between two looks at the held-out text, each of which saves")
+  p.add_argument("--sample", type=console.number(int, 0), default=60, metavar="TOKENS", help="that it writes at each such look, 0 for none; with several devices there are none")
   p.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights in the folder")
-  p.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, with the settings that it began with; --every and --dtype may change")
+  p.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, with the settings that it began with; --every, --sample and --dtype may change")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
+  p.add_argument("--devices", type=console.number(int, 1), default=1, help="that share each batch: so many of --device")
   p.add_argument("--offline", action="store_true", help="ask no hub")
   p.set_defaults(quiet=False)
   args = p.parse_args(argv)
@@ -40,11 +44,6 @@ def schedule(step:int, steps:int, warmup:int, lr:float) -> float:
   """The learning rate of a step, the first of which is 0: up in a line, then down along a cosine to a tenth."""
   if step < warmup: return lr * (step + 1) / warmup
   return lr * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-def rows(path:Path, step:int) -> list[str]:
-  """The log's lines up to a step; of a new log, its head."""
-  lines = path.read_text().splitlines() if path.exists() else ["step,tokens,learned,held_out,bits_per_byte,seconds"]
-  return lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
 
 def agree(args:argparse.Namespace, source:str, **sizes:int) -> None:
   """The arguments take these values. Raises Usage where another one was given."""
@@ -89,29 +88,31 @@ def begin(args:argparse.Namespace, text:str) -> dict[str, Any]:
   if not args.resume:
     if there := [n for n in ("training.safetensors", "model.safetensors", "config.json", "vocab.json") if (args.out / n).exists()]:
       raise console.Usage(f"{args.out} holds {there[0]}: " + ("go on with --resume, or " if file.exists() else "") + "name another folder with -o")
-    return {"step": 0, "best": math.inf, "text": text}
+    return {"step": 0, "best": math.inf, "recent": [], "text": text}
   if not file.exists(): raise console.Usage(f"--resume: {file} is not there")
   saved = json.loads(checkpoint.read_metadata(file)["training"])
   if saved["text"] != text: raise console.Usage("--resume: this is not the text that the run began with")
   for name, value in saved["settings"].items():
-    if name in ("every", "dtype") and name in args.given: continue
+    if name in ("every", "sample", "dtype") and name in args.given: continue
     if name in args.given and getattr(args, name) != value: raise console.Usage(f"--resume: the run began with --{name.replace('_', '-')} {value}")
     setattr(args, name, value)
   return saved
 
 def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
-  backend.prepare(args.device)
+  device = backend.prepare(args.device)
   from tinygrad import Tensor
   from models import checkpoint, gpt2
   from parts.learner import Learner
   from text.documents import hold_out, read_documents
+  from text.generate import Reader, generate
   from text.windows import by_lot, split, spread, windows
   from transformer import loss
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
   documents = read_documents(args.data)
   state = begin(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
+  if args.batch % args.devices: raise console.Usage(f"a batch of {args.batch} cannot be shared by {args.devices} devices: make --batch a multiple")
   learn, held = hold_out(documents, args.seed, args.hold_out)
   Tensor.manual_seed(args.seed)
   model, tokenizer, source = make(args, learn)
@@ -119,7 +120,10 @@ def main(argv:list[str]|None=None) -> int:
   ids, held_ids = tokenizer.encode_documents(learn), tokenizer.encode_documents(held)
   if min(len(ids), len(held_ids)) <= args.context: raise ValueError(f"the text is too short for a context of {args.context} tokens")
   bits_per_byte = len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)   # for each nat per token
-  learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0), args.weight_decay, args.clip)
+  learner = Learner(model, lambda x, y: loss(model(x), y, args.smoothing), args.weight_decay, args.clip, measured=lambda x, y: loss(model(x), y, smoothing=0),
+                    pieces=args.accumulate, devices=[f"{device}:{i}" for i in range(args.devices)] if args.devices > 1 else ())
+  reader, opening = None, [tokenizer.end] if len(documents) > 1 and tokenizer.end is not None else tokenizer.encode("\n")
+  if args.sample and args.devices == 1 and model.context > len(opening): reader = Reader(model)
   console.note(f"{len(ids):,} tokens to learn from, {len(held_ids):,} held out, a vocabulary of {len(tokenizer):,}, "
                f"{sum(t.numel() for name, t in learner.state.items() if name.startswith('model.')):,} parameters")
 
@@ -130,43 +134,49 @@ def main(argv:list[str]|None=None) -> int:
       if source: copy_tokens(source, folder)
       else: tokenizer.save(folder)
     write(out / "last")   # as it begins: what --resume makes its model from
-  step, best, lines = state["step"], state["best"], rows(log, state["step"])
+  step, best, lines = state["step"], state["best"], curve.rows(log, state["step"])
+  batch, recent, pictured = args.batch * args.accumulate, state["recent"], False   # recent: the losses since the last look
   if args.resume:
     entries = checkpoint.read_safetensors(checkpoint_file)
-    for name, t in learner.state.items(): t.assign(Tensor(entries[name].numpy())).realize()
-    learner.drawn = state["drawn"]
+    learner.restore({name: entries[name].numpy() for name in learner.state}, state["drawn"])
     for part in [*out.glob(".*.part"), *out.glob("last/.*.part")]: part.unlink()   # of a run that was killed as it wrote
   def save() -> None:
     write(out / "last")
-    training = json.dumps({"step": step, "best": best, "text": state["text"], "settings": settings, "drawn": learner.drawn})
+    training = json.dumps({"step": step, "best": best, "recent": recent, "text": state["text"], "settings": settings, "drawn": learner.drawn})
     checkpoint.write_safetensors(checkpoint_file, {name: t.numpy() for name, t in learner.state.items()}, {"training": training})
 
   def check(step:int, value:float) -> None:
     if math.isfinite(value): return
     raise ValueError(f"the loss of step {step} is {value}: " + (f"{checkpoint_file} is the last good one" if checkpoint_file.exists() else "try a lower --lr"))
 
-  bar, begun, recent = console.Bar("train"), time.monotonic(), list[float]()
+  bar, begun, first = console.Bar("train"), time.monotonic(), step
   with console.deferred_interrupt() as interrupted:   # Ctrl-C waits for the step to end: half of one could not be gone on from
     while True:
       if step and (step % args.every == 0 or step == args.steps) and not lines[-1].startswith(f"{step},"):
         pieces = spread(windows(held_ids, args.context), 128, args.batch)
-        now, learned = float(np.mean([learner.measure(*split(p)) for p in pieces])), float(np.mean(recent or [math.nan]))
-        lines.append(f"{step},{step * args.batch * args.context},{learned:.4f},{now:.4f},{now * bits_per_byte:.4f},{time.monotonic() - begun:.0f}")
+        now, learned, recent = float(np.mean([learner.measure(*split(p)) for p in pieces])), float(np.mean(recent)), []
+        lines.append(f"{step},{step * batch * args.context},{learned:.4f},{now:.4f},{now * bits_per_byte:.4f},{time.monotonic() - begun:.0f}")
         bar.clear()
         check(step, now)
         console.note(f"step {step}: learned {learned:.3f}, held out {now:.3f} nats a token, {now * bits_per_byte:.3f} bits a byte")
         if now < best:
           best = now
           write(out)
+        if reader:
+          reader.place = 0
+          written = generate(reader, opening, args.sample, seed=args.seed, end=tokenizer.end)
+          console.note(textwrap.indent(tokenizer.decode(t for [t] in written if t is not None).strip(), "  | ", lambda _: True))
         checkpoint.write_text(log, "\n".join(lines) + "\n")
+        pictured = curve.picture(lines, out / "loss.png")
         save()
-        begun, recent = time.monotonic(), []
+        begun, first = time.monotonic(), step
       if step >= args.steps or interrupted(): break
-      recent.append(learner.learn(schedule(step, args.steps, args.warmup, args.lr), *split(by_lot(ids, args.context, args.batch, args.seed, step))))
+      recent.append(learner.learn(schedule(step, args.steps, args.warmup, args.lr), *split(by_lot(ids, args.context, batch, args.seed, step))))
       step += 1
       check(step, recent[-1])
-      bar(step, args.steps, f"loss {recent[-1]:.3f} {len(recent) * args.batch * args.context / (time.monotonic() - begun):,.0f} tokens/s")
+      bar(step, args.steps, f"loss {recent[-1]:.3f} {(step - first) * batch * args.context / (time.monotonic() - begun):,.0f} tokens/s")
   bar.clear()
+  if len(lines) > 2 and not pictured and console.fancy(sys.stderr): console.note(curve.blocks(*curve.losses(lines)[::2]))
   if step >= args.steps:
     if state["step"] >= args.steps: console.note(f"this run was over after step {step}")
     return 0

@@ -144,6 +144,14 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("the last of a run may stand twice", "text/settings.py", "for i in range(len(ids) - n + 1)", "for i in range(len(ids) - n)"),
   ("an end one token early", "text/settings.py", "if len(ids) < length else scores", "if len(ids) < length - 1 else scores"),
   ("a forced token one place late", "text/settings.py", "if len(ids) == length else scores", "if len(ids) == length + 1 else scores"),
+  ("gradients of pieces added up, not averaged", "parts/learner.py", "+ g / pieces)", "+ g)"),
+  ("the gradient of the last step added to", "parts/learner.py", "s.assign(s * self.copied(keep) + g / pieces)", "s.assign(s + g / pieces)"),
+  ("a loss that is told smoothed", "train.py", "smoothing=0),\n", "smoothing=args.smoothing),\n"),
+  ("the last model for the best", "train.py", "        if now < best:\n", "        if True:\n"),
+  ("weights before their config.json", "models/checkpoint.py", """  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")
+  write_safetensors(folder / "model.safetensors", tensors)""", """  write_safetensors(folder / "model.safetensors", tensors)
+  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")""", "train"),
+  ("characters split in bytes", "text/tokenizer.py", "for b in map(str.encode, letters) for n in range(1, len(b))", "for b in map(str.encode, letters) for n in range(1, len(b) - 1)"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
 ]
 

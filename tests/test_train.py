@@ -9,7 +9,7 @@ from text.documents import hold_out, read_documents
 from text.tokenizer import BytePairEncoding
 from text.windows import windows
 
-SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2"]
+SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2", "--sample", "0"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
@@ -18,12 +18,12 @@ def data(tmp_path_factory):
   path.write_text("<|endoftext|>".join(" ".join(draw.choice(words) for _ in range(60)) for _ in range(60)))
   return path
 
-def log(out): return list(csv.DictReader(open(out / "log.csv")))
+def log(out): return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(open(out / "log.csv"))]
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
   out = tmp_path_factory.mktemp("run") / "whole"
-  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40"]) == 0
+  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--sample", "5"]) == 0
   return out
 
 def test_it_learns(finished):
@@ -59,7 +59,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, m
     assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", "--dropout", str(dropout)]) == 130
   assert train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0   # the settings are those that it began with
   assert (tmp_path / "x" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
-  assert [r["held_out"] for r in log(tmp_path / "x")] == [r["held_out"] for r in log(finished)]
+  assert log(tmp_path / "x") == log(finished)
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path):
   out = tmp_path / "x"
@@ -93,17 +93,25 @@ def test_the_best_model_is_in_the_folder_and_the_last_in_last(data, finished, tm
   losses = iter([3.0, 2.0, 2.5])
   monkeypatch.setattr("parts.learner.Learner.measure", lambda *_: next(losses))
   monkeypatch.setattr("text.windows.spread", lambda pieces, most, batch: pieces[None, :batch])
-  best, last, told = tmp_path / "x" / "model.safetensors", tmp_path / "x" / "last" / "model.safetensors", list[bytes]()
-  monkeypatch.setattr(console, "note", lambda text: told.append(last.read_bytes()) if text.startswith("step 30") else None)
+  best, last, told, notes = tmp_path / "x" / "model.safetensors", tmp_path / "x" / "last" / "model.safetensors", list[bytes](), list[str]()
+  def note(text:str) -> None:
+    notes.append(text)
+    if text.startswith("step 30"): told.append(last.read_bytes())
+  monkeypatch.setattr(console, "note", note)
+  monkeypatch.setattr(console, "fancy", lambda _: True)
+  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
   assert best.read_bytes() == told[0] != last.read_bytes()   # when step 30 is told, the last is still that of step 20
+  assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()   # without matplotlib, at a terminal
 
 def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
   main = lambda *more: train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(finished), "--batch", "4", "--every", "1", *more])
-  assert main("--steps", "1", "--lr", "0") == 0
+  assert main("--steps", "1", "--lr", "0", "--sample", "5", "--smoothing", "0.5") == 0
+  assert "\n  | " in capsys.readouterr().err
   for name in ("model.safetensors", "vocab.json", "merges.txt", "config.json"):
     assert (tmp_path / "x" / "last" / name).read_bytes() == (tmp_path / "x" / name).read_bytes() == (finished / name).read_bytes(), name
   assert log(tmp_path / "x")[0]["held_out"] == min(r["held_out"] for r in log(finished))
+  assert float(log(tmp_path / "x")[0]["learned"]) > float(log(finished)[-1]["learned"]) + 0.5   # what is held out is not smoothed
   shutil.rmtree(tmp_path / "x")
   for wrong in (["--vocab", "400"], ["--dim", "32"], ["--layers", "2"], ["--heads", "1"], ["--context", "17"], ["--tokens", "characters"]):
     with pytest.raises(console.Usage, match="--init"): main(*wrong)
@@ -117,12 +125,21 @@ def bert(folder, finished):
   return folder
 
 def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, tmp_path):
-  args = ["--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "2", "--steps", "1"]
+  args = [*SMALL[2:], "--steps", "1"]
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
   assert gpt2.load(tmp_path / "c").vocab == 257 and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
   with pytest.raises(console.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
+
+@pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
+def test_batches_added_up_or_shared_out_teach_what_one_does(data, finished, tmp_path, way):
+  assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", *way]) == 0
+  assert [r["tokens"] for r in log(tmp_path / "x")] == [r["tokens"] for r in log(finished)]
+  assert [float(r["learned"]) for r in log(tmp_path / "x")] == pytest.approx([float(r["learned"]) for r in log(finished)], abs=1e-3)
+
+def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
+  with pytest.raises(console.Usage, match="a batch of 4 cannot be shared by 3 devices"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
 
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
   with pytest.raises(console.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
