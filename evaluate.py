@@ -11,6 +11,7 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("-m", "--model", default="tiny", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder")
   p.add_argument("--stride", type=console.number(int, 1), help="tokens that each window adds; those before them are context alone (default: half of the model's context)")
   p.add_argument("--held-out", type=console.number(int, 0), metavar="SEED", help="only the documents that train.py held out with this seed")
+  p.add_argument("--hold-out", type=console.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, as train.py was told")
   p.add_argument("--most", type=console.number(int, 1), help="look at no more than the first so many tokens of each document")
   p.add_argument("--dtype", choices=["float32", "float16", "bfloat16", "int8"], default="float32", help="of the weights in memory; it computes in float32")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
@@ -55,7 +56,7 @@ def main(argv:list[str]|None=None) -> int:
   stride = args.stride or max(1, model.context // 2)
   if stride > model.context: raise console.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
   documents = read_documents(args.data)
-  if args.held_out is not None: documents = hold_out(documents, args.held_out)[1]
+  if args.held_out is not None: documents = hold_out(documents, args.held_out, args.hold_out)[1]
   start = [] if tokenizer.end is None else [tokenizer.end]
   ids = [start + tokenizer.encode(d)[:args.most] for d in documents]
   texts = documents if args.most is None else [tokenizer.decode(x[len(start):]) for x in ids]

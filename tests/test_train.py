@@ -132,6 +132,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, 
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
   with pytest.raises(console.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
 def test_batches_added_up_or_shared_out_teach_what_one_does(data, finished, tmp_path, way):
   assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", *way]) == 0
