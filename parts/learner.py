@@ -18,7 +18,8 @@ class Learner:
     self.pieces, self.devices = pieces, tuple(devices)
     params = nn.state.get_parameters(model)
     for p in params: p.replace(self.copied(p))
-    Tensor.realize(*params)
+    for device in self.devices or (Device.DEFAULT,): Tensor._next_counter(Device.canonicalize(device), 0)
+    Tensor.realize(*params, *Tensor._device_seeds.values(), *Tensor._device_rng_counters.values())   # a counter that is made in a trace is made again in each step
     adam = [nn.optim.AdamW([p for p in params if p.ndim > 1], b2=b2, weight_decay=weight_decay),
             nn.optim.AdamW([p for p in params if p.ndim < 2], b2=b2, weight_decay=0)]
     optimizer = nn.optim.OptimizerGroup(*adam)
@@ -60,9 +61,7 @@ class Learner:
   def restore(self, state:dict[str, np.ndarray], drawn:dict[str, list[int]]) -> None:
     """Goes on from what `state` and `drawn` were."""
     for name, t in self.state.items(): t.assign(self.copied(Tensor(state[name]))).realize()
-    for device, count in drawn.items():
-      Tensor._next_counter(device, 0)   # makes the counter, if there is none yet
-      Tensor._device_rng_counters[device].assign(Tensor(count, dtype=dtypes.uint32, device=device)).realize()
+    for device, count in drawn.items(): Tensor._device_rng_counters[device].assign(Tensor(count, dtype=dtypes.uint32, device=device)).realize()
 
   @property
   def drawn(self) -> dict[str, list[int]]:

@@ -146,6 +146,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a forced token one place late", "text/settings.py", "if len(ids) == length else scores", "if len(ids) == length + 1 else scores"),
   ("gradients of pieces added up, not averaged", "parts/learner.py", "+ g / pieces)", "+ g)"),
   ("the gradient of the last step added to", "parts/learner.py", "s.assign(s * self.copied(keep) + g / pieces)", "s.assign(s + g / pieces)"),
+  ("random numbers that are the same in each step", "parts/learner.py", "for device in self.devices or (Device.DEFAULT,): Tensor._next_counter(Device.canonicalize(device), 0)", "pass"),
   ("a loss that is told smoothed", "train.py", "smoothing=0),\n", "smoothing=args.smoothing),\n"),
   ("the last model for the best", "train.py", "        if now < best:\n", "        if True:\n"),
   ("weights before their config.json", "models/checkpoint.py", """  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")

@@ -7,8 +7,8 @@ from transformer import Linear, loss
 
 class Pairs:
   """Logits of the next token from the last one alone."""
-  def __init__(self): self.tokens, self.head = nn.Embedding(11, 6), Linear(6, 11)
-  def __call__(self, ids:Tensor) -> Tensor: return self.head(self.tokens(ids))
+  def __init__(self, dropout:float=0.0): self.tokens, self.head, self.dropout = nn.Embedding(11, 6), Linear(6, 11), dropout
+  def __call__(self, ids:Tensor) -> Tensor: return self.head(self.tokens(ids).dropout(self.dropout))
 
 @functools.cache
 def taught(pieces:int=1, devices:int=0) -> dict[str, np.ndarray]:
@@ -27,3 +27,17 @@ def test_a_batch_in_pieces_or_on_several_devices_teaches_what_the_whole_does(pie
   """Every parameter, and both moments of its gradient: AdamW's steps alone would hide a gradient that is twice as large."""
   whole, parts = taught(), taught(pieces, devices)
   for name in whole: assert np.abs(parts[name] - whole[name]).max() <= 1e-5 * np.abs(whole[name]).max(), name
+
+@pytest.mark.parametrize("devices", [0, 2])
+def test_dropout_draws_anew_in_each_step(devices):
+  """Also where nothing was drawn before the first step, as with a model from a file."""
+  model = Pairs(dropout=0.5)
+  Tensor.realize(*nn.state.get_parameters(model))
+  Tensor.manual_seed(1)
+  learner = Learner(model, lambda x, y: loss(model(x), y), devices=[f"{Device.DEFAULT}:{i}" for i in range(devices)])
+  ids, losses, drawn = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32), list[float](), list[dict[str, list[int]]]()
+  for _ in range(4):
+    drawn.append(learner.drawn)
+    losses.append(learner.learn(0.0, ids[:, :-1].copy(), ids[:, 1:].copy()))
+  assert len(set(losses)) == 4 and len(drawn[0]) == max(1, devices)
+  for device in drawn[0]: assert [d[device][0] for d in drawn] == [i * drawn[1][device][0] for i in range(4)] and drawn[1][device][0] > 0
