@@ -4,6 +4,7 @@ from unittest.mock import ANY
 import pytest
 import text
 from conftest import shared
+from text.tokenizer import BytePairEncoding
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -189,3 +190,11 @@ def test_the_first_gpts_tokens_are_transformers(tmp_path, corpus):
   for t in corpus:
     ids = theirs(t)["input_ids"]
     assert ours.encode(t) == ids and ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), repr(t)
+
+@pytest.mark.parametrize("text", ["plain words,\n\n  and blanks", "Ein Maß, 50 €, naïve 😀 日本 \t don't"])
+def test_characters_are_read_as_transformers_does(tmp_path, text):
+  tokenizer = BytePairEncoding.characters([text])
+  tokenizer.save(tmp_path)
+  (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  for t in (text, text[::-1], "ø語 unknown"): assert theirs.encode(t) == tokenizer.encode(t) and theirs.decode(tokenizer.encode(t), clean_up_tokenization_spaces=False) == t
