@@ -22,8 +22,7 @@ def test_every_flag_that_it_shows_exists():
   assert len(shown) == 4
   import shlex
   for command in shown: gpt.parse(shlex.split(command)[2:])
-  [command] = [c for c in COMMANDS if c.startswith("python train.py")]
-  train.parse(shlex.split(command)[2:])
+  for command in [c for c in COMMANDS if c.startswith("python train.py")]: train.parse(shlex.split(command)[2:])
   for command in [c for c in COMMANDS if c.startswith("python ask.py")]: ask.parse(shlex.split(command.split(" < ")[0])[2:])
   [command] = [c for c in COMMANDS if c.startswith("python evaluate.py")]
   evaluate.parse(shlex.split(command)[2:])
