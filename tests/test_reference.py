@@ -6,6 +6,7 @@ from conftest import ROOT, randomise, shared
 from tinygrad import Tensor
 import models
 from models import gpt2
+from parts.positions import alibi
 from text.generate import Reader, beam_search, generate
 from text.tokenizer import BytePairEncoding
 from text.wordpiece import WordPiece
@@ -126,7 +127,8 @@ def test_mistrals_logits_are_theirs(tmp_path, window):
 
 DECODER = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64,
                bos_token_id=None, eos_token_id=None)
-DECODERS = {"llama": transformers.LlamaConfig(**DECODER), "mistral": transformers.MistralConfig(**DECODER, head_dim=6, sliding_window=5),
+SMALL = dict(vocab_size=61, n_positions=64, n_embd=16, n_head=4, n_layer=2, bos_token_id=None, eos_token_id=None)
+DECODERS = {"gpt2": transformers.GPT2Config(**SMALL), "gpt": transformers.OpenAIGPTConfig(**SMALL), "llama": transformers.LlamaConfig(**DECODER), "mistral": transformers.MistralConfig(**DECODER, head_dim=6, sliding_window=5),
             "mixtral": transformers.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2),
             "one of eight": transformers.MixtralConfig(**DECODER, num_local_experts=8, num_experts_per_tok=1, sliding_window=9)}
 
@@ -147,6 +149,14 @@ def test_decoders_logits_are_theirs_padded_too(decoder, parts):
   keep[0, :9] = keep[2, :1] = False
   with torch.no_grad(): want = model(torch.tensor(ids), attention_mask=torch.tensor(keep.astype(int)), position_ids=torch.tensor((keep.cumsum(1) - 1).clip(0))).logits.numpy()
   close(ours(Tensor(ids), keep=Tensor(keep)).numpy()[keep], want[keep], 5e-5)
+
+@pytest.mark.parametrize("heads", [4, 12])
+def test_alibi_is_blooms(heads):
+  """Theirs lacks the query's place, which is the same for all its keys."""
+  from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+  want = build_alibi_tensor(torch.ones(1, 9, dtype=torch.long), heads, torch.float32).numpy().reshape(heads, 1, 9)
+  ours = alibi(9, 9, heads).numpy()
+  for query in range(9): np.testing.assert_allclose(ours[:, query, :query + 1] - ours[:, query, :1], (want - want[..., :1])[:, 0, :query + 1], atol=1e-5)
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_decoders_texts_are_theirs(decoder, beams):
