@@ -1,6 +1,8 @@
 """Every test runs on the device that the commands would choose; CI's, where there is no clang, is the CPU with ziglang's."""
-import json, sys
+import json, os, sys
 from pathlib import Path
+os.environ.setdefault("PARALLEL", "0")   # tests run side by side already: each compiles for itself
+os.environ.setdefault("NOOPT", "1")      # tinygrad makes plainer kernels in two thirds of the time; the slow tests of .ci/run take its usual ones
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import backend
 backend.prepare()
