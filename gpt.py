@@ -24,14 +24,7 @@ def read_prompt(args:argparse.Namespace) -> str|None:
     if args.num_samples > 1: raise console.Usage("the loop goes on from one text: -N needs a prompt")
     if args.prompt == "-": raise console.Usage("-i reads from the terminal: -p - cannot")
     return None
-  try:
-    if args.prompt not in (None, "-"):
-      args.prompt.encode()
-      prompt = args.prompt
-    else: prompt = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
-  except (UnicodeDecodeError, UnicodeEncodeError) as e: raise console.Usage(f"the prompt is not UTF-8: {e.reason} at {e.start:,}") from e
-  if not prompt: raise console.Usage("the prompt is empty")
-  return prompt
+  return console.read_prompt(args.prompt)
 
 def find_model(args:argparse.Namespace):
   """The folder of the model; of the shipped one where none is named and the hub cannot be reached."""

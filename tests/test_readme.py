@@ -27,6 +27,12 @@ def test_every_flag_that_it_shows_exists():
   [command] = [c for c in COMMANDS if c.startswith("python evaluate.py")]
   evaluate.parse(shlex.split(command)[2:])
 
+def test_its_picture_of_attention_is_what_the_command_draws():
+  [argv, picture] = re.findall(r"`python (attend.py [^`]*)`.*?```\n(.*?)```", README, re.S)[0]
+  import shlex
+  done = run(sys.executable, *shlex.split(argv), "--layer", "2", COLUMNS="44")
+  assert [line.rstrip() for line in done.stdout.splitlines()][:len(picture.splitlines())] == picture.splitlines(), done.stderr
+
 def test_its_python_runs(monkeypatch):
   [code] = re.findall(r"```python\n(.*?)```", README, re.S)
   monkeypatch.delenv("CC", raising=False)
