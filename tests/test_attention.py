@@ -25,7 +25,7 @@ def inputs(B, H, G, T, S, K): return tuple(Tensor(normal(*shape, seed=i)).realiz
 
 SIZES = [(1, 1, 1, 1, 1, 1), (2, 3, 3, 1, 70, 64), (2, 4, 2, 1, 65, 17), (1, 2, 2, 64, 64, 32), (2, 2, 1, 50, 100, 64), (1, 1, 1, 49, 48, 100), (1, 2, 2, 3, 200, 5)]
 
-@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("sizes", [*SIZES[:4], *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SIZES[4:])])
 def test_it_and_its_gradients_are_the_plain_ones(sizes): check(*inputs(*sizes))
 
 @pytest.mark.parametrize("sizes", [s for s in SIZES if s[3] > 1] + [(1, 2, 2, 48, 20, 16)])

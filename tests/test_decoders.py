@@ -115,7 +115,6 @@ def test_a_window_bounds_the_cache(monkeypatch):
   close(reader(ids[None, :14]), want[0])
 
 def test_a_text_that_went_too_far_back_is_read_again():
-  model = randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5))
-  reader = Reader(model)
-  reader(np.zeros((1, 600), np.int32))
-  assert reader.cache.back(599) == 599 and reader.cache.back(reader.cache.dropped + 2) == 0
+  cache = Cache(1, 1, 1, 4000, 2, window=5)
+  assert [cache.row(place, count) for place, count in ((0, 512), (512, 10), (522, 78))] == [0, 512, 4] and cache.dropped == 518
+  assert cache.back(599) == 599 and cache.back(522) == 522 and cache.back(521) == 0

@@ -47,7 +47,7 @@ def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
   last = log(finished)[-1]
   assert float(last["bits_per_byte"]) == pytest.approx(float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3)
 
-@pytest.mark.parametrize("stopped_at, dropout", [(10, 0), (17, 0), (13, 0.2)])
+@pytest.mark.parametrize("stopped_at, dropout", [pytest.param(10, 0, marks=pytest.mark.slow), (17, 0), (13, 0.2)])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, monkeypatch, stopped_at, dropout):
   if dropout:
     train.main([str(data), "-o", str(tmp_path / "whole"), *SMALL, "--steps", "40", "--dropout", str(dropout)])
