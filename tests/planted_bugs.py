@@ -115,7 +115,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a word with the label of its last token", "ask.py", "firsts.setdefault(word, chance)", "firsts.update({word: chance})"),
   ("padding that an encoder sees", "ask.py", "padded([1] * len(ids), 0)", "padded([1] * len(ids), 1)"),
   ("a text not begun with a blank", "text/sentencepiece.py", "*([steps.prepend(\"▁\")] if self.dummy else []), ", ""),
-  ("an unknown character as likely as any", "text/sentencepiece.py", "min(scores.values()) - PENALTY", "0.0"),
+  ("unknown neighbours not one token", "text/sentencepiece.py", "spans.pop()[1] if fused else s.starts[a]", "s.starts[a]"),
   ("the least likely cut", "text/sentencepiece.py", "rounded(best[i] + score)) > best[j]", "rounded(best[i] + score)) > -best[j]"),
   ("the second sentence in the first's segment", "text/special.py", "[self.second] * len(second)", "[0] * len(second)", "wordpiece"),
   ("top-p without the token that reaches it", "text/generate.py", "before >= top_p", "before + p[order] >= top_p"),

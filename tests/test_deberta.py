@@ -54,6 +54,7 @@ def test_where_a_text_is_padded_does_not_matter(case):
 def test_near_distances_have_buckets_of_their_own_and_far_ones_share():
   near, far = [signed_bucket(d, 256, 512) for d in range(-128, 129)], [signed_bucket(d, 256, 512) for d in range(129, 512)]
   assert near == list(range(-128, 129)) and far == sorted(far) and (far[0], far[-1]) == (129, 255) and len(set(far)) < len(far)
+  assert signed_bucket(256, 256, 512) == 192   # the geometric mean of 128 and 511 lies midway between their buckets
   assert [signed_bucket(-d, 256, 512) for d in range(129, 512)] == [-b for b in far]
 
 def test_the_row_of_a_relative_position():

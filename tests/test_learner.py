@@ -1,4 +1,4 @@
-import functools
+import functools, math
 import numpy as np
 import pytest
 from tinygrad import Device, Tensor, nn
@@ -11,21 +11,21 @@ class Pairs:
   def __call__(self, ids:Tensor) -> Tensor: return self.head(self.tokens(ids).dropout(self.dropout))
 
 @functools.cache
-def taught(pieces:int=1, devices:int=0) -> dict[str, np.ndarray]:
+def taught(pieces:int=1, devices:int=0, clip:float=0.05) -> dict[str, np.ndarray]:
   """What a small model is after three steps, by name, and the losses of the steps."""
   Tensor.manual_seed(1)
   model = Pairs()
-  learner = Learner(model, lambda x, y: loss(model(x), y), clip=0.05, pieces=pieces, devices=[f"{Device.DEFAULT}:{i}" for i in range(devices)])
+  learner = Learner(model, lambda x, y: loss(model(x), y), clip=clip, pieces=pieces, devices=[f"{Device.DEFAULT}:{i}" for i in range(devices)])
   losses = []
   for step in range(3):
     ids = np.random.default_rng(step).integers(0, 11, (4, 9)).astype(np.int32)
     losses.append(learner.learn(1e-2, ids[:, :-1].copy(), ids[:, 1:].copy()))
   return {name: t.numpy() for name, t in learner.state.items()} | {"losses": np.array(losses)}
 
-@pytest.mark.parametrize("pieces, devices", [(2, 0), (4, 0), (1, 2), (2, 2)])
-def test_a_batch_in_pieces_or_on_several_devices_teaches_what_the_whole_does(pieces, devices):
-  """Every parameter, and both moments of its gradient: AdamW's steps alone would hide a gradient that is twice as large."""
-  whole, parts = taught(), taught(pieces, devices)
+@pytest.mark.parametrize("pieces, devices, clip", [(2, 0, math.inf), (4, 0, 0.05), (1, 2, 0.05), (2, 2, 0.05)])
+def test_a_batch_in_pieces_or_on_several_devices_teaches_what_the_whole_does(pieces, devices, clip):
+  """Every parameter, and both moments of its gradient: AdamW's steps alone would hide a gradient that is twice as large, and so would clipping."""
+  whole, parts = taught(clip=clip), taught(pieces, devices, clip)
   for name in whole: assert np.abs(parts[name] - whole[name]).max() <= 1e-5 * np.abs(whole[name]).max(), name
 
 @pytest.mark.parametrize("devices", [0, 2])
