@@ -38,6 +38,10 @@ def test_texts_are_hugging_faces(loaded, case, way):
     beams = settings.num_beams if way == "beams" else 1
     assert respond(loaded(case), source[keep == 1].tolist(), settings._replace(num_beams=beams), key=case) == text[:end]
 
+def test_a_source_that_cannot_be_read_is_refused(loaded):
+  with pytest.raises(ValueError, match="no tokens"): respond(loaded("t5-a"), [], Settings(0))
+  with pytest.raises(ValueError, match="41 tokens are more than the 40 places"): respond(loaded("bart-a"), [5] * 41, Settings(0))
+
 def test_greedy_text_needs_no_cache(loaded):
   """Each token of one that was written with it is the likeliest without it."""
   want = expected("t5-b")

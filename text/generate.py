@@ -121,7 +121,9 @@ def respond(model, source:Sequence[int], settings:Settings, tokens:int|None=None
   """What an encoder-decoder writes for a source, as its settings have it: ids without the start and the end, at most `tokens` with the end.
 
   key: as in Reader. For its kernels to serve other sources too, a source is padded to a multiple of 64 tokens, as far as the model's context.
+  Raises ValueError for a source of no tokens, or of more than the model has places for.
   """
+  if not len(source): raise ValueError("a source of no tokens has no answer")
   length = min(tokens + 1 if tokens else settings.max_length or model.context, model.context)
   room = min(-(-len(source) // 64) * 64, max(len(source), model.context))
   ids, keep = np.array([[*source] + [0] * (room - len(source))], dtype=np.int32), np.arange(room)[None] < len(source)
