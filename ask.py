@@ -51,8 +51,8 @@ class Encoder:
     if len(ids) > self.context: raise console.Usage(f"the text has {len(ids):,} tokens, this model reads {self.context:,}: shorten it")
     size = min(self.context, -(-len(ids) // self.PAD) * self.PAD)
     def padded(row:list[int], value:int) -> np.ndarray: return np.array([row + [value] * (size - len(row))], dtype=np.int32)
-    step = self.steps.setdefault(size, self.make())
-    return step(padded(ids, self.tokenizer.pad or 0), padded([1] * len(ids), 0).astype(bool), padded(segments or [0] * len(ids), 0))[0].copy()
+    if size not in self.steps: self.steps[size] = self.make()
+    return self.steps[size](padded(ids, self.tokenizer.pad or 0), padded([1] * len(ids), 0).astype(bool), padded(segments or [0] * len(ids), 0))[0].copy()
 
 def ranked(chances:np.ndarray, names:Callable[[int], str], top:int) -> Iterator[str]:
   """A line for each of the likeliest."""
@@ -133,7 +133,6 @@ def respond(folder:Path, model, key:str, args:argparse.Namespace) -> Callable[[s
   if args.beams: settings = settings._replace(num_beams=args.beams)
   def write(source:str) -> Iterator[str]:
     ids = tokenizer.single(tokenizer.encode(source))
-    if (most := getattr(model, "source_context", None)) and len(ids) > most: raise console.Usage(f"the text has {len(ids):,} tokens, this model reads {most:,}: shorten it")
     yield tokenizer.decode(generate.respond(model, ids, settings, args.max_tokens, key))
   return write
 

@@ -5,6 +5,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import ACTIVATIONS, Config, loader
+from models.heads import labels
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, pre_norm, stored
 
 NAMES = checkpoint.Names(
@@ -101,9 +102,8 @@ def pair(config:Config, name:str, default:int) -> tuple[int, int]:
 def from_config(config:Config, **parts) -> ViT:
   """An untrained model of the sizes that a config.json states. parts: linear, attend and layer_norm. Raises ValueError for what is not built here."""
   config.only(qkv_bias=True)
-  names = config.get("id2label") or {i: f"LABEL_{i}" for i in range(config.size("num_labels", 2))}   # transformers does not write its two by default
-  labels = [] if config.get("architectures") == ["ViTModel"] else [names[i] for i in sorted(names, key=int)]
-  return ViT(labels, pair(config, "image_size", 224), pair(config, "patch_size", 16), config.size("num_channels", 3), config.size("hidden_size", 768),
+  names = [] if config.get("architectures") == ["ViTModel"] else labels(config)
+  return ViT(names, pair(config, "image_size", 224), pair(config, "patch_size", 16), config.size("num_channels", 3), config.size("hidden_size", 768),
              config.size("num_attention_heads", 12), config.size("num_hidden_layers", 12), config.size("intermediate_size", 3072),
              config.activation("hidden_act", "gelu"), config.get("layer_norm_eps", 1e-12), **parts)
 
