@@ -21,11 +21,8 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
 
 def read_texts(args:argparse.Namespace) -> list[str]:
   """The texts of the command line, each - replaced by all of standard input; without any, the lines of that. Raises Usage where there is none."""
-  def given() -> str:
-    try: return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as e: raise console.Usage(f"standard input is not UTF-8: {e.reason} at {e.start:,}") from e
   if not args.text and sys.stdin.isatty(): raise console.Usage("there is no text: name one, or pipe it in")
-  texts = [given() if text == "-" else text for text in args.text] if args.text else given().splitlines()
+  texts = [console.read_input() if text == "-" else text for text in args.text] if args.text else console.read_input().splitlines()
   if not any(text.strip() for text in texts): raise console.Usage("the text is empty")
   return [text for text in texts if text.strip()]
 
@@ -129,7 +126,7 @@ def respond(folder:Path, model, key:str, args:argparse.Namespace) -> Callable[[s
   import text
   from text import generate
   from text.settings import Settings
-  tokenizer, settings = text.load(folder), Settings.read(folder)
+  tokenizer, settings = text.load(folder, model.vocab), Settings.read(folder)
   if args.beams: settings = settings._replace(num_beams=args.beams)
   def write(source:str) -> Iterator[str]:
     ids = tokenizer.single(tokenizer.encode(source))
@@ -155,8 +152,7 @@ def answers(args:argparse.Namespace, folder:Path, texts:list[str]) -> Iterator[I
   if task == "continue": raise console.Usage(f"{args.model} writes on from a text: gpt.py runs it")
   if task == "respond": return map(respond(folder, model, key, args), texts)
   if task == "picture": return map(name(folder, model, args.top), texts)
-  tokenizer = text.load(folder)
-  if len(tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}")
+  tokenizer = text.load(folder, model.vocab)
   encoder = Encoder(model, tokenizer, key)
   if task == "vectors": return iter([compare(encoder, texts)])
   if task == "answer":

@@ -28,12 +28,17 @@ def model_arguments(p:argparse.ArgumentParser, models:str, required:bool=False) 
   volume.add_argument("-q", "--quiet", action="store_true", help="no notes and no bars, but for the one that another model had to be used")
   p.add_argument("--version", action="version", version=f"tinyformer {VERSION}")
 
+def read_input() -> str:
+  """All of standard input. Raises Usage if it is no text."""
+  try: return sys.stdin.buffer.read().decode()
+  except UnicodeDecodeError as e: raise Usage(f"standard input is not UTF-8: {e.reason} at {e.start:,}") from e
+
 def read_prompt(given:str|None) -> str:
   """The text given; all of standard input, without its last line's end, for - or None. Raises Usage for one that is empty or no text."""
   try:
     if given not in (None, "-"): prompt = given.encode().decode()   # type: ignore[union-attr]
-    else: prompt = sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
-  except (UnicodeDecodeError, UnicodeEncodeError) as e: raise Usage(f"the prompt is not UTF-8: {e.reason} at {e.start:,}") from e
+    else: prompt = read_input().removesuffix("\n").removesuffix("\r")
+  except UnicodeEncodeError as e: raise Usage(f"the prompt is not UTF-8: {e.reason} at {e.start:,}") from e
   if not prompt: raise Usage("the prompt is empty")
   return prompt
 

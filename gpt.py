@@ -42,8 +42,7 @@ class Writer:
     from text import generate
     model = models.load(folder, args.dtype)
     if model.task != "continue": raise console.Usage(f"{args.model} does not write on from a text: ask.py runs it")
-    self.args, self.tokenizer = args, text.load(folder)
-    if len(self.tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(self.tokenizer):,} tokens, the model {model.vocab:,}")
+    self.args, self.tokenizer = args, text.load(folder, model.vocab)
     config = (folder / "config.json").read_text(encoding="utf-8")
     self.reader = generate.Reader(model, args.num_samples, key=f"{args.dtype} {config}")
     self.history:list[int] = []   # of a text that goes on from turn to turn

@@ -3,11 +3,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 if TYPE_CHECKING: from text.special import Tokenizer
 
-def load(folder:str|Path) -> "Tokenizer":
-  """The tokenizer of a checkpoint's folder, by its files. Raises FileNotFoundError where there are none, ValueError for damaged or unknown ones."""
+def load(folder:str|Path, vocab:int|None=None) -> "Tokenizer":
+  """The tokenizer of a checkpoint's folder, by its files. vocab: the most ids that its model knows.
+
+  Raises FileNotFoundError where there are no such files, ValueError for damaged or unknown ones, and for one of more tokens.
+  """
+  tokenizer = of_files(folder)
+  if vocab is not None and len(tokenizer) > vocab: raise ValueError(f"{folder}: the vocabulary has {len(tokenizer):,} tokens, the model {vocab:,}")
+  return tokenizer
+
+def of_files(folder:str|Path) -> "Tokenizer":
   from text.first import WordPairs
   from text.sentencepiece import SentencePiece
-  from text.special import Files, read_json
+  from text.special import Files
   from text.tokenizer import BytePairEncoding
   from text.wordpiece import WordPiece
   files = Files(folder)
@@ -18,6 +26,6 @@ def load(folder:str|Path) -> "Tokenizer":
     if decoder.get("type") == "BPEDecoder": return WordPairs.load(folder)
     if "merges" in model and decoder.get("type") == "ByteLevel": return BytePairEncoding.from_full(files)
     return (SentencePiece if "merges" in model or isinstance(model.get("vocab"), list) else WordPiece).from_full(files)
-  if "vocab.json" in has: return (WordPairs if read_json(files.folder / "config.json").get("model_type") == "openai-gpt" else BytePairEncoding).load(folder)
+  if "vocab.json" in has: return (WordPairs if files.read("config.json").get("model_type") == "openai-gpt" else BytePairEncoding).load(folder)
   if "vocab.txt" in has: return WordPiece.load(folder)
   return SentencePiece.load(folder)

@@ -1,8 +1,9 @@
 """What is no text among a checkpoint's tokens: what stands before, between and after texts, fills them up, masks a word, or ends one."""
-import contextlib, json, re
+import contextlib, re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from models.checkpoint import read_json
 from text.steps import Stretch, whole
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -108,13 +109,6 @@ def read_template(post:dict[str, Any]|None) -> Around|None:
   if post["type"] == "RobertaProcessing": return [post["cls"][1]], [post["sep"][1]] * 2, [post["sep"][1]], 0
   return None
 
-def read_json(path:Path) -> dict[str, Any]:
-  """What a file holds; nothing where there is none. Raises ValueError for what is no JSON object."""
-  try: data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-  except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not JSON: {e}") from e
-  if not isinstance(data, dict): raise ValueError(f"{path} should hold an object")
-  return data
-
 class Files:
   """What a checkpoint's files say of its tokens.
 
@@ -123,10 +117,14 @@ class Files:
   """
   def __init__(self, folder:str|Path):
     self.folder = Path(folder)
-    self.full, config = read_json(self.folder / "tokenizer.json"), read_json(self.folder / "tokenizer_config.json")
+    self.full, config = self.read("tokenizer.json"), self.read("tokenizer_config.json")
     old = [{"id": int(i)} | a for i, a in config.pop("added_tokens_decoder", {}).items()]
     self.added = {a["content"]: a for a in [*old, *self.full.get("added_tokens", [])]}
-    self.config = {k: v["content"] if isinstance(v, dict) and "content" in v else v for k, v in (read_json(self.folder / "special_tokens_map.json") | config).items()}
+    self.config = {k: v["content"] if isinstance(v, dict) and "content" in v else v for k, v in (self.read("special_tokens_map.json") | config).items()}
+
+  def read(self, name:str) -> dict[str, Any]:
+    """What a file of the folder holds; nothing where there is none. Raises ValueError for what is no JSON object."""
+    return read_json(self.folder / name) if (self.folder / name).exists() else {}
 
   def specials(self, vocab:dict[str, int], known:Iterable[str]=()) -> dict[str, int]:
     """The tokens that are no text: known ones that the vocabulary has, those that the configuration names, and those that were added as such."""
