@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import randomise
+from conftest import close, randomise
 from tinygrad import Tensor, UOp, nn
 from models import FAST
 from models.gpt2 import GPT2
@@ -16,8 +16,6 @@ def model(): return randomise(GPT2(V, C, 12, 3, 2))
 @pytest.fixture(scope="module")
 def plain(model): return model(Tensor(IDS)).numpy()
 
-def close(got, want): assert np.abs(got - want).max() < 1e-5 * want.std()
-
 def test_a_prefill_gives_the_same_logits(model, plain): close(model(Tensor(IDS), 0, model.cache(B)).numpy(), plain)
 
 @pytest.mark.slow   # as tests/test_decoders.py does, on a longer text
@@ -31,7 +29,7 @@ def test_a_jitted_step_gives_the_same_logits(model, plain):
   step = Jitted(lambda ids, start: model(ids, start, cache).realize(), (UOp.variable("start", 0, C - 1),))
   for i in range(C): close(step(IDS[:, i:i+1], start=i), plain[:, i:i+1])
 
-@pytest.fixture(scope="module", params=[{}, FAST], ids=["plain parts", "fast parts"])
+@pytest.fixture(scope="module", params=[pytest.param({}, marks=pytest.mark.slow), FAST], ids=["plain parts", "fast parts"])
 def built(request, model):
   made = GPT2(V, C, 12, 3, 2, **request.param)
   nn.state.load_state_dict(made, nn.state.get_state_dict(model), verbose=False)

@@ -1,6 +1,8 @@
 """Every decoder of the family, each way of running it against the plain one: a text at once, without a cache, in float32, of plain parts."""
+import functools
 import numpy as np
 import pytest
+import conftest
 from conftest import FIXTURES, randomise
 from tinygrad import Device, Tensor, nn
 import models
@@ -19,21 +21,28 @@ MODELS = {"gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts), "llama": lambda
           "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
           "mixtral": lambda **parts: Llama(**LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts)}
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
+RARELY = pytest.mark.parametrize("family", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama", "mixtral"))])   # tests/test_cache.py has GPT-2's
 SHORT = 7   # so much shorter is the second text where they are padded
 
-@pytest.fixture(scope="module", params=["gpt2", "mistral", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mixtral", marks=pytest.mark.slow)])
+@pytest.fixture(params=["gpt2", "mistral", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mixtral", marks=pytest.mark.slow)])
 def family(request): return request.param
 
-@pytest.fixture(scope="module")
-def model(family): return randomise(MODELS[family]())
+@functools.cache
+def made(family): return randomise(MODELS[family]())
 
-@pytest.fixture(scope="module")
-def plain(model): return model(Tensor(IDS)).numpy()
+@functools.cache
+def said(family, rows, end): return made(family)(Tensor(IDS[rows:, :end])).numpy()
 
-@pytest.fixture(scope="module")
-def alone(model): return model(Tensor(IDS[1:, :-SHORT])).numpy()[0]
+@pytest.fixture
+def model(family): return made(family)
 
-def close(got, want): assert np.abs(got - want).max() < min(1e-4, 2e-5 * want.std())
+@pytest.fixture
+def plain(family): return said(family, 0, None)
+
+@pytest.fixture
+def alone(family): return said(family, 1, -SHORT)[0]
+
+def close(got, want): conftest.close(got, want, 2e-5)
 
 def in_pieces(model, ids, cuts, keep=None):
   """The logits of ids, read piece by piece with a cache."""
@@ -46,8 +55,10 @@ def padded_left():
   ids[1, :SHORT], ids[1, SHORT:], keep[1, :SHORT] = 0, IDS[1, :-SHORT], False
   return ids, keep
 
+@RARELY
 def test_a_cache_changes_nothing(model, plain): close(in_pieces(model, IDS, [23]), plain)
 
+@RARELY
 def test_chunks_change_nothing(model, plain): close(in_pieces(model, IDS, [1, 12]), plain)
 
 def test_padding_on_the_left_changes_nothing(model, plain, alone):
@@ -56,6 +67,7 @@ def test_padding_on_the_left_changes_nothing(model, plain, alone):
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
 
+@RARELY
 def test_padding_on_the_right_changes_nothing(model, plain, alone):
   ids = IDS.copy()
   ids[1, -SHORT:] = 0
@@ -69,6 +81,7 @@ def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
 
+@RARELY
 def test_a_traced_reader_writes_the_same_also_after_another_text(model):
   """Across the edge of the window, and past the end of a piece."""
   reader = Reader(model)
