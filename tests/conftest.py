@@ -26,6 +26,11 @@ def randomise(model, seed:int=0, scale:float=0.3):
     t.replace(Tensor(values.astype(np.float32)))
   return model
 
+def close(got:np.ndarray, want:np.ndarray, share:float=1e-5):
+  """Within 1e-4, and within a share of the spread of what is wanted."""
+  assert got.shape == want.shape
+  assert np.abs(got - want).max() < min(1e-4, share * want.std())
+
 def normal(*shape:int, seed:int=0) -> np.ndarray: return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 def with_head(case:str, head:str, folder:Path, **config) -> Path:

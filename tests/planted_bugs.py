@@ -62,31 +62,31 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("padding that is seen", "parts/cache.py", "mask + padding_mask(keep)", "mask + 0 * padding_mask(keep).maximum(0)", "decoders"),
   ("a window one key too wide", "parts/positions.py", "(d < window)", "(d <= window)"),
   ("rope scaling left out", "models/llama.py", "frequencies(head_dim, theta, rope)", "frequencies(head_dim, theta)"),
-  ("RoBERTa's places from 0", "models/bert.py", "return word.cumsum(1) * word + pad", "return word.cumsum(1) * word - word"),
-  ("RoBERTa's places by column", "models/bert.py", "return word.cumsum(1) * word + pad", "return Tensor.arange(1, ids.shape[1] + 1) + 0*word + pad"),
+  ("RoBERTa's places from 0", "models/bert.py", "return word.cumsum(1) * word + pad", "return word.cumsum(1) * word - word", "encoders bert"),
+  ("RoBERTa's places by column", "models/bert.py", "return word.cumsum(1) * word + pad", "return Tensor.arange(1, ids.shape[1] + 1) + 0*word + pad", "encoders bert"),
   ("BERT's places count padding", "models/bert.py", "(keep.int().cumsum(1) - 1).maximum(0)", "Tensor.arange(ids.shape[1])"),
-  ("RoBERTa's epsilon for another", "models/bert.py", 'config.get("layer_norm_eps", 1e-12)', "1e-12"),
-  ("BERT's epsilon for another", "models/bert.py", 'config.get("layer_norm_eps", 1e-12)', "1e-5"),
+  ("RoBERTa's epsilon for another", "models/bert.py", 'config.get("layer_norm_eps", 1e-12)', "1e-12", "encoders bert"),
+  ("BERT's epsilon for another", "models/bert.py", 'config.get("layer_norm_eps", 1e-12)', "1e-5", "encoders bert"),
   ("tanh GELU for the exact form", "models/config.py", '"gelu": functools.partial(Tensor.gelu, approximate="none")', '"gelu": Tensor.gelu', "bert"),
-  ("segments left out", "models/bert.py", "ids*0 if segments is None else segments", "ids*0"),
-  ("BERT's padding seen", "models/bert.py", "mask=None if keep is None else padding_mask(keep)", "mask=None"),
-  ("BERT's feed-forward norm for its attention's", "models/bert.py", r'ff_norm": layer + "output.LayerNorm"', r'ff_norm": layer + "attention.output.LayerNorm"'),
-  ("a pooler without tanh", "models/heads.py", "self.classes(self.activation(self.pool(x[:, 0])))", "self.classes(self.pool(x[:, 0]))", "bert"),
-  ("the pooler of the last token", "models/heads.py", "self.pool(x[:, 0])", "self.pool(x[:, -1])", "bert"),
-  ("a decoder without its bias", "models/heads.py", "linear.product(x, tokens.weight) + self.bias", "linear.product(x, tokens.weight) + 0*self.bias", "bert"),
-  ("a word's layer without its norm", "models/heads.py", "self.norm(self.activation(self.dense(x)))", "self.activation(self.dense(x))", "bert"),
+  ("segments left out", "models/bert.py", "ids*0 if segments is None else segments", "ids*0", "encoders bert"),
+  ("BERT's padding seen", "models/bert.py", "mask=None if keep is None else padding_mask(keep)", "mask=None", "encoders bert"),
+  ("BERT's feed-forward norm for its attention's", "models/bert.py", r'ff_norm": layer + "output.LayerNorm"', r'ff_norm": layer + "attention.output.LayerNorm"', "encoders bert"),
+  ("a pooler without tanh", "models/heads.py", "self.classes(self.activation(self.pool(x[:, 0])))", "self.classes(self.pool(x[:, 0]))", "encoders"),
+  ("the pooler of the last token", "models/heads.py", "self.pool(x[:, 0])", "self.pool(x[:, -1])", "encoders"),
+  ("a decoder without its bias", "models/heads.py", "linear.product(x, tokens.weight) + self.bias", "linear.product(x, tokens.weight) + 0*self.bias", "encoders"),
+  ("a word's layer without its norm", "models/heads.py", "self.norm(self.activation(self.dense(x)))", "self.activation(self.dense(x))", "encoders"),
   ("padding in the mean", "models/heads.py", "/ kept.sum(1).maximum(1)", "/ x.shape[1]", "bert"),
   ("labels in the order of their names", "models/heads.py", "sorted(names, key=int)", "sorted(names, key=names.get, reverse=True)", "bert"),
-  ("DeBERTa's content scaled as BERT's", "models/deberta.py", "self.attend(q / math.sqrt(terms), k", "self.attend(q, k"),
-  ("DeBERTa's positions scaled as BERT's", "models/deberta.py", "/ math.sqrt(self.head_dim * terms)", "/ math.sqrt(self.head_dim)"),
-  ("c2p and p2c swapped", "models/deberta.py", 'place("c2p", self.k), place("p2c", self.q)', 'place("c2p", self.q), place("p2c", self.k)'),
-  ("p2c at j - i", "models/deberta.py", ".gather(-1, delta.transpose(-2, -1))", ".gather(-1, delta)"),
-  ("distances not in buckets", "models/deberta.py", "if self.buckets else d), 0)", "if 0 else d), 0)"),
+  ("DeBERTa's content scaled as BERT's", "models/deberta.py", "self.attend(q / math.sqrt(terms), k", "self.attend(q, k", "encoders deberta"),
+  ("DeBERTa's positions scaled as BERT's", "models/deberta.py", "/ math.sqrt(self.head_dim * terms)", "/ math.sqrt(self.head_dim)", "encoders deberta"),
+  ("c2p and p2c swapped", "models/deberta.py", 'place("c2p", self.k), place("p2c", self.q)', 'place("c2p", self.q), place("p2c", self.k)', "encoders deberta"),
+  ("p2c at j - i", "models/deberta.py", ".gather(-1, delta.transpose(-2, -1))", ".gather(-1, delta)", "encoders deberta"),
+  ("distances not in buckets", "models/deberta.py", "if self.buckets else d), 0)", "if 0 else d), 0)", "encoders deberta"),
   ("buckets that are linear", "parts/positions.py", "math.log(abs(distance) / exact) / math.log((most - 1) / exact)", "(abs(distance) - exact) / (most - 1 - exact)", "deberta"),
-  ("relative vectors without their norm", "models/deberta.py", "self.norm(vectors) if self.norm else vectors", "vectors"),
-  ("DeBERTa's padding seen", "models/deberta.py", "None if keep is None else padding_mask(keep), self", "None, self"),
-  ("a convolution that reads the block", "models/deberta.py", "self.convolution(embedded, x)", "self.convolution(x, x)"),
-  ("a convolution that reads padding", "models/deberta.py", "x if keep is None else keep.bool().unsqueeze(-1).where(x, 0)", "x"),
+  ("relative vectors without their norm", "models/deberta.py", "self.norm(vectors) if self.norm else vectors", "vectors", "encoders deberta"),
+  ("DeBERTa's padding seen", "models/deberta.py", "None if keep is None else padding_mask(keep), self", "None, self", "encoders deberta"),
+  ("a convolution that reads the block", "models/deberta.py", "self.convolution(embedded, x)", "self.convolution(x, x)", "encoders deberta"),
+  ("a convolution that reads padding", "models/deberta.py", "x if keep is None else keep.bool().unsqueeze(-1).where(x, 0)", "x", "encoders deberta"),
   ("distances of T5 the wrong way round", "parts/positions.py", "after = (distance < 0)", "after = (distance > 0)"),
   ("the first GPT with its norms before the sublayers", "models/gpt.py", ", residual=post_norm, **more)", ", **more)", "gpt1"),
   ("the first GPT with a norm at its end", "models/gpt.py", "self.norm = lambda x: x ", "self.norm = self.norm ", "gpt1"),
@@ -165,8 +165,8 @@ def caught(bug:tuple[str, ...]) -> str|None:
     text = (copy / file).read_text()
     assert text.count(right) == 1, f"{file} should have {right!r} once"
     (copy / file).write_text(text.replace(right, wrong))
-    tested = f"tests/test_{tests[0] if tests else Path(file).stem}.py"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", tested], cwd=copy, capture_output=True, text=True)
+    tested = [f"tests/test_{name}.py" for name in (tests[0] if tests else Path(file).stem).split()]
+    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tested], cwd=copy, capture_output=True, text=True)
     failures = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.M)
     return failures[0] if done.returncode == 1 and failures else None
 

@@ -1,39 +1,18 @@
 import numpy as np
 import pytest
-from conftest import FIXTURES, with_head
+from conftest import FIXTURES, close, with_head
+from test_encoders import HEADS, expected
 from tinygrad import Tensor, nn
 import models, models.bert
 from models import checkpoint, heads
 from models.bert import after_padding
 from models.config import Config
-from transformer import Linear, attention, loss
+from transformer import loss
 
-PLAIN = {"attend": attention, "linear": Linear, "layer_norm": nn.LayerNorm}
-HEADS = ["ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
 CASES = ["bert-a", "roberta-a"]
 PAD = {"bert-a": 0, "roberta-a": 1}
 
-def expected(case): return np.load(FIXTURES / case / "expected.npz")
 def given(want): return Tensor(want["ids"]), Tensor(want["keep"]), Tensor(want["segments"])
-def close(got, want, share=1e-5): assert np.abs(got - want).max() < min(1e-4, share * want.std())
-
-@pytest.fixture(scope="module", params=[(case, parts) for case in CASES for parts in ("plain", "fast")], ids="-".join)
-def vectors(request):
-  """A fixture's name, parts, and the vectors that all heads read, of a batch with padding; what is said of the padding counts for nothing."""
-  case, parts = request.param[0], {"plain": PLAIN, "fast": models.FAST}[request.param[1]]
-  return case, parts, models.load(FIXTURES / case, **parts).hidden(*given(expected(case))).realize()
-
-def test_vectors_are_hugging_faces(vectors):
-  case, _, x = vectors
-  want = expected(case)
-  close(x.numpy()[want["keep"] == 1], want["Model"][want["keep"] == 1])
-
-@pytest.mark.parametrize("head", HEADS)
-def test_what_each_head_says_is_hugging_faces(tmp_path, vectors, head):
-  case, parts, x = vectors
-  want, model = expected(case), models.load(with_head(case, head, tmp_path), **parts)
-  rows = np.s_[:] if model.task == "classify" else want["keep"] == 1
-  close(model.head(x).numpy()[rows], want[head][rows])
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_are_hugging_faces(case):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from conftest import FIXTURES, with_head
-from test_bert import HEADS, PLAIN, close, expected
+from conftest import FIXTURES, close, with_head
+from test_encoders import expected
 from tinygrad import Tensor, nn
 import models, models.deberta
 from models import checkpoint
@@ -11,24 +11,6 @@ from parts.positions import signed_bucket
 from transformer import loss
 
 CASES = ["deberta-a", "deberta-b"]   # shared keys, buckets, a norm of the relative vectors; and keys of their own, no buckets, a convolution
-
-@pytest.fixture(scope="module", params=[("deberta-a", "plain"), ("deberta-a", "fast"), ("deberta-b", "fast")], ids="-".join)
-def vectors(request):
-  case, parts = request.param[0], {"plain": PLAIN, "fast": models.FAST}[request.param[1]]
-  want = expected(case)
-  return case, parts, models.load(FIXTURES / case, **parts).hidden(Tensor(want["ids"]), Tensor(want["keep"])).realize()
-
-def test_vectors_are_hugging_faces(vectors):
-  case, _, x = vectors
-  want = expected(case)
-  close(x.numpy()[want["keep"] == 1], want["Model"][want["keep"] == 1])
-
-@pytest.mark.parametrize("head", HEADS)
-def test_what_each_head_says_is_hugging_faces(tmp_path, vectors, head):
-  case, parts, x = vectors
-  want, model = expected(case), models.load(with_head(case, head, tmp_path), **parts)
-  rows = np.s_[:] if model.task == "classify" else want["keep"] == 1
-  close(model.head(x).numpy()[rows], want[head][rows])
 
 @pytest.mark.parametrize("case", ["deberta-a", pytest.param("deberta-b", marks=pytest.mark.slow)])
 def test_gradients_are_hugging_faces(case):

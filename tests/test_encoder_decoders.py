@@ -1,7 +1,7 @@
 import json, math
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, close
 from tinygrad import Tensor, dtypes, nn
 import models
 from models import bart, checkpoint, marian, t5
@@ -53,7 +53,6 @@ def test_a_cache_changes_nothing(loaded):
   model, want = loaded("t5-a"), dict(expected("t5-a"))
   want["source"], want["keep"] = (np.repeat(want[name][1:], 2, 0) for name in ("source", "keep"))
   plain, target, cache = logits(model, want), want["target"], model.cache(2, Tensor(want["source"]), Tensor(want["keep"]), 11)
-  def close(got, plain): assert np.abs(got - plain).max() < 1e-5 * plain.std()
   close(model.head(model.hidden(Tensor(target[:, :7]), 0, cache)).numpy(), plain[:, :7])
   reader = Reader(model, 2, cache=cache)
   reader.place = 7

@@ -2,7 +2,7 @@
 import json
 import numpy as np
 import pytest
-from test_bert import close
+from conftest import close
 from tinygrad import Tensor
 import models
 from models import checkpoint

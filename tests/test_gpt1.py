@@ -1,7 +1,7 @@
 import math
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, close
 from tinygrad import Tensor, nn
 import models, transformer
 from models import checkpoint, gpt
@@ -13,11 +13,6 @@ IDS = WANT["ids"]
 
 @pytest.fixture(scope="module")
 def model(): return gpt.load(FOLDER)
-
-def close(got, want):
-  """Within 1e-4 of what transformers computes, and within 1e-5 of its spread."""
-  assert got.shape == want.shape
-  assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
 @pytest.mark.parametrize("load", [gpt.load, models.load], ids=["plain parts", "fast parts"])
 def test_logits_are_hugging_faces(load): close(load(FOLDER)(Tensor(IDS)).numpy(), WANT["logits"])

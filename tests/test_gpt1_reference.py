@@ -1,6 +1,7 @@
 """The first GPT against transformers itself, every parameter random. Needs the extra `reference`; runs in .ci/run."""
 import numpy as np
 import pytest
+from conftest import close
 from tinygrad import Tensor
 import models
 from models import gpt
@@ -22,8 +23,6 @@ def theirs(folder, seed=0, **sizes):
 
 def their_logits(model, ids, **more):
   with torch.no_grad(): return model(torch.tensor(ids), **more).logits.numpy()
-
-def close(got, want): assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
 @pytest.mark.parametrize("load", [gpt.load, models.load], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("sizes", [{}, dict(n_embd=20, n_head=5, n_layer=3), dict(layer_norm_epsilon=1e-5), dict(afn="relu"), dict(afn="silu"), dict(afn="swish")])

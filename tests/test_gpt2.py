@@ -1,7 +1,7 @@
 import json, math, os, shutil, subprocess, sys
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, randomise, shared
+from conftest import FIXTURES, ROOT, close, randomise, shared
 from tinygrad import GlobalCounters, Tensor, nn
 import transformer
 from models import FAST, checkpoint, gpt2
@@ -9,11 +9,6 @@ from models import FAST, checkpoint, gpt2
 CASES = ["gpt2-a", "gpt2-b"]
 
 def expected(case): return np.load(FIXTURES / case / "expected.npz")
-
-def close(got, want):
-  """Within 1e-4 of what transformers computes, and within 1e-5 of its spread."""
-  assert got.shape == want.shape
-  assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
 @pytest.mark.parametrize("parts", [{}, FAST], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("case", CASES)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import conftest
 from conftest import FIXTURES, randomise
 from tinygrad import Tensor, nn
 import models, models.llama
@@ -18,7 +19,7 @@ def model(request): return randomise(Llama(**SIZES, window=request.param))
 @pytest.fixture(scope="module")
 def plain(model): return model(Tensor(IDS)).numpy()
 
-def close(got, want): assert np.abs(got - want).max() < 2e-5 * want.std()
+def close(got, want): conftest.close(got, want, 2e-5)
 
 @pytest.mark.parametrize("case, parts", [("llama-a", {}), *((case, models.FAST) for case in ("llama-a", "mistral-a", "mixtral-a"))],
                          ids=["llama of plain parts", "llama", "mistral", "mixtral"])

@@ -2,7 +2,7 @@
 import random, unicodedata
 import numpy as np
 import pytest
-from conftest import ROOT, randomise, shared
+from conftest import ROOT, close, randomise, shared
 from tinygrad import Tensor
 import models
 from models import gpt2
@@ -29,8 +29,6 @@ def their_logits(model, ids):
   with torch.no_grad(): return model(torch.tensor(ids)).logits.float().numpy()
 
 def ids_for(sizes, length=11): return np.random.default_rng(5).integers(0, sizes["vocab_size"], (3, length))
-
-def close(got, want, share=1e-5): assert np.abs(got - want).max() < min(1e-4, share * want.std())
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sizes", SHAPES)

@@ -1,7 +1,7 @@
 import json, math
 import numpy as np
 import pytest
-from conftest import FIXTURES, normal
+from conftest import FIXTURES, close, normal
 from tinygrad import Tensor, nn
 import models
 from models import checkpoint, vit
@@ -12,11 +12,6 @@ PIXELS = WANT["pixels"]
 
 @pytest.fixture(scope="module")
 def model(): return vit.load(FOLDER)
-
-def close(got, want):
-  """Within 1e-4 of what transformers computes, and within 1e-5 of its spread."""
-  assert got.shape == want.shape
-  assert np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
 @pytest.mark.parametrize("load", [vit.load, models.load], ids=["plain parts", "fast parts"])
 def test_logits_are_hugging_faces(load):

@@ -2,7 +2,7 @@
 import json
 import numpy as np
 import pytest
-from conftest import FIXTURES, normal, randomise
+from conftest import FIXTURES, close, normal, randomise
 from tinygrad import Tensor
 import models
 from models import vit
@@ -26,9 +26,6 @@ def theirs(folder, kind=transformers.ViTForImageClassification, seed=0, labels=5
 def of(model, pixels, **how):
   with torch.no_grad(): out = model(torch.tensor(pixels), **how)
   return (out.logits if hasattr(out, "logits") else out.last_hidden_state).numpy()
-
-def close(got, want):
-  assert got.shape == want.shape and np.abs(got - want).max() < min(1e-4, 1e-5 * want.std())
 
 @pytest.mark.parametrize("load", [vit.load, models.load], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("sizes", [dict(image_size=12, patch_size=4), dict(image_size=14, patch_size=7, num_channels=1), dict(image_size=9, patch_size=2, layer_norm_eps=1e-3),
