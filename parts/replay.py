@@ -1,5 +1,5 @@
 """A traced step on the CPU as a list of kernels that is run from machine code: no Python between them, and the parts of each on all cores."""
-import ctypes, functools, queue, threading
+import ctypes, functools, queue, sys, threading
 from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Device, Tensor, UOp
@@ -17,6 +17,7 @@ HEAD, WORDS, ARGUMENTS = 32, 64, 61   # 64-bit words before the commands, and in
 SOURCE = r"""
 typedef unsigned long long word;
 typedef struct { word kernel, parts, core, count, a[ARGUMENTS - 1]; } command;
+typedef int ABI yield(void);
 typedef struct { volatile word ticket, gap[15], done, rest[15]; command commands[]; } step;
 static inline __attribute__((always_inline)) void perform(command *c, word part) {
   word a[ARGUMENTS];
@@ -24,7 +25,8 @@ static inline __attribute__((always_inline)) void perform(command *c, word part)
   if (c->count <= 12) ((void ABI (*)(FEW_TYPES))c->kernel)(FEW);
   else ((void ABI (*)(ALL_TYPES))c->kernel)(ALL);
 }
-static inline __attribute__((always_inline)) void rest(void) {
+static inline __attribute__((always_inline)) void rest(word waited, yield *leave) {   // for long: others may have the core, perhaps the one that is waited for
+  if (waited >= 256) { leave(); return; }
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -39,22 +41,22 @@ static inline __attribute__((always_inline)) int take(step *s, word ticket) {   
   return 1;
 }
 #ifdef HELP
-ABI void help(step *s, word over) {
-  for (int idle = 0; idle < 1 << 20; idle++) {   // some hundredths of a second: then the core is left to others until the next step
+ABI void help(step *s, word over, yield *leave) {
+  for (word idle = 0; idle < 1 << 16; idle++) {   // some hundredths of a second: then the core is left to others until the next step
     word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
     if (ticket >> 32 == over) return;
-    if (take(s, ticket)) idle = 0; else rest();
+    if (take(s, ticket)) idle = 0; else rest(idle, leave);
   }
 }
 #else
-ABI void run(step *s, word over) {
+ABI void run(step *s, word over, yield *leave) {
   for (word i = 0; i < over; i++) {
     command *c = s->commands + i;
     if (c->parts == 1) { perform(c, 0); continue; }
     __atomic_store_n(&s->done, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&s->ticket, i << 32, __ATOMIC_RELEASE);
     for (word t; (t = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE)), (t & 0xffffffff) < c->parts;) take(s, t);
-    while (__atomic_load_n(&s->done, __ATOMIC_ACQUIRE) < c->parts) rest();
+    for (word waited = 0; __atomic_load_n(&s->done, __ATOMIC_ACQUIRE) < c->parts; waited++) rest(waited, leave);
   }
   __atomic_store_n(&s->ticket, over << 32, __ATOMIC_RELEASE);
 }
@@ -78,6 +80,13 @@ def threads() -> int:
   return NUM_CPU_THREADS.value - 1
 
 @functools.cache
+def leave() -> ctypes.c_uint64:
+  """The address of the system's function that lets other threads have the core."""
+  if sys.platform == "win32": function = ctypes.WinDLL("kernel32").SwitchToThread
+  else: function = ctypes.CDLL(None).sched_yield
+  return ctypes.c_uint64(ctypes.cast(function, ctypes.c_void_p).value or 0)
+
+@functools.cache
 def helpers() -> queue.SimpleQueue:
   """Where a step calls the threads that help with it, one for each further core."""
   calls:queue.SimpleQueue = queue.SimpleQueue()
@@ -85,7 +94,7 @@ def helpers() -> queue.SimpleQueue:
   def serve() -> None:
     while True:
       table, over = calls.get()   # the table stays alive as long as it is looked at
-      help(ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(over))
+      help(ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(over), leave())
   for _ in range(threads()): threading.Thread(target=serve, daemon=True).start()
   return calls
 
@@ -163,5 +172,5 @@ class Replay:
     for name, words in self.variables.items(): self.table[words] = variables[name]
     self.table[0] = 0xffffffff   # begun, with no part to take yet
     for _ in range(threads()): helpers().put((self.table, self.over))
-    runner(False).fxn(ctypes.c_uint64(self.table.ctypes.data), ctypes.c_uint64(self.over))
+    runner(False).fxn(ctypes.c_uint64(self.table.ctypes.data), ctypes.c_uint64(self.over), leave())
     return self.result
