@@ -29,6 +29,14 @@ def windows(length:int, context:int, stride:int) -> Iterator[tuple[int, int, int
     yield max(0, end - 1 - context), first, end
     first = end
 
+def begun(tokenizer, documents:Sequence[str], most:int|None=None) -> tuple[list[list[int]], list[str]]:
+  """For each document its first `most` tokens, after the one that ends a text if there is such a one, and the text of those that are predicted:
+  all but the first id, which nothing comes before.
+  """
+  start = [] if tokenizer.end is None else [tokenizer.end]
+  ids = [start + tokenizer.encode(d)[:most] for d in documents]
+  return ids, list(documents) if start and most is None else [tokenizer.decode(x[1:]) for x in ids]
+
 def nats(model, documents:Sequence[Sequence[int]], stride:int, batch:int=4) -> Iterator[tuple[int, np.ndarray]]:
   """For each document of token ids, in windows: (which document, the negative log-probabilities of the window's tokens that count)."""
   from tinygrad import Tensor, nn
@@ -57,10 +65,7 @@ def main(argv:list[str]|None=None) -> int:
   if stride > model.context: raise console.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
   documents = read_documents(args.data)
   if args.held_out is not None: documents = hold_out(documents, args.held_out, args.hold_out)[1]
-  start = [] if tokenizer.end is None else [tokenizer.end]
-  ids = [start + tokenizer.encode(d)[:args.most] for d in documents]
-  texts = documents if args.most is None else [tokenizer.decode(x[len(start):]) for x in ids]
-  if not start: texts = [tokenizer.decode(x[1:]) for x in ids]   # the first token is not predicted
+  ids, texts = begun(tokenizer, documents, args.most)
   total, counted, bar = 0.0, 0, console.Bar("evaluate")
   whole = sum(max(0, len(x) - 1) for x in ids)
   if not whole: raise ValueError("there is no token to predict")
@@ -70,7 +75,7 @@ def main(argv:list[str]|None=None) -> int:
   bar.clear()
   words, size = sum(len(t.split()) for t in texts), sum(len(t.encode()) for t in texts)
   console.note(f"{folder} in {args.dtype} on {device}: {len(ids):,} documents, {counted:,} tokens, {words:,} words between blanks, {size:,} bytes of UTF-8, as they stand (nothing detokenised)")
-  console.note(f"windows of {model.context} tokens, {stride} new ones in each; a document's first token is " + ("predicted from <|endoftext|>" if start else "not predicted"))
+  console.note(f"windows of {model.context} tokens, {stride} new ones in each; a document's first token is " + ("predicted from <|endoftext|>" if tokenizer.end is not None else "not predicted"))
   print(f"{total / counted:.4f} nats a token, perplexity {math.exp(total / counted):.3f} a token, {math.exp(min(700, total / words)):.2f} a word; {total / size / math.log(2):.4f} bits a byte")
   return 0
 
