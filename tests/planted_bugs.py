@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GPT2, CORE, VIT, PICTURES = "models/gpt2.py", "transformer.py", "models/vit.py", "models/pictures.py"
+BASELINES = "experiments/baselines.py"
 T5, BART, PAIR = "models/t5.py", "models/bart.py", "models/encoder_decoder.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
@@ -154,6 +155,15 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")""", "train"),
   ("characters split in bytes", "text/tokenizer.py", "for b in map(str.encode, letters) for n in range(1, len(b))", "for b in map(str.encode, letters) for n in range(1, len(b) - 1)"),
   ("merges of the smallest pair first", "text/tokenizer.py", "return self.pair > other.pair", "return self.pair < other.pair"),
+  ("the discount of another order", BASELINES, "zip(self.keys, self.counts, self.discounts, [1,", "zip(self.keys, self.counts, self.discounts[1:] + self.discounts[:1], [1,"),
+  ("shorter n-grams by their counts", BASELINES, "np.bincount(numbers[whole[first]], minlength=len(self.keys[-1]))", "np.bincount(numbers[whole], minlength=len(self.keys[-1]))"),
+  ("one discount for all counts", BASELINES, "(count - d[count.clip(max=3)])", "(count - d[count.clip(max=1)])"),
+  ("what the discounts took not given on", BASELINES, "+ left[history] * p, p)", "+ left[history] / self.vocab, p)"),
+  ("discounts without Y", BASELINES, "(k + 1) * y * n[k + 1]", "(k + 1) * n[k + 1]"),
+  ("a history that was never seen ends it", BASELINES, "np.where(total > 0, (count", "np.where(total >= 0, (count"),
+  ("xz that has learned nothing", BASELINES, "return size(learn + held) - size(learn), window", "return size(held), window"),
+  ("xz that begins with the first of what it learned", BASELINES, "learn = learn[max(0, len(learn) + len(held) - window):]", "learn = learn[:max(0, window - len(held))]"),
+  ("what is held out learned too", BASELINES, "stream = tokenizer.encode_documents(learn)", "stream = tokenizer.encode_documents(learn + held)"),
 ]
 
 def caught(bug:tuple[str, ...]) -> str|None:
