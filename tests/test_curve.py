@@ -1,5 +1,6 @@
+from pathlib import Path
 import pytest
-import curve
+import console, curve
 
 LOG = ["step,tokens,learned,held_out,bits_per_byte,seconds", "10,640,4.0,4.1,1,1", "20,1280,2.0,2.5,1,1", "30,1920,1.0,2.1,1,1"]
 
@@ -15,9 +16,30 @@ def test_a_curve_in_blocks_falls_as_its_values_do():
 
 def test_the_picture_is_a_png(tmp_path):
   pytest.importorskip("matplotlib", reason="needs the extra `plot`")
-  assert curve.picture(LOG, tmp_path / "loss.png")
+  assert curve.picture(LOG, tmp_path / "loss.png", [("another", [10, 20], [4, 3]), ("one", [30], [2])])
   assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
 
 def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
   assert not curve.picture(LOG, tmp_path / "loss.png") and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize("wrong", ["no points", "a=1", "a=1:2,3", "a=x:2", "a=1:2:3"])
+def test_points_of_another_run_are_steps_and_losses(wrong, capsys):
+  assert curve.points("nanoGPT's README=2000:1.88") == ("nanoGPT's README", [2000], [1.88]) and curve.points("b=1:2,3:4.5")[1:] == ([1, 3], [2, 4.5])
+  with pytest.raises(SystemExit) as e: curve.main(["log.csv", "--points", wrong])
+  assert e.value.code == 2 and "is not NAME=STEP:LOSS" in capsys.readouterr().err
+
+def test_the_command_draws_a_log(tmp_path, capsys, monkeypatch):
+  (tmp_path / "log.csv").write_text("\n".join(LOG) + "\n")
+  main = lambda *more: curve.main([str(tmp_path / "log.csv"), *more])
+  assert main() == 0 and capsys.readouterr().out == curve.blocks([10, 20, 30], [4.1, 2.5, 2.1]) + "\n"
+  drawn = []
+  monkeypatch.setattr(curve, "picture", lambda *what: drawn.append(what) or len(drawn) == 1)
+  assert main("-o", "a.png", "--points", "b=1:2", "--points", "c=3:4,5:6") == 0
+  assert drawn[0] == (LOG, Path("a.png"), [("b", [1], [2]), ("c", [3, 5], [4, 6])])
+  with pytest.raises(console.Usage, match="plot"): main("-o", "a.png")   # no matplotlib
+  for wrong, said in (("step\n", "has no losses"), ("step\n1,2\n", "is no log"), ("step\na,b,c,d\n", "is no log")):
+    (tmp_path / "log.csv").write_text(wrong)
+    with pytest.raises(console.Usage, match=said): main()
+  (tmp_path / "log.csv").unlink()
+  with pytest.raises(console.Usage, match="cannot be read"): main()
