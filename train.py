@@ -28,7 +28,8 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("--hold-out", type=console.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, in whole documents; of a single one, its end")
   p.add_argument("--seed", type=console.number(int, 0), default=1337)
   p.add_argument("--every", type=console.number(int, 1), default=250, help="steps between two looks at the held-out text, each of which saves")
-  p.add_argument("--sample", type=console.number(int, 0), default=60, metavar="TOKENS", help="that it writes at each such look, 0 for none; with several devices there are none")
+  p.add_argument("--sample", type=console.number(int, 0), default=60, metavar="TOKENS", help="that it writes at each such look, 0 for none")
+  p.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="of the numbers that are multiplied: bfloat16 is meant for a GPU; all else, and what is saved, is computed in float32")
   p.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="of the weights in the folder")
   p.add_argument("--resume", action="store_true", help="go on from the folder's last checkpoint, with the settings that it began with; --every, --sample and --dtype may change")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
@@ -55,22 +56,24 @@ def make(args:argparse.Namespace, learn:list[str]):
   """(model, tokenizer, the folder of another model that its vocabulary is from or None). Raises Usage for arguments that do not fit."""
   from models import FAST, gpt2
   from models.config import Config
+  from parts.mixed import MIXED
   from text.tokenizer import BytePairEncoding
-  if args.resume: return gpt2.load(args.out / "last", dropout=args.dropout, **FAST), BytePairEncoding.load(args.out), None
+  parts = {"dropout": args.dropout} | FAST | (MIXED if args.precision == "bfloat16" else {})
+  if args.resume: return gpt2.load(args.out / "last", **parts), BytePairEncoding.load(args.out), None
   if args.init and "tokens" in args.given: raise console.Usage("--init brings its own vocabulary: leave --tokens out")
   source = console.find_model(args, args.init or args.tokens) if args.init or args.tokens not in ("bpe", "characters") else None
   if source: tokenizer = BytePairEncoding.load(source)
   else: tokenizer = BytePairEncoding.train(learn, args.vocab) if args.tokens == "bpe" else BytePairEncoding.characters(learn)
   if args.init and source:
     if (kind := Config.read(source).get("model_type")) != "gpt2": raise console.Usage(f"--init {args.init} is a {kind}, only a gpt2 can be taught here")
-    model = gpt2.load(source, dropout=args.dropout, **FAST)
+    model = gpt2.load(source, **parts)
     if len(tokenizer) > model.vocab: raise ValueError(f"{source}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}")
     agree(args, f"--init {args.init}", vocab=model.vocab, layers=len(model.blocks), heads=model.heads, dim=model.dim)
     if "context" not in args.given: args.context = model.context
     if args.context > model.context: raise console.Usage(f"--init {args.init} sees {model.context} tokens at once, not {args.context}")
   else:
     if args.tokens != "bpe": agree(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
-    model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, dropout=args.dropout, **FAST)
+    model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, **parts)
   return model, tokenizer, source
 
 def copy_tokens(source:Path, folder:Path) -> None:
@@ -110,6 +113,7 @@ def main(argv:list[str]|None=None) -> int:
   from transformer import loss
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
+  if args.precision == "float16": raise console.Usage("--precision float16 would lose small gradients, which bfloat16 does not: take that")
   documents = read_documents(args.data)
   state = begin(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
   if args.batch % args.devices: raise console.Usage(f"a batch of {args.batch} cannot be shared by {args.devices} devices: make --batch a multiple")
@@ -122,8 +126,8 @@ def main(argv:list[str]|None=None) -> int:
   bits_per_byte = len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)   # for each nat per token
   learner = Learner(model, lambda x, y: loss(model(x), y, args.smoothing), args.weight_decay, args.clip, measured=lambda x, y: loss(model(x), y, smoothing=0),
                     pieces=args.accumulate, devices=[f"{device}:{i}" for i in range(args.devices)] if args.devices > 1 else ())
-  reader, opening = None, [tokenizer.end] if len(documents) > 1 and tokenizer.end is not None else tokenizer.encode("\n")
-  if args.sample and args.devices == 1 and model.context > len(opening): reader = Reader(model)
+  opening = [tokenizer.end] if len(documents) > 1 and tokenizer.end is not None else tokenizer.encode("\n")
+  if args.precision == "bfloat16" and device == "CPU": console.note("a CPU only rounds to bfloat16 and multiplies float32: that is no faster than float32 throughout")
   console.note(f"{len(ids):,} tokens to learn from, {len(held_ids):,} held out, a vocabulary of {len(tokenizer):,}, "
                f"{sum(t.numel() for name, t in learner.state.items() if name.startswith('model.')):,} parameters")
 
@@ -134,6 +138,8 @@ def main(argv:list[str]|None=None) -> int:
       if source: copy_tokens(source, folder)
       else: tokenizer.save(folder)
     write(out / "last")   # as it begins: what --resume makes its model from
+  alone = model if args.devices == 1 or not args.sample else gpt2.load(out / "last")   # a text is written on one device
+  reader = Reader(alone) if args.sample and model.context > len(opening) else None
   step, best, lines = state["step"], state["best"], curve.rows(log, state["step"])
   batch, recent, pictured = args.batch * args.accumulate, state["recent"], False   # recent: the losses since the last look
   if args.resume:
@@ -163,6 +169,7 @@ def main(argv:list[str]|None=None) -> int:
           best = now
           write(out)
         if reader:
+          if alone is not model: learner.copy_to(alone)
           reader.place = 0
           written = generate(reader, opening, args.sample, seed=args.seed, end=tokenizer.end)
           console.note(textwrap.indent(tokenizer.decode(t for [t] in written if t is not None).strip(), "  | ", lambda _: True))

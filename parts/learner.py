@@ -63,6 +63,10 @@ class Learner:
     for name, t in self.state.items(): t.assign(self.copied(Tensor(state[name]))).realize()
     for device, count in drawn.items(): Tensor._device_rng_counters[device].assign(Tensor(count, dtype=dtypes.uint32, device=device)).realize()
 
+  def copy_to(self, model) -> None:
+    """Gives a model of the same parameters, on one device, what this one has learned, in place: its traced steps read that."""
+    for name, t in nn.state.get_state_dict(model).items(): t.assign(Tensor(self.state[f"model.{name}"].numpy())).realize()
+
   @property
   def drawn(self) -> dict[str, list[int]]:
     """How many random numbers dropout and the initialisation have drawn on each device, low and high half: tinygrad's generators are counters."""

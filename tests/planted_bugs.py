@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 GPT2, CORE, VIT, PICTURES = "models/gpt2.py", "transformer.py", "models/vit.py", "models/pictures.py"
-BASELINES = "experiments/baselines.py"
+BASELINES, MIXED = "experiments/baselines.py", "parts/mixed.py"
 T5, BART, PAIR = "models/t5.py", "models/bart.py", "models/encoder_decoder.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
@@ -160,6 +160,13 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a first token that is not counted", "evaluate.py", "start = [] if tokenizer.end is None else [tokenizer.end]", "start = []"),
   ("a token predicted from itself", "evaluate.py", "documents[i][begin:end - 1], documents[i][begin + 1:end]", "documents[i][begin + 1:end], documents[i][begin + 1:end]"),
   ("a window that forgets its context", "evaluate.py", "yield max(0, end - 1 - context), first, end", "yield first - 1, first, end"),
+  ("products of float32 all the same", MIXED, "return x.cast(dtypes.bfloat16).contiguous()", "return x.contiguous()"),
+  ("products rounded to bfloat16", MIXED, "narrow(a).dot(narrow(b), dtype=dtypes.float32)", "narrow(a).dot(narrow(b)).float()"),
+  ("a softmax in bfloat16", MIXED, "product(q, k.transpose(-2, -1)) / math", "narrow(product(q, k.transpose(-2, -1))) / math"),
+  ("parameters kept in bfloat16", "parts/learner.py", "for p in params: p.replace(self.copied(p))", "for p in params: p.replace(self.copied(p).cast(dtypes.bfloat16).contiguous())", "mixed"),
+  ("a gradient that a cast holds back", MIXED, "narrow(x).float(), narrow(weight), bias)", "narrow(x).float(), narrow(weight).detach(), bias)"),
+  ("--precision that changes nothing", "train.py", '(MIXED if args.precision == "bfloat16" else {})', "{}"),
+  ("samples of what several devices began with", "train.py", "if alone is not model: learner.copy_to(alone)", "pass"),
   ("the discount of another order", BASELINES, "zip(self.keys, self.counts, self.discounts, [1,", "zip(self.keys, self.counts, self.discounts[1:] + self.discounts[:1], [1,"),
   ("shorter n-grams by their counts", BASELINES, "np.bincount(numbers[whole[first]], minlength=len(self.keys[-1]))", "np.bincount(numbers[whole], minlength=len(self.keys[-1]))"),
   ("one discount for all counts", BASELINES, "(count - d[count.clip(max=3)])", "(count - d[count.clip(max=1)])"),

@@ -1,10 +1,13 @@
 import csv, hashlib, json, math, os, random, shutil, signal, subprocess, sys, time
+from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT
-from tinygrad import Tensor
+from tinygrad import Tensor, nn
 import console, train
 from models import gpt2, hub
+from models.checkpoint import read_metadata, read_safetensors
+from parts.mixed import MixedLinear, attention
 from text.documents import hold_out, read_documents
 from text.tokenizer import BytePairEncoding
 from text.windows import windows
@@ -133,14 +136,58 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
-def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, way):
-  for name, more in (("one", []), ("x", way)): assert train.main([str(data), "-o", str(tmp_path / name), *SMALL, "--steps", "40", *more]) == 0
+def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, capsys, way):
+  for name, more in (("one", []), ("x", way)): assert train.main([str(data), "-o", str(tmp_path / name), *SMALL, "--steps", "40", "--sample", "5", *more]) == 0
+  assert capsys.readouterr().err.count("\n  | ") == 8
   one, other = log(tmp_path / "one"), log(tmp_path / "x")
   assert [r["tokens"] for r in other] == [r["tokens"] for r in one]
   assert [float(r["learned"]) for r in other] == pytest.approx([float(r["learned"]) for r in one], abs=1e-3)
 
+class Idle:
+  """A learner that only counts. Its 15th loss is no number."""
+  drawn, steps = dict[str, list[int]](), 0
+  def __init__(self, model, *_, **__): self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
+  def measure(self, *_): return 1.0
+  def copy_to(self, model): model.steps = self.steps
+  def learn(self, *_):
+    self.steps += 1
+    return 1.0 if self.steps < 15 else math.nan
+
+def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_path, monkeypatch):
+  """At each look the model that writes gets what was learned."""
+  seen = list[int]()
+  monkeypatch.setattr("parts.learner.Learner", Idle)
+  monkeypatch.setattr("text.generate.Reader", lambda model: SimpleNamespace(model=model))
+  monkeypatch.setattr("text.generate.generate", lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()))   # type: ignore[func-returns-value]
+  assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "2", "--steps", "3", "--every", "1", "--sample", "5"]) == 0
+  assert seen == [1, 2, 3]
+
 def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
   with pytest.raises(console.Usage, match="a batch of 4 cannot be shared by 3 devices"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
+
+def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_path):
+  args = train.parse([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+  model = train.make(args, [])[0]
+  assert type(model.blocks[0].ff.up) is MixedLinear and model.blocks[0].attn.attend is attention and model.product is MixedLinear.product
+  with pytest.raises(console.Usage, match="small gradients"): train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
+  with pytest.raises(console.Usage, match="the run began with --precision float32"): train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_stopped(data, finished, tmp_path, monkeypatch, capsys):
+  main = lambda out, *more: train.main([str(data), "-o", str(tmp_path / out), *SMALL, "--steps", "40", "--dropout", "0.2", "--precision", "bfloat16", *more])
+  assert main("whole") == 0 and "a CPU only rounds to bfloat16" in capsys.readouterr().err
+  for column in ("learned", "held_out"):
+    got, want = ([float(r[column]) for r in log(out)] for out in (tmp_path / "whole", finished))
+    assert got != want and got == pytest.approx(want, rel=0.01)
+  def stop(bar, done, *_):
+    if done == 17: os.kill(os.getpid(), signal.SIGINT)
+  with monkeypatch.context() as m:
+    m.setattr(console.Bar, "__call__", stop)
+    assert main("x") == 130
+  assert main("x", "--resume") == 0
+  assert log(tmp_path / "x") == log(tmp_path / "whole")
+  for file in ("model.safetensors", "training.safetensors"): assert content(tmp_path / "x" / file) == content(tmp_path / "whole" / file)
+  assert read_safetensors(tmp_path / "x" / "training.safetensors")["model.tokens.weight"].numpy().dtype == np.float32
 
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
   with pytest.raises(console.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
@@ -157,7 +204,13 @@ def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
 def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
   with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
 
-def test_decay_is_of_matrices_alone_and_the_rate_rises_and_falls():
+def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_path, monkeypatch):
+  monkeypatch.setattr("parts.learner.Learner", Idle)
+  with pytest.raises(ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL])
+  assert json.loads(read_metadata(tmp_path / "x" / "training.safetensors")["training"])["step"] == 10
+  assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and gpt2.load(tmp_path / "x" / "last").vocab > 256
+
+def test_the_rate_rises_and_falls():
   rates = [train.schedule(s, 1000, 100, 2.0) for s in range(1000)]
   assert rates[0] == 0.02 and max(rates) == rates[99] == 2.0 and rates[-1] == pytest.approx(0.2, rel=0.01)
   assert rates[:100] == sorted(rates[:100]) and rates[99:] == sorted(rates[99:], reverse=True)
