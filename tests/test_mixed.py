@@ -1,7 +1,7 @@
-import math
+import math, os, re, subprocess, sys
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import ROOT, normal
 from tinygrad import Tensor, dtypes, nn
 import parts.mixed
 from parts.learner import Learner
@@ -52,6 +52,26 @@ def test_neither_a_sum_nor_a_score_is_rounded(way):
   q, k, v = ([16, 1, 0, 0],), ([16, 1, 0, 0], [16, 0, 0, 0]), ([1, 0, 0, 0], [0, 1, 0, 0])
   got = attention(*(Tensor(np.array([[x]], np.float32)) for x in (q, k, v))).numpy()[0, 0, 0]
   assert got[:2] == pytest.approx([1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(0.5))], abs=2e-3)
+
+@pytest.mark.slow
+def test_tensor_cores_take_all_its_products():
+  """tinygrad's emulated sm_80 stands for a GPU: there a layer's product and its two gradients, and attention's two, are of rounded numbers, summed up in float32."""
+  code = """
+import numpy as np
+from tinygrad import Tensor
+from parts.mixed import MixedLinear, attention
+draw = np.random.default_rng(0)
+x, w, dy = (np.rint(draw.normal(0, 9, shape)).astype(np.float32) for shape in ((16, 32), (16, 32), (16, 16)))   # whole numbers below 256 are bfloat16's too
+linear, given, slope = MixedLinear(32, 16, bias=False), Tensor(x).realize(), Tensor(dy).realize()
+linear.weight.replace(Tensor(w).realize())
+y = linear(given)
+(y * slope).sum().backward()
+for got, want in ((y, x @ w.T), (given.grad, dy @ w), (linear.weight.grad, dy.T @ x)): assert np.abs(got.numpy() - want).max() <= 2**-8 * np.abs(want).max()
+assert (linear(given).numpy() == x @ w.T).all()
+attention(*(Tensor(draw.normal(size=(1, 2, 16, 16)).astype(np.float32)).realize() for _ in "qkv")).realize()"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"DEV": "PYTHON::sm_80", "DEBUG": "3", "NOOPT": "0"})
+  assert done.returncode == 0, done.stderr
+  assert len(re.findall(r"opts: \(Opt\(op=OptOps.TC", done.stdout + done.stderr)) >= 5
 
 class Pairs:
   """Logits of the next token from the last one alone."""
