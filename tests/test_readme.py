@@ -1,7 +1,7 @@
 """The commands and the code of README.md do what it says."""
 import os, re, subprocess, sys
 from conftest import ROOT
-import ask, evaluate, gpt, train
+import ask, curve, evaluate, gpt, train
 
 README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
@@ -24,6 +24,8 @@ def test_every_flag_that_it_shows_exists():
   for command in shown: gpt.parse(shlex.split(command)[2:])
   for command in [c for c in COMMANDS if c.startswith("python train.py")]: train.parse(shlex.split(command)[2:])
   for command in [c for c in COMMANDS if c.startswith("python ask.py")]: ask.parse(shlex.split(command.split(" < ")[0])[2:])
+  [command] = [c for c in COMMANDS if c.startswith("python curve.py")]
+  curve.parse(shlex.split(command)[2:])
   [command] = [c for c in COMMANDS if c.startswith("python evaluate.py")]
   evaluate.parse(shlex.split(command)[2:])
 
