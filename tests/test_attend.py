@@ -1,11 +1,8 @@
-"""attend.py as a user runs it, and the recorder that it passes into a model."""
+"""attend.py as a user runs it."""
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, normal
-from tinygrad import Tensor
-import attend, console, models
-from parts.recorder import Recorder
-from transformer import attention, causal_mask
+from conftest import FIXTURES, ROOT
+import attend, console
 
 TINY = str(ROOT / "weights" / "tiny")
 
@@ -15,22 +12,6 @@ def run(capsys, *argv):
   except SystemExit as e: status = e.code
   said = capsys.readouterr()
   return status, said.out, said.err
-
-def test_a_recorder_changes_nothing():
-  q, k, v = (Tensor(normal(2, 3, n, 4, seed=n)) for n in (5, 7, 7))
-  recorder, mask = Recorder(), causal_mask(5, 7)
-  np.testing.assert_allclose(recorder(q, k, v, mask).numpy(), attention(q, k, v, mask).numpy(), atol=1e-6)
-  np.testing.assert_allclose((recorder.weights[0] @ v).numpy(), attention(q, k, v, mask).numpy(), atol=1e-6)
-
-@pytest.mark.parametrize("case", ["gpt2-a", "mistral-a", "bert-a", "deberta-a"])
-def test_each_layers_weights_are_recorded_and_add_up_to_1(case):
-  recorder, ids = Recorder(), [5, 9, 9, 3, 17, 30, 2, 8, 11]
-  maps = attend.weights(models.load(FIXTURES / case, attend=recorder), recorder, ids)
-  assert maps.shape[0] == len(recorder.weights) >= 2 and maps.shape[2:] == (9, 9)
-  np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
-  later = np.triu(np.ones((9, 9), bool), 1)
-  assert (maps[..., later] == 0).all() == (case in ("gpt2-a", "mistral-a"))
-  if case == "mistral-a": assert (maps[:, :, 8, :2] == 0).all() and maps[:, :, 8, 2:].all()   # a window of 7
 
 def test_shades_are_of_the_rows_largest():
   assert attend.shaded(np.array([0.5, 0.25, 0.25, 0.0])) == "█▒▒ " and attend.shaded(np.array([0.01, 0.04])) == "░█" and attend.shaded(np.zeros(2)) == "  "
