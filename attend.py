@@ -1,73 +1,92 @@
-"""`python attend.py -p "sentence"` shows who attends to whom: every layer and head of a decoder or an encoder, in shades."""
-import argparse, shutil, sys, unicodedata
-from collections.abc import Iterator, Sequence
-import numpy as np
+"""`python attend.py -p "sentence"` shows who attends to whom in any model, in shades, as a picture, or as a page with what it predicts and why."""
+import argparse, shutil, sys
+from collections.abc import Iterator
+from pathlib import Path
 import backend, console
 
-MOST = 256   # tokens that are shown at once
-SHADES = " ░▒▓█"
-
 def parse(argv:list[str]|None) -> argparse.Namespace:
-  p = argparse.ArgumentParser(prog="attend.py", description="Show who attends to whom in a sentence.")
-  p.add_argument("-p", "--prompt", required=True, help="the sentence; - is standard input")
+  p = argparse.ArgumentParser(prog="attend.py", description="Show who attends to whom in a sentence or a picture.")
+  what = p.add_mutually_exclusive_group(required=True)
+  what.add_argument("-p", "--prompt", help="the sentence, or for a model that looks at pictures the file of one; - is standard input")
+  what.add_argument("--picture", metavar="FILE", help="the picture, for a model that looks at pictures")
   console.model_arguments(p, "gpt2, owner/repo, or a folder (default: tiny, the model that comes with the project)")
-  p.add_argument("--layer", type=console.number(int, 0), help="only this layer, the first is 0")
-  p.add_argument("--head", type=console.number(int, 0), help="only this head, the first is 0")
-  p.add_argument("--last", type=console.number(int, 1), metavar="N", help=f"read the last N tokens alone; more than {MOST} are too many to look at")
+  p.add_argument("--target", metavar="TEXT", help="what an encoder-decoder is to have written (default: what it writes, always the likeliest token)")
+  p.add_argument("--html", type=Path, metavar="FILE", help="write a page: every head, what each layer predicts, and what adds to that")
+  p.add_argument("--png", type=Path, metavar="FILE", help="write a picture (needs matplotlib)")
+  p.add_argument("--layer", type=console.number(int, 0), help="only this layer, the first is 0; of a page, the one that is open")
+  p.add_argument("--head", type=console.number(int, 0), help="only this head, the first is 0; of a page, the one that is open")
+  p.add_argument("--last", type=console.number(int, 1), metavar="N", help="read the last N tokens alone; more than 256 are too many to look at")
   return p.parse_args(argv)
 
-def weights(model, recorder, ids:Sequence[int]) -> np.ndarray:
-  """(layers, H, T, T): what each token, a row, attends to, a column. Each row sums to 1. recorder: what the model was given as `attend`."""
-  from tinygrad import Tensor
-  recorder.weights.clear()
-  model.hidden(Tensor([list(ids)])).realize()
-  return np.stack([w.numpy()[0] for w in recorder.weights])
+def check(args:argparse.Namespace) -> None:
+  """Raises Usage for files that could not be written, before anything is computed."""
+  for path in (args.html, args.png):
+    if path and path.is_dir(): raise console.Usage(f"{path} is a folder: name a file in it")
+    if path and not path.parent.is_dir(): raise console.Usage(f"there is no folder {path.parent}: make it with mkdir -p, or name another")
+  if args.png and args.png == args.html: raise console.Usage("--png and --html name the same file")
+  if args.png:
+    try: import look.picture   # noqa: F401
+    except ImportError as e: raise console.Usage(str(e)) from e
 
-def labels(tokenizer, ids:Sequence[int]) -> list[str]:
-  """A token's text as one line that a terminal shows from the left: a dot for its blank and for what cannot be shown."""
-  names = {i: s for s, i in tokenizer.specials.items()}
-  texts = [names.get(i) or tokenizer.token(i).decode(errors="replace") for i in ids]
-  return ["".join(c if c.isprintable() and c != " " and unicodedata.bidirectional(c) not in ("R", "AL", "AN") else "·" for c in text) for text in texts]
+def observe(args:argparse.Namespace, folder:Path, prompt:str):
+  """The scene that the arguments ask for. Raises Usage for a model, or a text, that do not fit them."""
+  import models
+  from look import scene
+  from parts.recorder import Recorder
+  from text import load
+  attend = Recorder()
+  model = models.load(folder, args.dtype, attend=attend)
+  if args.target is not None and model.task != "respond": raise console.Usage(f"{args.model or 'tiny'} is no encoder-decoder: it has no --target")
+  if args.picture and model.task != "picture": raise console.Usage(f"{args.model or 'tiny'} reads text: -p takes it, not --picture")
+  try:
+    if model.task == "picture":
+      if args.last: raise console.Usage("a picture has no end to see alone: leave --last out")
+      if not Path(prompt).is_file(): raise console.Usage(f"there is no file {prompt}: this model looks at pictures")
+      return scene.of_picture(model, attend, folder, prompt)
+    tokenizer = load(folder)
+    if len(tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}")
+    if model.task == "respond": return scene.of_pair(model, tokenizer, attend, folder, prompt, args.target, args.last)
+    return scene.of_text(model, tokenizer, attend, prompt, args.last)
+  except (scene.TooLong, ImportError) as e: raise console.Usage(str(e)) from e
 
-def wide(text:str) -> int:
-  """How many columns of a terminal a text takes."""
-  return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-def shaded(row:np.ndarray) -> str:
-  """Weights as shades, the largest of the row full."""
-  return "".join(SHADES[int(n)] for n in np.ceil(row / max(row.max(), 1e-9) * (len(SHADES) - 1) - 1e-3))
-
-def drawn(layer:int, heads:Sequence[int], maps:np.ndarray, names:Sequence[str], width:int) -> Iterator[str]:
-  """The heads of a layer, maps (H, T, T), beside each other as far as the width goes: a line a token."""
-  margin, T = max(map(wide, names)), len(names)
-  each = max(1, (width - margin) // (T + 2))
-  for first in range(0, len(heads), each):
-    some = heads[first:first + each]
-    yield f"layer {layer}, head{'s' if len(some) > 1 else ''} {', '.join(map(str, some))}"
-    for t, name in enumerate(names): yield " " * (margin - wide(name)) + name + "".join(f" ▏{shaded(maps[h, t])}" for h in some)
-    yield ""
+def shades(scene, layer:int|None, head:int|None) -> Iterator[str]:
+  """The lines of every head, or of some, for a terminal."""
+  from look.terminal import drawn, plain
+  width = shutil.get_terminal_size((160, 24)).columns
+  for m in scene.maps:
+    layers, heads = m.weights.shape[:2]
+    names = [plain(name) for name in scene.texts[m.rows].labels]
+    for i in range(layers) if layer is None else [layer] * (layer < layers):
+      maps = m.weights[i]
+      if scene.picture:   # what the class token attends to, laid out as the patches are
+        maps, names = maps[:, 0, 1:].reshape(heads, scene.picture.rows, scene.picture.columns), [""] * scene.picture.rows
+      if head is None or head < heads: yield from drawn(f"{m.name}{', ' if m.name else ''}layer {i}", range(heads) if head is None else [head], maps, names, width)
 
 def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
   if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-  text = console.read_prompt(args.prompt)
+  prompt = args.picture or console.read_prompt(args.prompt)
+  if args.target is not None: console.read_prompt(args.target)
+  check(args)
   backend.prepare(args.device)
-  import models
-  from parts.recorder import Recorder
-  from text import load
-  folder, recorder = console.find_model(args, args.model or "tiny"), Recorder()
-  model = models.load(folder, args.dtype, attend=recorder)
-  if model.task in ("respond", "picture"): raise console.Usage(f"{args.model} is neither a decoder nor an encoder of text: it cannot be shown yet")
-  tokenizer = load(folder)
-  ids = tokenizer.single(tokenizer.encode(text))
-  ids = ids[-args.last:] if args.last else ids
-  if len(ids) > MOST: raise console.Usage(f"the text has {len(ids):,} tokens, {MOST} can be shown: --last {MOST} shows its end")
-  maps, width = weights(model, recorder, ids), shutil.get_terminal_size((160, 24)).columns
-  layers, heads = maps.shape[:2]
-  for name, value, most in (("layer", args.layer, layers), ("head", args.head, heads)):
-    if value is not None and value >= most: raise console.Usage(f"--{name} {value}: this model has {name}s 0 to {most - 1}")
-  for layer in range(layers) if args.layer is None else [args.layer]:
-    for line in drawn(layer, range(heads) if args.head is None else [args.head], maps[layer], labels(tokenizer, ids), width): print(line)
+  folder = console.find_model(args, args.model or "tiny")
+  scene = observe(args, folder, prompt)
+  for axis, name, value in ((0, "layer", args.layer), (1, "head", args.head)):
+    if value is not None and value >= (most := max(m.weights.shape[axis] for m in scene.maps)): raise console.Usage(f"--{name} {value}: this model has {name}s 0 to {most - 1}")
+  if args.png:
+    from look import picture
+    picture.draw(scene, args.png, args.layer, args.head)
+  if args.html:
+    from look.labels import safe
+    from look.page import data, page
+    from models.checkpoint import write_text
+    name = safe(args.model or "tiny")
+    sizes = ", ".join(f"{m.name + ': ' if m.name else ''}{m.weights.shape[0]} layers of {m.weights.shape[1]} heads" for m in scene.maps)
+    write_text(args.html, page(data(scene, f"Who attends to whom in {name}", f"{name} · {sizes}", args.layer, args.head)))
+  for path in (args.png, args.html):
+    if path and not args.quiet: console.note(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
+  if not args.png and not args.html:
+    for line in shades(scene, args.layer, args.head): print(line)
   return 0
 
 if __name__ == "__main__": sys.exit(console.run(main))
