@@ -2,12 +2,10 @@
 import html.parser, json
 import numpy as np
 import pytest
-from conftest import ROOT
-from look import page
-from look.labels import labels, leftward
+from look import page, scene
+from look.labels import labels, leftward, safe
 from look.page import quantised, sharpest
 from look.terminal import plain, shaded
-from text.tokenizer import BytePairEncoding
 
 HOSTILE = ["</script><script>alert(1)</script>", "<!--<script>", "שלום", "\u202eevil", "😀 1/2", "\u2028", "\\u003c", '"', "&lt;", "a\0b", "]]>", "<img src=http://x.org/y onerror=alert(1)>"]
 
@@ -67,22 +65,27 @@ def test_it_begins_with_the_head_that_looks_most_at_one_token():
   assert sharpest(maps) == (1, 2)
   assert sharpest(np.ones((2, 2, 1, 1))) == (0, 0)
 
+class Bytes:
+  """A token for each byte but the blank, which belongs to what follows it."""
+  specials = {"[SEP]": 300}
+  def token(self, i): return b" " + bytes([i - 256]) if i > 300 else bytes([i])
+
 def test_a_character_of_several_tokens_is_shown_whole_by_each():
-  tokenizer = BytePairEncoding.load(ROOT / "weights" / "tiny")
-  ids = tokenizer.encode("a 😀\n\x1b\u202e")
-  got = labels(tokenizer, ids)
-  assert len(got) == len(ids) and got[0] == "a" and "⏎" in got
-  parts = [name.split() for name in got if "😀" in name]
-  assert [p[-1] for p in parts] == [f"{n}/{len(parts)}" for n in range(1, len(parts) + 1)] and len(parts) > 1
-  assert all(c.isprintable() for name in got for c in name)
-  half = labels(tokenizer, tokenizer.encode("😀")[:-1])
-  assert len(half) == len(tokenizer.encode("😀")) - 1 and all(half)   # the rest of it is missing
+  assert labels(Bytes(), "aé😀".encode()) == ["a", "é 1/2", "é 2/2", "😀 1/4", "😀 2/4", "😀 3/4", "😀 4/4"]
+  assert labels(Bytes(), [256 + 0xc3, 0xa9]) == [" é 1/2", " é 2/2"]
+  assert labels(Bytes(), "😀".encode()[:-1] + b"a") == ["\ufffd", "\ufffd", "\ufffd", "a"]   # the rest of it is missing
+
+def test_what_cannot_be_shown_is_a_dot():
+  got = labels(Bytes(), b"\n\t\x1b\0\x7f")
+  assert got == ["⏎", "⇥", "·", "·", "·"]
+  assert safe("a\u202eb\u2066\u200f\ud800\u2028") == "a·b····"
 
 def test_specials_have_their_names():
-  class Two:
-    specials = {"[SEP]": 1}
-    def token(self, i): return b"" if i == 1 else "é".encode()[i - 2:i - 1]
-  assert labels(Two(), [1, 2, 3, 1, 3, 2]) == ["[SEP]", "é 1/2", "é 2/2", "[SEP]", "\ufffd", "\ufffd"]
+  assert labels(Bytes(), [300, 0xc3, 0xa9, 300, 0xa9, 0xc3, 300]) == ["[SEP]", "é 1/2", "é 2/2", "[SEP]", "\ufffd", "\ufffd", "[SEP]"]
+
+def test_more_than_256_tokens_are_too_many():
+  scene.short("text", 256, "")
+  with pytest.raises(scene.TooLong, match="the text has 1,257 tokens, 256 can be shown: shorten it"): scene.short("text", 1257, "shorten it")
 
 def test_which_way_a_text_runs():
   assert leftward("«שלום» abc") and leftward("١ مرحبا") and not leftward("abc שלום") and not leftward("12 !")
