@@ -139,7 +139,7 @@ function drawMap(t, key) {
   const names = p ? [] : [...D.texts[m.rows].labels, ...D.texts[m.columns].labels].map(short), wish = Math.min(120, width * .24, 8 + Math.max(0, ...names.map(s => c.measureText(s).width)))
   const labels = !p && (width - wish) / m.S >= 9, margin = labels ? wish : 0
   const wide = p ? width / p.columns : Math.min(labels ? 34 : width, (width - margin) / m.S), tall = p ? wide : Math.min(wide, Math.max(labels ? 11 : 1, 560 / m.T))
-  const high = margin + tall * (p ? p.rows : m.T), x = s => margin + s * wide, y = t => margin + t * tall
+  const high = margin + tall * (p ? p.rows : m.T) + (p ? 0 : 1), x = s => margin + s * wide, y = t => margin + t * tall
   canvas.style.height = p ? "" : `${high}px`
   canvas.width = Math.round(width * scale); canvas.height = Math.round(high * scale)
   c.setTransform(scale, 0, 0, scale, 0, 0); c.clearRect(0, 0, width, high)

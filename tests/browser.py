@@ -103,3 +103,13 @@ class Browser:
     os.close(self.read)
     self.process.wait(20)
     shutil.rmtree(self.profile, ignore_errors=True)
+
+if __name__ == "__main__":   # python tests/browser.py PAGE PNG: how the README's picture of the page was made, as far as what adds to a prediction
+  import sys
+  from PIL import Image
+  chrome, (page, png) = Browser(), sys.argv[1:]
+  chrome.open(Path(page), width=1080)
+  chrome.open(Path(page), width=1080, height=int(chrome.run("document.getElementById('parts').getBoundingClientRect().bottom")) + 30)
+  chrome.picture(Path(png), whole=False)
+  chrome.close()
+  Image.open(png).convert("RGB").quantize(200).save(png, optimize=True)

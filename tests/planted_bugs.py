@@ -165,7 +165,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("the previous token is the token itself", "look/kinds.py", "every, every - 1]", "every, every]", "look"),
   ("induction looks at the token itself", "look/kinds.py", "again - half + 1]", "again - half]", "look"),
   ("weights in 8 bits rounded each by itself", "look/page.py", "(whole + (rank < left)).astype(np.uint8)", "np.rint(exact).astype(np.uint8)", "page"),
-  ("a text that ends the page's script", "look/page.py", '.replace("<", "\\u003c")', "", "page"),
+  ("a text that ends the page's script", "look/page.py", r'.replace("<", "\\u003c")', "", "page"),
   ("a page that may ask for anything", "look/page.html", "default-src 'none'; ", "", "page"),
   ("the bytes of a character each by itself", "look/labels.py", "except UnicodeDecodeError: continue", "except UnicodeDecodeError: break", "page"),
   ("directions of text shown as they are", "look/labels.py", "c if c.isprintable() else", "c if ord(c) > 127 else", "page"),

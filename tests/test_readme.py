@@ -1,7 +1,8 @@
 """The commands and the code of README.md do what it says."""
 import os, re, subprocess, sys
 from conftest import ROOT
-import ask, curve, evaluate, gpt, train
+import pytest
+import ask, attend, curve, evaluate, gpt, train
 
 README = (ROOT / "README.md").read_text()
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
@@ -24,6 +25,7 @@ def test_every_flag_that_it_shows_exists():
   for command in shown: gpt.parse(shlex.split(command)[2:])
   for command in [c for c in COMMANDS if c.startswith("python train.py")]: train.parse(shlex.split(command)[2:])
   for command in [c for c in COMMANDS if c.startswith("python ask.py")]: ask.parse(shlex.split(command.split(" < ")[0])[2:])
+  for command in [c for c in COMMANDS if c.startswith("python attend.py")]: attend.parse(shlex.split(command)[2:])
   [command] = [c for c in COMMANDS if c.startswith("python curve.py")]
   curve.parse(shlex.split(command)[2:])
   [command] = [c for c in COMMANDS if c.startswith("python evaluate.py")]
@@ -35,6 +37,22 @@ def test_its_picture_of_attention_is_what_the_command_draws():
   done = run(sys.executable, *shlex.split(argv), "--layer", "2", COLUMNS="44")
   assert [line.rstrip() for line in done.stdout.splitlines()][:len(picture.splitlines())] == picture.splitlines(), done.stderr
 
+def test_its_pictures_are_there_and_small():
+  shown = re.findall(r'<img src="([^"]+)" alt="[^"]+', README)
+  assert shown == ["docs/attention.png", "docs/page.png"]
+  for name, most in zip(shown, (100_000, 150_000)): assert (ROOT / name).read_bytes()[:4] == b"\x89PNG" and (ROOT / name).stat().st_size < most
+
+@pytest.mark.slow
+def test_its_command_still_makes_such_a_picture_and_a_page(tmp_path):
+  pytest.importorskip("matplotlib", reason="needs the extra `plot`")
+  from PIL import Image
+  command = next(c for c in COMMANDS if c.startswith("python attend.py"))
+  import shlex
+  done = run(sys.executable, *[str(tmp_path / word) if word.startswith("hat.") else word for word in shlex.split(command)[1:]])
+  assert done.returncode == 0 and (tmp_path / "hat.html").stat().st_size < 1_000_000, done.stderr
+  made, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
+  assert abs(made.width / made.height - shown.width / shown.height) < 0.05
+
 def test_its_python_runs(monkeypatch):
   [code] = re.findall(r"```python\n(.*?)```", README, re.S)
   monkeypatch.delenv("CC", raising=False)
@@ -43,4 +61,4 @@ def test_its_python_runs(monkeypatch):
 
 def test_the_files_that_it_names_are_there():
   [tree] = re.findall(r"```\n(transformer.py .*?)```", README, re.S)
-  for name in re.findall(r"\b[\w/]+\.py\b", tree): assert (ROOT / name).exists() or any((ROOT / d / name).exists() for d in ("parts", "models", "text", "tests")), name
+  for name in re.findall(r"\b[\w/]+\.py\b", tree): assert (ROOT / name).exists() or any((ROOT / d / name).exists() for d in ("parts", "models", "text", "look", "tests")), name
