@@ -27,6 +27,7 @@ const signed = x => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2)
 const map = () => D.maps[at.map]
 const row = (m, layer, head, t) => m.weights.subarray(((layer * m.heads + head) * m.T + t) * m.S, ((layer * m.heads + head) * m.T + t + 1) * m.S)
 const short = label => label.trim() || "␣"
+const apart = label => /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/.test(label) ? `\u2068${label}\u2069` : label   // what runs from the right turns nothing around it
 const patch = (text, i) => D.picture && text == D.picture.text
 const called = (text, i) => patch(text) ? (i ? `the patch in row ${Math.floor((i - 1) / D.picture.columns) + 1}, column ${(i - 1) % D.picture.columns + 1}` : "the class token")
                                         : `“${short(D.texts[text].labels[i])}”`
@@ -191,7 +192,7 @@ canvas.onclick = e => { const found = cellAt(e); if (found) pick(map().rows, sha
 // ---- the logit lens, and what adds to a prediction
 
 const place = () => Math.max(0, Math.min(D.lens.count - 1, at.chosen[D.lens.text]))
-const guess = (l, p, n) => short(D.lens.names[D.lens.best[l][p][n]])
+const guess = (l, p, n) => apart(short(D.lens.names[D.lens.best[l][p][n]]))
 const layerName = l => l ? `layer ${l - 1}` : "embeddings"
 function buildLens() {
   if (!D.lens) return
@@ -230,7 +231,7 @@ function showPredictions() {
     return el("li", {}, el("span", {className: "name"}, index < 0 ? name : el("button", {type: "button", onclick: () => { openMap(index, part.layer, part.head); $("texts").scrollIntoView({block: "start"}) }}, name)),
       el("span", {className: "bar", style: `--zero:${share(-low)}%`}, el("i", {className: x < 0 ? "less" : "", style: `left:${share(Math.min(0, x) - low)}%; width:${share(Math.abs(x))}%`})), el("span", {className: "n"}, signed(x)))
   }))
-  $("sum").textContent = `All ${adds.length} parts add up to ${sum.toFixed(4)}; the model's logit of “${guess(last, p, at.choice)}” is ${P.logits[p][at.choice].toFixed(4)}.`
+  $("sum").textContent = `All ${adds.length} parts add up to ${sum.toFixed(3)}; the model's logit of “${guess(last, p, at.choice)}” is ${P.logits[p][at.choice].toFixed(3)}.`
   $("more").hidden = order.length <= TOP
   $("more").textContent = at.all ? "the largest alone" : "all of them"
 }

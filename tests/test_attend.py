@@ -110,7 +110,7 @@ def test_an_encoders_page_has_what_its_head_says(capsys, tmp_path, head, lens, a
   assert ("[MASK]" in data["texts"]["text"]["labels"]) == (head == "ForMaskedLM")
 
 @pytest.mark.slow
-def test_a_picture_is_shown_under_its_patches(capsys, tmp_path):
+def test_a_picture_is_shown_under_its_patches(capsys, tmp_path, monkeypatch):
   Image = pytest.importorskip("PIL.Image")
   from models.pictures import Preprocessor
   folder, file = shutil.copytree(FIXTURES / "vit-a", tmp_path / "vit"), tmp_path / "x.html"
@@ -124,6 +124,11 @@ def test_a_picture_is_shown_under_its_patches(capsys, tmp_path):
   out = run(capsys, "-m", folder, "-p", tmp_path / "cat.png", "--layer", "1")[1]
   assert out.startswith("layer 1, heads 0, 1, 2\n") and out.count("\n") == 5
   assert run(capsys, "-m", folder, "-p", "a cat")[::2] == (2, "error: there is no file a cat: this model looks at pictures\n")
+  monkeypatch.setitem(sys.modules, "PIL", None)
+  monkeypatch.delitem(sys.modules, "models.pictures")
+  monkeypatch.delattr(sys.modules["models"], "pictures")
+  status, out, err = run(capsys, "-m", folder, "-p", tmp_path / "cat.png", "--html", file)
+  assert (status, out, err.count("\n")) == (2, "", 1) and "pip install -e '.[pictures]'" in err
 
 @pytest.mark.slow
 @pytest.mark.parametrize("argv", [[], ["--layer", "1"], ["--layer", "1", "--head", "0"]], ids=["every head", "a layer", "a head"])

@@ -41,6 +41,7 @@ def test_a_watched_model_is_as_it_was(case):
   model = ran(case)[0]
   stack = model.decoder if model.task == "respond" else model
   assert all("Recorder" not in getattr(block.residual, "__qualname__", "") for block in stack.blocks)
+  assert "Watch" not in getattr(getattr(stack, "norm", None), "__qualname__", "")
 
 @every
 def test_each_layer_reads_what_the_one_before_left(case):
