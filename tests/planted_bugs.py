@@ -164,6 +164,8 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("weights of the sublayer before", "parts/recorder.py", 'seen["call"] = before if', 'seen["call"] = before - 1 if', "look"),
   ("the previous token is the token itself", "look/kinds.py", "every, every - 1]", "every, every]", "look"),
   ("induction looks at the token itself", "look/kinds.py", "again - half + 1]", "again - half]", "look"),
+  ("places among the tokens", "look/record.py", 'array(embed(model.tokens, x)[0]) * getattr(model, "scale", 1.0)', "embedded", "look"),
+  ("a model that goes on being watched", "look/record.py", "for block, residual in zip(blocks, plain): block.residual = residual", "pass", "look"),
   ("weights in 8 bits rounded each by itself", "look/page.py", "(whole + (rank < left)).astype(np.uint8)", "np.rint(exact).astype(np.uint8)", "page"),
   ("a text that ends the page's script", "look/page.py", r'.replace("<", "\\u003c")', "", "page"),
   ("a page that may ask for anything", "look/page.html", "default-src 'none'; ", "", "page"),

@@ -49,6 +49,14 @@ def test_each_layer_reads_what_the_one_before_left(case):
   assert got.whole and len(got.streams()) == len(got.maps()) + 1
 
 @every
+def test_tokens_and_what_says_where_they_stand_are_told_apart(case):
+  model, logits, got = ran(case)
+  stack, T = (model.decoder, len(logits)) if model.task == "respond" else (model, len(logits))
+  if model.task == "respond": places = stack.positions(0, T).numpy() if stack.positions else 0
+  else: places = model.positions.weight.numpy()[:T] if hasattr(model, "positions") else 0
+  np.testing.assert_allclose(got.embedded - got.tokens, np.broadcast_to(places, got.tokens.shape), atol=1e-6)
+
+@every
 def test_heads_and_their_bias_make_up_an_attentions_output(case):
   for s in ran(case)[2].sublayers:
     if s.heads is None: continue
