@@ -59,15 +59,16 @@ def fancy(stream) -> bool:
 def clock(seconds:float) -> str: return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 class Bar:
-  """A line that is drawn over and over on a terminal, and nothing elsewhere or where `quiet`."""
+  """A line that is drawn over and over on a terminal, and nothing elsewhere or where `quiet`. The time left is by what was done since its first call."""
   def __init__(self, label:str, quiet:bool=False):
-    self.label, self.shown, self.start, self.last = label, not quiet and fancy(sys.stderr), time.monotonic(), 0.0
+    self.label, self.shown, self.first, self.last = label, not quiet and fancy(sys.stderr), (0, 0, 0.0), 0.0
 
   def __call__(self, done:int, total:int, more:str="") -> None:
-    if not self.shown or done < total and time.monotonic() - self.last < 0.1: return
-    self.last = time.monotonic()
-    share, spent = done / max(1, total), self.last - self.start
-    left = clock(spent / share - spent) if share else "?"
+    now = time.monotonic()
+    if total != self.first[0]: self.first = total, done, now   # it may begin anywhere: a run or a download is gone on with
+    if not self.shown or done < total and now - self.last < 0.1: return
+    self.last, share, _, begun, start = now, done / max(1, total), *self.first
+    left = clock((now - start) / (done - begun) * (total - done)) if done > begun else "?"
     print(f"\r{self.label} {'█' * int(24 * share):░<24} {share:4.0%} {more} {left} left\x1b[K", end="", file=sys.stderr, flush=True)
 
   def clear(self) -> None:

@@ -186,6 +186,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a gradient that a cast holds back", MIXED, "narrow(x).float(), narrow(weight), bias)", "narrow(x).float(), narrow(weight).detach(), bias)"),
   ("--precision that changes nothing", "train.py", '(MIXED if args.precision == "bfloat16" else {})', "{}"),
   ("samples of what several devices began with", "train.py", "if alone is not model: learner.copy_to(alone)", "pass"),
+  ("time left as if it had begun at nothing", "console.py", "/ (done - begun) * (total - done)", "/ max(1, done) * (total - done)"),
   ("the discount of another order", BASELINES, "zip(self.keys, self.counts, self.discounts, [1,", "zip(self.keys, self.counts, self.discounts[1:] + self.discounts[:1], [1,"),
   ("shorter n-grams by their counts", BASELINES, "np.bincount(numbers[whole[first]], minlength=len(self.keys[-1]))", "np.bincount(numbers[whole], minlength=len(self.keys[-1]))"),
   ("one discount for all counts", BASELINES, "(count - d[count.clip(max=3)])", "(count - d[count.clip(max=1)])"),
