@@ -11,11 +11,13 @@ class NoDevice(RuntimeError):
   """Nothing can compute here. The message has a line for the trouble and a line for the cure."""
 
 def prepare(device:str|None=None) -> str:
-  """Chooses tinygrad's device and opens it; call this before tinygrad is imported. `device` is tinygrad's DEV, None whatever it finds.
+  """Chooses tinygrad's device and opens it; call this before tinygrad computes anything, at best before it is imported. `device` is tinygrad's DEV, None whatever it finds.
 
   Where there is no clang, ziglang's takes its place if that package is installed. Returns the device's name, raises NoDevice.
   """
-  if device: os.environ["DEV"] = device
+  if device:
+    os.environ["DEV"] = device
+    if "tinygrad" in sys.modules: sys.modules["tinygrad"].helpers.DEV.value = device   # which has read DEV already
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler: os.environ["CC"] = compiler
   mark, asked = sign(compiler), os.environ.get("DEV")
