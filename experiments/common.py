@@ -1,5 +1,5 @@
 """What the experiments share: options, results that a stopped run goes on from, training, an interval, a picture and a verdict."""
-import argparse, json, math, sys, time
+import argparse, functools, json, math, sys, time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,19 +82,29 @@ class Lab:
 class Teacher:
   """One traced step for many runs: each run's numbers take the places of the last one's in `model`, which is what `loss` reads.
 
-  make: makes the model.  loss: (model, tensors of a batch) -> a number.  learner: what parts.learner.Learner takes besides.
+  make: makes the model.  loss: (model, tensors of a batch) -> a number.  more: what parts.learner.Learner takes besides.
+  Nothing is made before it is needed.
   """
-  def __init__(self, make:Callable[[], Any], loss:Callable[..., Tensor], **learner):
-    self.make, self.model = make, make()
-    self.learner = Learner(self.model, lambda *batch: loss(self.model, *batch), **learner)
-    self.blank = {name: t.numpy().copy() for name, t in self.learner.state.items() if name.startswith("optimizer.")}
+  def __init__(self, make:Callable[[], Any], loss:Callable[..., Tensor], **more): self.make, self.loss, self.more = make, loss, more
+
+  @functools.cached_property
+  def model(self) -> Any: return self.make()
+
+  @functools.cached_property
+  def learner(self) -> Learner: return Learner(self.model, lambda *batch: self.loss(self.model, *batch), **self.more)
+
+  @functools.cached_property
+  def blank(self) -> dict[str, np.ndarray]:
+    """An optimizer that has seen nothing."""
+    return {name: t.numpy().copy() for name, t in self.learner.state.items() if name.startswith("optimizer.")}
 
   def begin(self, seed:int) -> None:
     """The model as the seed draws it, and an optimizer that has seen nothing. Dropout draws on from there."""
+    blank = self.blank   # makes the learner, and with it the counters
     for count in Tensor._device_rng_counters.values(): count.assign(Tensor([0, seed], dtype=count.dtype, device=count.device)).realize()
     fresh = nn.state.get_state_dict(self.make())
     Tensor.realize(*fresh.values(), *Tensor._device_rng_counters.values())
-    self.learner.restore({f"model.{name}": t.numpy() for name, t in fresh.items()} | self.blank, {})
+    self.learner.restore({f"model.{name}": t.numpy() for name, t in fresh.items()} | blank, {})
 
   def teach(self, lab:Lab, run:str, seed:int, steps:int, rate:float|Callable[[int], float], batch:Callable[[int], Sequence[np.ndarray]],
             every:int=100, look:Callable[[], list[float]]=list) -> list[list[float|None]]:
@@ -134,8 +144,9 @@ class Teacher:
 
 def wilson(right:float, of:int, z:float=1.96) -> tuple[float, float]:
   """The 95% interval of a share of `right` in `of` independent trials (Wilson 1927): stays within 0 and 1, and is right also near them."""
-  share, spread = right / of, z * math.sqrt(right / of * (1 - right / of) / of + z*z / (4*of*of))
-  return tuple(max(0.0, min(1.0, (share + z*z / (2*of) + sign * spread) / (1 + z*z / of))) for sign in (-1, 1))   # type: ignore[return-value]
+  share = right / of
+  middle, spread = (share + z*z / (2*of)) / (1 + z*z / of), z * math.sqrt(share * (1 - share) / of + z*z / (4*of*of)) / (1 + z*z / of)
+  return max(0.0, min(share, middle - spread)), min(1.0, max(share, middle + spread))   # the share itself, where rounding would leave it out
 
 def table(head:Sequence[str], rows:Iterable[Sequence[Any]]) -> None:
   """Prints rows under a head, as Markdown, which docs/experiments.md quotes."""

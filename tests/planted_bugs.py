@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 GPT2, CORE, VIT, PICTURES = "models/gpt2.py", "transformer.py", "models/vit.py", "models/pictures.py"
 BASELINES, MIXED = "experiments/baselines.py", "parts/mixed.py"
+COMMON = "experiments/common.py"
 T5, BART, PAIR = "models/t5.py", "models/bart.py", "models/encoder_decoder.py"
 BUGS = [   # what is wrong, where, the right text, the wrong text; and, where the name of the file does not say it, which tests should notice
   ("exact GELU for the tanh form", "models/config.py", '"gelu_new": Tensor.gelu', '"gelu_new": functools.partial(Tensor.gelu, approximate="none")', "gpt2"),
@@ -153,6 +154,15 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("weights before their config.json", "models/checkpoint.py", """  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")
   write_safetensors(folder / "model.safetensors", tensors)""", """  write_safetensors(folder / "model.safetensors", tensors)
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")""", "train"),
+  ("a seed that begins with the last one's moments", COMMON, "for name, t in fresh.items()} | blank, {})", "for name, t in fresh.items()} | {n: t.numpy() for n, t in self.learner.state.items() if n in blank}, {})", "experiments"),
+  ("random numbers of every seed", COMMON, "Tensor([0, seed]", "Tensor([0, 0]", "experiments"),
+  ("a stopped run without the losses since its last row", COMMON, '"recent": recent,', '"recent": [],', "experiments"),
+  ("a stopped run that draws its random numbers again", COMMON, 'told["drawn"])', "{})", "experiments"),
+  ("a claim that fails unnoticed", COMMON, "return int(not all(claims.values()))", "return 0", "experiments"),
+  ("results of other settings taken for these", COMMON, 'kept["settings"] != settings', "False", "experiments"),
+  ("an interval around the share itself", COMMON, "middle, spread = (share + z*z / (2*of)) / (1 + z*z / of)", "middle, spread = share", "experiments"),
+  ("a text that the last symbol alone foretells", "experiments/small.py", "FAVOURITE[text[:, t-2], text[:, t-1]]", "FAVOURITE[text[:, t-1], text[:, t-1]]", "experiments"),
+  ("a decoder that is given the symbol that it is asked for", "experiments/small.py", "return shifted(text), text", "return text, text", "experiments"),
   ("characters split in bytes", "text/tokenizer.py", "for b in map(str.encode, letters) for n in range(1, len(b))", "for b in map(str.encode, letters) for n in range(1, len(b) - 1)"),
   ("a scale frozen before the sublayer", "look/attribution.py", "through(s.norm, s.x + s.added)", "through(s.norm, s.x)", "look"),
   ("heads side by side in another way", "look/attribution.py", "s.out[:, h*K:(h + 1)*K]", "s.out[:, h::len(s.heads)]", "look"),
