@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, nn
 import backend, console
-from models.checkpoint import read_metadata, read_safetensors, replacing, write_safetensors, write_text
+from models.checkpoint import read_metadata, read_safetensors, replacing, undrawn, write_safetensors, write_text
+from parts.jit import Jitted
 from parts.learner import Learner
 
 def parser(name:str, finding:str) -> argparse.ArgumentParser:
@@ -32,12 +33,14 @@ class Lab:
     self.file = self.out / "results.json"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key not in ("out", "fresh", "device")}
     self.out.mkdir(parents=True, exist_ok=True)
+    if not self.file.exists() and any(self.out.iterdir()): raise console.Usage(f"{self.out} holds other files, and no results.json: name another folder with -o")
     if args.fresh:
       for old in [self.file, *self.out.glob("*.safetensors"), *self.out.glob(".*.part")]: old.unlink(missing_ok=True)
     kept = json.loads(self.file.read_text()) if self.file.exists() else {}
-    if kept and kept["settings"] != settings: raise console.Usage(f"{self.out} holds results of other settings: name another folder with -o, or begin anew with --fresh")
+    if kept and kept.get("settings") != settings: raise console.Usage(f"{self.out} holds results of other settings: name another folder with -o, or begin anew with --fresh")
     self.results:dict[str, Any] = kept or {"settings": settings, "runs": {}, "seconds": 0.0}
     self.begun = time.monotonic()
+    self.keep({})
 
   def once(self, run:str, compute:Callable[[], Any]) -> Any:
     """What a run gives, as JSON: computed once, then read from results.json."""
@@ -70,7 +73,7 @@ class Lab:
     with rc_context(style), replacing(self.out / f"{self.name}.png") as part:
       figure = Figure(figsize=(width, height), layout="constrained")
       draw(figure)
-      figure.savefig(part, format="png", dpi=110)
+      figure.savefig(part, format="png", dpi=90)
     console.note(f"picture: {self.out / self.name}.png")
 
   def verdict(self, claims:dict[str, bool]) -> int:
@@ -88,7 +91,8 @@ class Teacher:
   def __init__(self, make:Callable[[], Any], loss:Callable[..., Tensor], **more): self.make, self.loss, self.more = make, loss, more
 
   @functools.cached_property
-  def model(self) -> Any: return self.make()
+  def model(self) -> Any:
+    with undrawn(): return self.make()   # `begin` draws its numbers
 
   @functools.cached_property
   def learner(self) -> Learner: return Learner(self.model, lambda *batch: self.loss(self.model, *batch), **self.more)
@@ -98,13 +102,20 @@ class Teacher:
     """An optimizer that has seen nothing."""
     return {name: t.numpy().copy() for name, t in self.learner.state.items() if name.startswith("optimizer.")}
 
+  @functools.cached_property
+  def draw(self) -> Jitted:
+    """Gives the model numbers as `make` does, traced once: to plan it anew for each seed would take longer than many a run."""
+    def fresh() -> Tensor:
+      mine, counts = nn.state.get_state_dict(self.model), Tensor._device_rng_counters.values()
+      drawn = [mine[name].assign(t) for name, t in nn.state.get_state_dict(self.make()).items()]
+      return drawn[0].sum().realize(*drawn, *counts)
+    return Jitted(fresh)
+
   def begin(self, seed:int) -> None:
     """The model as the seed draws it, and an optimizer that has seen nothing. Dropout draws on from there."""
-    blank = self.blank   # makes the learner, and with it the counters
+    for name, value in self.blank.items(): self.learner.state[name].assign(Tensor(value)).realize()   # makes the learner, and with it the counters
     for count in Tensor._device_rng_counters.values(): count.assign(Tensor([0, seed], dtype=count.dtype, device=count.device)).realize()
-    fresh = nn.state.get_state_dict(self.make())
-    Tensor.realize(*fresh.values(), *Tensor._device_rng_counters.values())
-    self.learner.restore({f"model.{name}": t.numpy() for name, t in fresh.items()} | blank, {})
+    self.draw()
 
   def teach(self, lab:Lab, run:str, seed:int, steps:int, rate:float|Callable[[int], float], batch:Callable[[int], Sequence[np.ndarray]],
             every:int=100, look:Callable[[], list[float]]=list) -> list[list[float|None]]:

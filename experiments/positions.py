@@ -65,7 +65,7 @@ def main(argv:list[str]|None=None) -> int:
     axes.axvline(length, ls=":", c="0.8")
     axes.annotate("nothing known", (most, math.log(SYMBOLS)), ha="right", va="bottom")
     axes.annotate("nothing left to know", (most, FLOOR), ha="right", va="top")
-    axes.legend(ncols=2)
+    axes.legend(ncols=3, loc=(0.5, 0.64))
   lab.picture(draw)
   worst, best = ({scheme: [choose(e) for e in excess[scheme]] for scheme in SCHEMES} for choose in (max, min))
   return lab.verdict({

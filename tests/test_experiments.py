@@ -22,8 +22,8 @@ def learned(folder, seeds=(0, 1), more=()) -> dict:
   lab = common.Lab("pairs", common.parser("pairs", "A test.").parse_args(["-o", str(folder), *more]))
   teacher = common.Teacher(Pairs, lambda model, x, y: loss(model(x), y))
   def compute(run:str, seed:int) -> dict:
-    def batch(step:int) -> tuple[np.ndarray, ...]:
-      ids = np.random.default_rng((seed, step)).integers(0, 11, (4, 9)).astype(np.int32)
+    def batch(step:int) -> tuple[np.ndarray, ...]:   # the same for each seed, which only draws the model and the dropout
+      ids = np.random.default_rng(step).integers(0, 11, (4, 9)).astype(np.int32)
       return ids[:, :-1].copy(), ids[:, 1:].copy()
     rows = teacher.teach(lab, run, seed, 20, lambda step: 1e-2 / (step + 1), batch, 7, lambda: [float(seed), math.nan])
     return {"rows": rows, "sum": float(teacher.model.head.weight.numpy().sum())}
@@ -46,7 +46,8 @@ def test_a_stopped_experiment_goes_on_as_if_it_had_not_been(whole, tmp_path, mon
   assert learned(tmp_path)["runs"] == whole and sorted(f.name for f in tmp_path.iterdir()) == ["results.json"]
 
 def test_a_seed_learns_the_same_alone_and_after_others_in_one_trace(whole, tmp_path):
-  assert learned(tmp_path, seeds=[1])["runs"]["seed 1"] == whole["seed 1"] != whole["seed 0"]
+  assert learned(tmp_path, seeds=[1])["runs"]["seed 1"] == whole["seed 1"]
+  assert whole["seed 1"]["sum"] != whole["seed 0"]["sum"]
   assert whole["seed 1"]["rows"][0][0] == 7 and whole["seed 1"]["rows"][-1][0] == 20 and whole["seed 1"]["rows"][-1][2:] == [1.0, None]
 
 def lab(folder, *more): return common.Lab("pairs", common.parser("pairs", "A test.").parse_args(["-o", str(folder), *more]))
@@ -56,6 +57,12 @@ def test_a_finished_run_is_only_shown_again(tmp_path):
   with pytest.raises(console.Usage, match="--fresh"): lab(tmp_path, "--seed", "1")
   with pytest.raises(console.Usage, match="--fresh"): lab(tmp_path, "--quick")
   assert lab(tmp_path, "--seed", "1", "--fresh").once("a", lambda: 3) == 3
+
+def test_files_that_are_not_an_experiments_are_left_alone(tmp_path):
+  (tmp_path / "model.safetensors").write_text("weights")
+  for more in ([], ["--fresh"]):
+    with pytest.raises(console.Usage, match="holds other files"): lab(tmp_path, *more)
+  assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
 
 def test_a_finding_that_does_not_hold_is_a_failed_run(tmp_path, capsys):
   assert lab(tmp_path).verdict({"it learns": True, "control: it does not": True}) == 0
