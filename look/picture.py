@@ -43,8 +43,8 @@ def draw(scene:Scene, path:Path, layer:int|None=None, head:int|None=None) -> Non
   each = [(min(9.0, 1.6 + 0.2 * max(m.weights.shape[2:])) if not scene.picture else 4.5) if large else min(1.3, 11 / len(heads)) for m, _, heads in shown]
   width, heights = max(len(heads) * side for side, (_, _, heads) in zip(each, shown)) + 0.4, [len(layers) * side + 0.45 for side, (_, layers, _) in zip(each, shown)]
   figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-  figures = np.atleast_1d(figure.subfigures(len(shown), 1, height_ratios=heights, squeeze=True))
-  for part, (m, layers, heads) in zip(figures, shown):
+  figures = figure.subfigures(len(shown), 1, height_ratios=heights, squeeze=False)
+  for part, (m, layers, heads) in zip(figures[:, 0], shown):
     if len(shown) > 1: part.suptitle(m.title, fontsize=9, color=QUIET, family="serif")
     grid = part.subplots(len(layers), len(heads), squeeze=False)
     for row, i in zip(grid, layers):
