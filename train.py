@@ -61,7 +61,7 @@ def make(args:argparse.Namespace, learn:list[str]):
   parts = {"dropout": args.dropout} | FAST | (MIXED if args.precision == "bfloat16" else {})
   if args.resume: return gpt2.load(args.out / "last", **parts), BytePairEncoding.load(args.out), None
   if args.init and "tokens" in args.given: raise console.Usage("--init brings its own vocabulary: leave --tokens out")
-  source = console.find_model(args, args.init or args.tokens) if args.init or args.tokens not in ("bpe", "characters") else None
+  source = console.find_model(args, args.init or args.tokens, bool(args.init)) if args.init or args.tokens not in ("bpe", "characters") else None
   if source: tokenizer = BytePairEncoding.load(source)
   else: tokenizer = BytePairEncoding.train(learn, args.vocab) if args.tokens == "bpe" else BytePairEncoding.characters(learn)
   if args.init and source:

@@ -24,8 +24,8 @@ def setting(name:str) -> str: return os.environ.get(name, "").strip()
 
 def endpoint() -> str: return (setting("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
-def find(name:str, offline:bool=False, report:Report=lambda *_: None) -> Path:
-  """The folder of `gpt2`, `owner/repo`, or a path to one; downloaded into weights/ where it is not on disk and not `offline`.
+def find(name:str, offline:bool=False, report:Report=lambda *_: None, weights:bool=True) -> Path:
+  """The folder of `gpt2`, `owner/repo`, or a path to one; downloaded into weights/ where it is not on disk and not `offline`. weights: or its vocabulary alone.
 
   Raises ValueError for a name that cannot be one, FileNotFoundError where the hub has no such model, PermissionError where it wants a token,
   Unreachable (of these alone, the hub may work another time).
@@ -38,13 +38,13 @@ def find(name:str, offline:bool=False, report:Report=lambda *_: None) -> Path:
     raise FileNotFoundError(f"{name} is no folder with a config.json, no owner/repo, and none of {', '.join([*local(), *(s for s in SHORT if s not in local())])}")
   folder = WEIGHTS / (name if name in SHORT else repo.replace("/", "--"))
   for candidate in (folder, *in_cache(repo)):
-    if whole(candidate): return candidate
+    if whole(candidate, weights): return candidate
   if offline or setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"): raise Unreachable(f"{name} is not on disk, and the hub may not be asked (offline)")
   WEIGHTS.mkdir(parents=True, exist_ok=True)
   with locked(WEIGHTS / f".{folder.name}.lock"):   # beside the folder: another process may wait for it while the folder comes and goes
     try:
       folder.mkdir(exist_ok=True)
-      if not whole(folder): download(repo, folder, report)
+      if not whole(folder, weights): download(repo, folder, report, weights)
     except BaseException:
       with contextlib.suppress(OSError): folder.rmdir()   # if nothing came
       raise
@@ -62,10 +62,10 @@ def in_cache(repo:str) -> list[Path]:
   with contextlib.suppress(OSError): revisions.append((root / "refs" / "main").read_text().strip())
   return [root / "snapshots" / revision for revision in revisions]
 
-def whole(folder:Path) -> bool:
+def whole(folder:Path, weights:bool=True) -> bool:
   """Whether a folder has all its files. Each took its name only once it was whole."""
   if not (folder / "config.json").is_file() or not any(all((folder / name).is_file() for name in names) for names in SETS): return False
-  if (folder / "model.safetensors").is_file(): return True
+  if not weights or (folder / "model.safetensors").is_file(): return True
   try: return all((folder / shard).is_file() for shard in read_json(folder / INDEX)["weight_map"].values())
   except (OSError, ValueError, KeyError, AttributeError): return False
 
@@ -81,7 +81,7 @@ def locked(path:Path) -> Iterator[None]:
       msvcrt.locking(f.fileno(), msvcrt.LK_LOCK, 1)   # type: ignore[attr-defined]
     yield
 
-def download(repo:str, folder:Path, report:Report) -> None:
+def download(repo:str, folder:Path, report:Report, weights:bool) -> None:
   """Fetches a model's files that are not there yet, the weights last."""
   revision = PINS.get(repo, "main")
   def get(file:str) -> None:
@@ -95,6 +95,7 @@ def download(repo:str, folder:Path, report:Report) -> None:
   else: raise FileNotFoundError(f"{endpoint()}/{repo} has no tokenizer that is known here, such as {SETS[0][0]}")
   for file in () if plain else SMALL:
     with contextlib.suppress(FileNotFoundError): get(file)
+  if not weights: return
   try: get("model.safetensors")
   except FileNotFoundError:
     get(INDEX)

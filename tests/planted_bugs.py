@@ -178,6 +178,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("places among the tokens", "look/record.py", 'array(embed(model.tokens, x)[0]) * getattr(model, "scale", 1.0)', "embedded", "look"),
   ("a model that goes on being watched", "look/record.py", "for block, residual in zip(blocks, plain): block.residual = residual", "pass", "look"),
   ("weights in 8 bits rounded each by itself", "look/page.py", "(whole + (rank < left)).astype(np.uint8)", "np.rint(exact).astype(np.uint8)", "page"),
+  ("weights that come with a vocabulary", "models/hub.py", "  if not weights: return\n", ""),
   ("a text that ends the page's script", "look/page.py", r'.replace("<", "\\u003c")', "", "page"),
   ("a page that may ask for anything", "look/page.html", "default-src 'none'; ", "", "page"),
   ("the bytes of a character each by itself", "look/labels.py", "except UnicodeDecodeError: continue", "except UnicodeDecodeError: break", "page"),

@@ -69,6 +69,13 @@ def test_short_names_are_openais_at_a_pinned_revision(served):
   assert not (hub.WEIGHTS / "gpt2" / "model.safetensors").exists()
   assert hub.find("gpt2-medium") == hub.WEIGHTS / "gpt2-medium" and served.seen[-1][0].startswith("/openai-community/gpt2-medium/resolve/main/")
 
+def test_a_vocabulary_comes_without_the_weights_and_they_later(served):
+  folder = hub.find("someone/model", weights=False)
+  assert {f.name for f in folder.iterdir()} == {"config.json", "vocab.json", "merges.txt"} and hub.local() == []
+  assert hub.find("someone/model", offline=True, weights=False) == folder
+  with pytest.raises(hub.Unreachable): hub.find("someone/model", offline=True)
+  assert hub.find("someone/model") == folder and weights(folder) == FILES["model.safetensors"]
+
 def test_openais_models_are_four_files(served):
   hub.find("gpt2-medium")
   assert [path.rsplit("/", 1)[1] for path, _, _ in served.seen] == ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
