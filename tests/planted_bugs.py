@@ -208,6 +208,11 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("xz that has learned nothing", BASELINES, "return size(learn + held) - size(learn), window", "return size(held), window"),
   ("xz that begins with the first of what it learned", BASELINES, "learn = learn[max(0, len(learn) + len(held) - window):]", "learn = learn[:max(0, window - len(held))]"),
   ("what is held out learned too", BASELINES, "stream = tokenizer.encode_documents(learn)", "stream = tokenizer.encode_documents(learn + held)"),
+  ("frequencies counted once where they stand for two", "experiments/grokking.py", "power[1:] *= 2", "power[1:] *= 1"),
+  ("the other waves than those asked for", "experiments/grokking.py", "if k not in frequencies]", "if k in frequencies]"),
+  ("pairs held out that were learned", "experiments/grokking.py", "np.sort(order[int(share * count):])", "np.sort(order[int(share * count) - 1:])"),
+  ("differences for sums", "experiments/grokking.py", "((a + b) % p)", "((a - b) % p)"),
+  ("a sum read at its first number", "experiments/grokking.py", "self.block(x[:, 2:]", "self.block(x[:, :1]"),
 ]
 
 def caught(bug:tuple[str, ...]) -> str|None:
