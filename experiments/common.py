@@ -153,6 +153,10 @@ class Teacher:
     bar.clear()
     return rows
 
+def ramp(step:int, steps:int, most:float) -> float:
+  """A learning rate, the first step being 0: up for a tenth of the steps, then down to nothing, in lines."""
+  return most * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+
 def wilson(right:float, of:int, z:float=1.96) -> tuple[float, float]:
   """The 95% interval of a share of `right` in `of` independent trials (Wilson 1927): stays within 0 and 1, and is right also near them."""
   share = right / of
