@@ -70,7 +70,8 @@ def main(argv:list[str]|None=None) -> int:
   parser.add_argument("--decay", type=console.number(float, 0), help="weight decay (default: 1, with --quick 2)")
   parser.add_argument("--steps", type=console.number(int, 10), help="(default: 5000, with --quick 800)")
   args = parser.parse_args(argv)
-  share, decay, steps = (given if given is not None else usual for given, usual in zip((args.share, args.decay, args.steps), (0.5, 2.0, 800) if args.quick else (0.4, 1.0, 5000)))
+  def chosen(given, usual, quick): return given if given is not None else quick if args.quick else usual
+  share, decay, steps = chosen(args.share, 0.4, 0.5), chosen(args.decay, 1.0, 2.0), chosen(args.steps, 5000, 800)
   lab = common.Lab("grokking", args)
   ids, sums = pairs(args.prime)
   learn, held = split(len(ids), share, lab.seed)

@@ -213,6 +213,22 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("pairs held out that were learned", "experiments/grokking.py", "np.sort(order[int(share * count):])", "np.sort(order[int(share * count) - 1:])"),
   ("differences for sums", "experiments/grokking.py", "((a + b) % p)", "((a - b) % p)"),
   ("a sum read at its first number", "experiments/grokking.py", "self.block(x[:, 2:]", "self.block(x[:, :1]"),
+  ("every class learns from the first one's errors", "experiments/classify.py", "error[of, c]", "error[of, 0]"),
+  ("a word is another in the test", "experiments/classify.py", "for w in set(t.split()) & words.keys()", "for w in {w[::-1] for w in t.split()} & words.keys()"),
+  ("padding that is to be guessed", "experiments/classify.py", "np.where(was < vocab - 1, was, -1)", "np.where(was < vocab + 9, was, -1)"),
+  ("every guessed word masked", "experiments/classify.py", "np.where(chance < 0.8, vocab", "np.where(chance < 1.1, vocab"),
+  ("reviews tested by what was learned", "experiments/classify.py", "(test if n < len(texts) // 10 else learn).append", "(test if n < len(texts) // 10 and not learn.append((texts[i], label)) else learn).append"),
+  ("idx files that may be cut short", "experiments/digits.py", "if len(data) != (want :=", "if len(data) > (want :="),
+  ("any four bytes begin an idx file", "experiments/digits.py", 'or data[:2] != b"\\0\\0" or', "or"),
+  ("digits learned from that are the test", "experiments/digits.py", "for i in np.split(order, [len(order) * 9 // 10]) for x in test", "for i in (order[:len(order) * 9 // 10], order[:len(order) // 10]) for x in test"),
+  ("shifts along one side only", "experiments/digits.py", "columns[:, None, :]]", "(columns * 0 + np.arange(images.shape[2]) + most)[:, None, :]]"),
+  ("a translation that reads what it is to write", "experiments/translate.py", "rows([[end, *t] for _, t in ids], pad)", "rows([[*t, end] for _, t in ids], pad)"),
+  ("padding that is to be written", "experiments/translate.py", "for _, t in ids], -1)", "for _, t in ids], pad)"),
+  ("the translator's padding seen", "experiments/translate.py", "mask = padding_mask(source != self.padding)", "mask = padding_mask(source != -1)"),
+  ("a translator's places that ignore the cache", "experiments/translate.py", "[start:start + ids.shape[1]]", "[:ids.shape[1]]"),
+  ("a word counted as often as it is said", "text/bleu.py", "(grams(t, n) & grams(r, n)).total()", "sum(c for g, c in grams(t, n).items() if g in grams(r, n))"),
+  ("no brevity penalty", "text/bleu.py", "min(0.0, 1 - wanted / length)", "0"),
+  ("a half for every length without a hit", "text/bleu.py", "half /= 2", "half = 0.5"),
 ]
 
 def caught(bug:tuple[str, ...]) -> str|None:

@@ -24,7 +24,7 @@ def test_an_idx_file_is_read_as_it_was_written_also_gzipped(tmp_path, kind, dtyp
 
 whole = idx(np.zeros((3, 28, 28), np.uint8))
 @pytest.mark.parametrize("data, told", [
-  (b"", "no idx file: it begins with"), (b"\0\0\x08", "no idx file"), (b"\0\0\x08\x03\0\0", "no idx file"), (b"PK\3\4" + whole, "no idx file: it begins with 50 4b"),
+  (b"", "no idx file: it begins with"), (b"\0\0\x08", "no idx file"), (b"\0\0\x08\x03\0\0", "no idx file"), (b"PK" + whole[2:], "no idx file: it begins with 50 4b 08 03"),
   (b"\0\0\x07\x01\0\0\0\0", "no idx file"), (whole[:-1], "has 2,367 bytes, an idx file of 3 x 28 x 28 has 2,368"), (whole + b"\0", "has 2,369 bytes"),
   (b"\0\0\x08\x02" + b"\xff" * 8, "of 4294967295 x 4294967295 has"), (gzip.compress(whole)[:-9], "no whole gzip file"), (b"\x1f\x8b\x08 and no more", "no whole gzip file")],
   ids=["empty", "a head cut short", "sides cut short", "a zip file", "an unknown type", "a byte too few", "a byte too many", "sides beyond reason", "gzip cut short", "no gzip"])
