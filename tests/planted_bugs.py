@@ -154,7 +154,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("weights before their config.json", "models/checkpoint.py", """  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")
   write_safetensors(folder / "model.safetensors", tensors)""", """  write_safetensors(folder / "model.safetensors", tensors)
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")""", "train"),
-  ("a seed that begins with the last one's moments", COMMON, "for name, t in fresh.items()} | blank, {})", "for name, t in fresh.items()} | {n: t.numpy() for n, t in self.learner.state.items() if n in blank}, {})", "experiments"),
+  ("a seed that begins with the last one's moments", COMMON, "in self.blank.items(): self.learner", "in list(self.blank.items())[:0]: self.learner", "experiments"),
   ("random numbers of every seed", COMMON, "Tensor([0, seed]", "Tensor([0, 0]", "experiments"),
   ("a stopped run without the losses since its last row", COMMON, '"recent": recent,', '"recent": [],', "experiments"),
   ("a stopped run that draws its random numbers again", COMMON, 'told["drawn"])', "{})", "experiments"),
