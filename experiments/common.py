@@ -73,7 +73,7 @@ class Lab:
     with rc_context(style), replacing(self.out / f"{self.name}.png") as part:
       figure = Figure(figsize=(width, height), layout="constrained")
       draw(figure)
-      figure.savefig(part, format="png", dpi=90)
+      figure.savefig(part, format="png", dpi=90, pil_kwargs={"optimize": True})
     console.note(f"picture: {self.out / self.name}.png")
 
   def verdict(self, claims:dict[str, bool]) -> int:
