@@ -164,6 +164,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("an interval around the share itself", COMMON, "middle, spread = (share + z*z / (2*of)) / (1 + z*z / of)", "middle, spread = share", "experiments"),
   ("a text that the last symbol alone foretells", "experiments/small.py", "FAVOURITE[text[:, t-2], text[:, t-1]]", "FAVOURITE[text[:, t-1], text[:, t-1]]", "experiments"),
   ("a decoder that is given the symbol that it is asked for", "experiments/small.py", "return shifted(text), text", "return text, text", "experiments"),
+  ("a shortcut that is always whole", "experiments/norms.py", "norm(x * shortcut + sublayer(x))", "norm(x + sublayer(x))", "experiments"),
   ("characters split in bytes", "text/tokenizer.py", "for b in map(str.encode, letters) for n in range(1, len(b))", "for b in map(str.encode, letters) for n in range(1, len(b) - 1)"),
   ("a scale frozen before the sublayer", "look/attribution.py", "through(s.norm, s.x + s.added)", "through(s.norm, s.x)", "look"),
   ("heads side by side in another way", "look/attribution.py", "s.out[:, h*K:(h + 1)*K]", "s.out[:, h::len(s.heads)]", "look"),

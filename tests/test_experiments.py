@@ -5,9 +5,9 @@ import pytest
 from conftest import ROOT, SHARED, randomise
 from tinygrad import Tensor, nn
 import console
-from experiments import common, positions, small
+from experiments import common, norms, positions, small
 from parts.positions import alibi, frequencies, rotations, turn_halves
-from transformer import Linear, loss, sinusoids
+from transformer import Linear, loss, post_norm, sinusoids
 
 FILES = sorted(f.stem for f in (ROOT / "experiments").glob("*.py") if "common.Lab(" in f.read_text())
 DATA = {"classify": "rt-polarity", "digits": "mnist", "translate": "multi30k"}   # what an experiment cannot do without
@@ -101,6 +101,20 @@ def test_a_sequence_and_its_reversal_are_read_one_place_later():
   source, read, target = small.reversal(5, 3, count=7)
   assert (y == np.concatenate([source, source[:, ::-1]], 1)).all() and (target == source[:, ::-1]).all()
   for a, b in ((x, y), (read, target)): assert (a[:, 0] == small.START).all() and (a[:, 1:] == b[:, :-1]).all()
+
+def test_a_tenth_of_the_gradient_is_what_the_first_step_leaves_in_the_optimizer(tmp_path):
+  lab(tmp_path)
+  teacher = common.Teacher(lambda: [Linear(3, 2)], lambda model, x: model[0](x).square().mean())
+  teacher.begin(0)
+  x, weight = np.arange(12, dtype=np.float32).reshape(4, 3), teacher.model[0].weight.numpy()
+  found = norms.gradients(teacher, (x,))
+  assert list(found) == ["0.weight"] and found["0.weight"] == pytest.approx(2 * (x @ weight.T).T @ x / 8, rel=1e-4)
+  assert (teacher.model[0].weight.numpy() == weight).all()
+
+def test_norms_after_the_sublayers_are_the_papers_with_a_whole_shortcut_and_nothing_passes_with_none():
+  x, f, norm = Tensor([[1.0, 2.0, 4.0]]), Tensor.exp, nn.LayerNorm(3)
+  for shortcut, expected in ((1.0, post_norm(x, f, norm)), (0.0, norm(x.exp()))):
+    assert (norms.after(Tensor([shortcut]))(x, f, norm).numpy() == expected.numpy()).all()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", positions.SCHEMES)
