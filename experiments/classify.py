@@ -129,12 +129,12 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
   """How many of the test each way gets right. steps: of learning classes; guesses: of guessing words before, none if 0."""
   tokenizer = BytePairEncoding.train([f" {t}" for t in task.learn], task.vocab)
   vocab, classes, (learn, test) = len(tokenizer), [str(i) for i in range(int(task.learn_labels.max()) + 1)], (encode(tokenizer, t, task.length) for t in (task.learn, task.test))
-  trunk:dict[str, np.ndarray] = {}
+  trunk:dict[str, Tensor] = {}
   def bert(head) -> Bert: return Bert(vocab + 2, task.length, DIM, HEADS, LAYERS, HIDDEN, 1, Tensor.relu, head=head, dropout=DROPOUT, **FAST)   # BERT's own GELU would take longer than all the rest
   def classifier() -> Bert:
     model = bert(lambda tokens: Classify(DIM, classes, linear=FAST["linear"]))
     for key, t in nn.state.get_state_dict(model).items():
-      if key in trunk: t.replace(Tensor(trunk[key]))
+      if key in trunk: t.replace(trunk[key].clone())
     return model
   def guesser() -> Bert: return bert(lambda tokens: Fill(DIM, vocab + 2, Tensor.relu, lambda: LayerNorm(DIM), FAST["linear"], tokens))
   def guess(model:Bert, ids:Tensor, places:Tensor, was:Tensor) -> Tensor:
@@ -156,7 +156,8 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
     run = f"{name}, masked words"
     teacher = common.Teacher(guesser, guess)
     teacher.teach(lab, run, lab.seed, guesses, lambda step: common.ramp(step, guesses, 1e-3), lambda step: masked(learn[rows(step)], vocab, np.random.default_rng([lab.seed, 1, step])))
-    trunk.update({key: t.numpy().copy() for key, t in nn.state.get_state_dict(teacher.model).items() if not key.startswith("head.")})
+    trunk.update({key: Tensor(t.numpy()).realize() for key, t in nn.state.get_state_dict(teacher.model).items() if not key.startswith("head.")})
+    made.clear()   # a teacher draws the same numbers in each run: with a trunk it takes another
     right = teach(f"{name}, then classes", task.learn_labels)
     for part in (run, f"{name}, then classes"): (lab.out / f"{part}.safetensors").unlink(missing_ok=True)
     return right
