@@ -154,7 +154,6 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("weights before their config.json", "models/checkpoint.py", """  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")
   write_safetensors(folder / "model.safetensors", tensors)""", """  write_safetensors(folder / "model.safetensors", tensors)
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")""", "train"),
-  ("a seed that begins with the last one's moments", COMMON, "in self.blank.items(): self.learner", "in list(self.blank.items())[:0]: self.learner", "experiments"),
   ("a seed that begins with the last one's moments", COMMON, "for name, value in self.blank.items(): self.learner.state[name].assign(Tensor(value)).realize()", "self.blank", "experiments"),
   ("a seed that begins where the last one ended", COMMON, "drawn = [mine[name].assign(t) for", "drawn = [mine[name].assign(mine[name] + 0*t) for", "experiments"),
   ("random numbers of every seed", COMMON, "Tensor([0, seed]", "Tensor([0, 0]", "experiments"),
