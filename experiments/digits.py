@@ -1,4 +1,4 @@
-"""A small ViT that has seen 9,000 digits reads most new ones; digits shifted by up to two pixels as it learns help it more than weight decay."""
+"""A small ViT that has seen 9,000 digits misreads 5 of 100 others; 3 if they were shifted as it learned, and 2 with weight decay too."""
 import gzip, math, sys, zlib
 from pathlib import Path
 from typing import Any
