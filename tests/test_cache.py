@@ -35,7 +35,7 @@ def built(request, model):
   nn.state.load_state_dict(made, nn.state.get_state_dict(model), verbose=False)
   return made
 
-@pytest.mark.parametrize("cuts", [[], [1], [8], [9], [64], [65], [20, 29, 95]])
+@pytest.mark.parametrize("cuts", [[9], [20, 29, 95], *(pytest.param(cuts, marks=pytest.mark.slow) for cuts in ([], [1], [8], [64], [65]))])
 def test_a_reader_gives_the_same_logits(built, plain, cuts):
   reader, ends = Reader(built, B), [0, *cuts, C]
   for start, end in zip(ends, ends[1:]): close(reader(IDS[:, start:end]), plain[:, end - 1])

@@ -25,6 +25,13 @@ def content(path): return hashlib.sha256(path.read_bytes()).hexdigest()   # of t
 
 def log(out): return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(open(out / "log.csv"))]
 
+@pytest.fixture(scope="module", autouse=True)
+def no_picture():
+  """tests/test_curve.py draws them; here each look would take a fifth of a second."""
+  with pytest.MonkeyPatch.context() as m:
+    m.setitem(sys.modules, "matplotlib.figure", None)
+    yield
+
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
   out = tmp_path_factory.mktemp("run") / "whole"
@@ -35,11 +42,6 @@ def test_it_learns(finished):
   rows = log(finished)
   assert [r["step"] for r in rows] == ["10", "20", "30", "40"]
   assert float(rows[-1]["held_out"]) < 0.8 * float(rows[0]["held_out"])
-
-def test_the_first_loss_is_that_of_knowing_nothing(data, tmp_path):
-  train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "1"])
-  vocab = len(BytePairEncoding.load(tmp_path / "x"))
-  assert float(log(tmp_path / "x")[0]["learned"]) == pytest.approx(math.log(vocab), rel=0.02)
 
 def test_what_it_writes_is_a_folder_that_loads(finished):
   model, tokenizer = gpt2.load(finished), BytePairEncoding.load(finished)
@@ -63,6 +65,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, m
   assert content(tmp_path / "x" / "model.safetensors") == content(finished / "model.safetensors")
   assert log(tmp_path / "x") == log(finished)
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path):
   out = tmp_path / "x"
   p = subprocess.Popen([sys.executable, "train.py", str(data), "-o", str(out), *SMALL, "--steps", "40", "--dropout", "0.2"], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -101,7 +104,6 @@ def test_the_best_model_is_in_the_folder_and_the_last_in_last(data, finished, tm
     if text.startswith("step 30"): told.append(content(last))
   monkeypatch.setattr(console, "note", note)
   monkeypatch.setattr(console, "fancy", lambda _: True)
-  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
   train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
   assert content(best) == told[0] != content(last)   # when step 30 is told, the last is still that of step 20
   assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()   # without matplotlib, at a terminal
@@ -126,10 +128,12 @@ def bert(folder, finished):
   (folder / "config.json").write_text('{"model_type": "bert"}')
   return folder
 
-def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, tmp_path):
+def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, tmp_path, monkeypatch):
   args = [*SMALL[2:], "--steps", "1"]
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
   assert gpt2.load(tmp_path / "c").vocab == 257 and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
+  assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(math.log(257), rel=0.02)   # that of knowing nothing
+  monkeypatch.setattr("parts.learner.Learner", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
   with pytest.raises(console.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
