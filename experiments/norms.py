@@ -85,7 +85,8 @@ def main(argv:list[str]|None=None) -> int:
     curves.set(title=f"{DEPTH} layers, learning", xlabel="step", ylabel="loss, nats a symbol")
     layers.set(title="its gradient at the start", xlabel="layer", ylabel="length", ylim=(0, None))
     widths.set(title="attention, by the width of a head", xlabel="d_k", ylabel="share of that at d_k = 4, scaled", ylim=(0, 2.1))
-    curves.legend(loc="center right"), widths.legend(loc="upper right")
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+    widths.legend(loc="upper right")
   lab.picture(draw, width=8)
   unscaled, scaled = soft[dot_product][WIDTHS.index(256)], soft[scaled_dot_product][WIDTHS.index(256)]
   steady = [x["scores"] for x in soft[scaled_dot_product]]
