@@ -27,7 +27,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("a padding mask of -1e4", CORE, "keep.bool().where(0.0, -math.inf)", "keep.bool().where(0.0, -1e4)"),
   ("a mask that lets the next token through", CORE, ".triu(S - T + 1)", ".triu(S - T + 2)"),
   ("a mask that hides the token itself", CORE, ".triu(S - T + 1)", ".triu(S - T)"),
-  ("a mask aligned with the first key", CORE, ".triu(S - T + 1)", ".triu(1)", "cache"),
+  ("a mask aligned with the first key", CORE, ".triu(S - T + 1)", ".triu(1)"),
   ("a head of its own", GPT2, "return self.product(x, self.tokens.weight)", "return self.product(x, Tensor.normal(self.vocab, self.dim, std=0.02))"),
   ("a head that learns apart", GPT2, "return self.product(x, self.tokens.weight)", "return self.product(x, self.tokens.weight.detach())"),
   ("unscaled scores", CORE, "return dot_product(q, k) / math.sqrt(q.shape[-1])", "return dot_product(q, k)"),
