@@ -43,8 +43,7 @@ def observe(args:argparse.Namespace, folder:Path, prompt:str):
       if args.last: raise console.Usage("a picture has no end to see alone: leave --last out")
       if not Path(prompt).is_file(): raise console.Usage(f"there is no file {prompt}: this model looks at pictures")
       return scene.of_picture(model, attend, folder, prompt)
-    tokenizer = load(folder)
-    if len(tokenizer) > model.vocab: raise ValueError(f"{folder}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}")
+    tokenizer = load(folder, model.vocab)
     if model.task == "respond": return scene.of_pair(model, tokenizer, attend, folder, prompt, args.target, args.last)
     return scene.of_text(model, tokenizer, attend, prompt, args.last)
   except (scene.TooLong, ImportError) as e: raise console.Usage(str(e)) from e
