@@ -17,9 +17,9 @@ def panel(axes, scene:Scene, map:Map, weights:np.ndarray, named:bool) -> None:
   """One head, weights (T, S). named: with its tokens at the sides."""
   if scene.picture:
     from PIL import Image
-    axes.imshow(Image.open(io.BytesIO(scene.picture.png)))
-    seen = weights[0, 1:].reshape(scene.picture.rows, scene.picture.columns)
-    width, height = Image.open(io.BytesIO(scene.picture.png)).size
+    image = Image.open(io.BytesIO(scene.picture.png))
+    axes.imshow(image)
+    seen, (width, height) = weights[0, 1:].reshape(scene.picture.rows, scene.picture.columns), image.size
     veil = np.zeros((*seen.shape, 4))
     veil[..., 3] = 0.86 * (1 - np.sqrt(seen / max(seen.max(), 1e-9)))   # black where nothing is looked at
     axes.imshow(veil, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
