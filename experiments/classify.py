@@ -114,7 +114,7 @@ def main(argv:list[str]|None=None) -> int:
                [[way, *(f"{share(name, way):.1%} ({' to '.join(f'{end:.1%}' for end in common.wilson(found[name][way], len(tasks[name].test)))})" for name in tasks)] for way in ways])
 
   def draw(figure) -> None:
-    for axes, (name, task) in zip(np.atleast_1d(figure.subplots(1, len(tasks), squeeze=True)), tasks.items()):
+    for axes, (name, task) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items()):
       ends = np.array([common.wilson(found[name][way], len(task.test)) for way in ways])
       values = np.array([share(name, way) for way in ways])
       axes.barh(ways, values, xerr=np.abs(ends.T - values), color=["#999999", "#999999", "#e69f00", "#56b4e9", "#0072b2"][:len(ways)])

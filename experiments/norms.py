@@ -44,7 +44,8 @@ def softness(width:int, similarity:Callable, seed:int, T:int=256, S:int=64) -> d
 
 def main(argv:list[str]|None=None) -> int:
   lab = common.Lab("norms", common.parser("norms", __doc__).parse_args(argv))
-  steps, seeds, lr, warmup = (450, 1, 2e-3, 150) if lab.quick else (500, 5, 2e-3, 150)
+  steps, seeds = (450, 1) if lab.quick else (500, 5)
+  lr, warmup = 2e-3, 150
   shortcut = Tensor([1.0]).contiguous().realize()
   def taught(make:Callable): return common.Teacher(make, lambda model, x, y: loss(model(x, sinusoids(LENGTH, DIM)), y, smoothing=0), b2=0.98)
   posts, pres = taught(lambda: After(after(shortcut))), taught(lambda: Decoder(SYMBOLS + 1, DIM, HEADS, DEPTH, pre_norm))

@@ -37,7 +37,7 @@ def numbers(scheme:str, T:int) -> tuple[np.ndarray, ...]:
 
 def main(argv:list[str]|None=None) -> int:
   lab = common.Lab("positions", common.parser("positions", __doc__).parse_args(argv))
-  length, steps, seeds = (32, 600, 1) if lab.quick else (32, 600, 3)
+  length, steps, seeds = 32, 600, 1 if lab.quick else 3
   most = 4*length
   teacher = common.Teacher(lambda: Placed(length, most), lambda model, *batch: loss(model.places(*batch[:-1]), batch[-1], smoothing=0), weight_decay=0)
   measure = losses(lambda *batch: teacher.model.places(*batch))

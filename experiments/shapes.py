@@ -14,9 +14,14 @@ class Shape(NamedTuple):
 
   def __str__(self) -> str: return f"{self.vocab}-{self.layers}x{self.dim}"
 
+  @property
+  def weights(self) -> int:
+    """Of its products: every matrix but the positions."""
+    return 12 * self.layers * self.dim**2 + self.vocab * self.dim
+
   def flops(self, context:int) -> float:
     """Of a token that is learned: 6 for each weight of a product (Kaplan et al. 2020, sec. 2.1), and attention, of which the causal mask leaves half."""
-    return 6 * (12 * self.layers * self.dim**2 + self.vocab * self.dim) + 6 * self.layers * self.dim * context
+    return 6 * self.weights + 6 * self.layers * self.dim * context
 
 SHAPES = [Shape(2048, 4, 4, 128, 2e-3), Shape(2048, 6, 6, 192, 2e-3), Shape(4096, 4, 6, 192, 2e-3), Shape(4096, 6, 6, 192, 2e-3), Shape(8192, 4, 6, 192, 2e-3),
           Shape(4096, 6, 8, 256, 1.5e-3)]
@@ -68,8 +73,8 @@ def main(argv:list[str]|None=None) -> int:
     vocabularies.setdefault(s.vocab, out)
     log = list(csv.DictReader((out / "log.csv").open()))
     if log[-1]["step"] != str(steps): raise console.Usage(f"{out} holds a run of {log[-1]['step']} steps, not {steps}: name another folder with -o")
-    value, weights = bits(out, held), 12 * s.layers * s.dim**2 + s.vocab * s.dim
-    rows.append((value, [f"{s.vocab:,}", s.layers, s.heads, s.dim, f"{weights / 1e6:.2f} M", f"{steps * each / 1e6:.1f} M", f"{sum(float(r['seconds']) for r in log) / 60:.0f}", f"{value:.4f}"]))
+    value = bits(out, held)
+    rows.append((value, [f"{s.vocab:,}", s.layers, s.heads, s.dim, f"{s.weights / 1e6:.2f} M", f"{steps * each / 1e6:.1f} M", f"{sum(float(r['seconds']) for r in log) / 60:.0f}", f"{value:.4f}"]))
   print(f"{args.flops:.1e} FLOPs each, {len(held):,} held-out documents, the first {args.most:,} characters of each\n")
   common.table(["vocabulary", "layers", "heads", "width", "weights of products", "tokens learned", "minutes", "bits a byte"], [row for _, row in sorted(rows, key=lambda r: r[0])])
   return 0

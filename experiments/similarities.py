@@ -21,7 +21,7 @@ SIMILARITIES:dict[str, Callable] = {"scaled dot product": lambda: scaled_dot_pro
 
 def main(argv:list[str]|None=None) -> int:
   lab = common.Lab("similarities", common.parser("similarities", __doc__).parse_args(argv))
-  layers, steps, seeds = (1, 250, 1) if lab.quick else (1, 500, 3)
+  steps, seeds = (250, 1) if lab.quick else (500, 3)
   def rate(step:int) -> float: return 3e-3 * min(1, (step + 1) / 50)
   def compute(teacher:common.Teacher, run:str, seed:int) -> dict[str, Any]:
     curve = teacher.teach(lab, run, seed, steps, rate, lambda step: palindromes(LENGTH, seed, step), steps // 25)
@@ -35,7 +35,7 @@ def main(argv:list[str]|None=None) -> int:
 
   runs:dict[str, list[dict[str, Any]]] = {}
   for name, similarity in SIMILARITIES.items():
-    teacher = common.Teacher(lambda: Decoder(SYMBOLS + 1, DIM, HEADS, layers, similarity=similarity), lambda model, x, y: loss(model(x, sinusoids(2*LENGTH, DIM)), y, smoothing=0))
+    teacher = common.Teacher(lambda: Decoder(SYMBOLS + 1, DIM, HEADS, 1, similarity=similarity), lambda model, x, y: loss(model(x, sinusoids(2*LENGTH, DIM)), y, smoothing=0))
     runs[name] = [lab.once(run := f"{name}, seed {seed}", lambda: compute(teacher, run, seed)) for seed in range(lab.seed, lab.seed + seeds)]
 
   found = {name: [r["loss"] for r in runs[name]] for name in runs}
