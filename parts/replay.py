@@ -42,7 +42,7 @@ static inline __attribute__((always_inline)) int take(step *s, word ticket) {   
 }
 #ifdef HELP
 ABI void help(step *s, word over, yield *leave) {
-  for (word idle = 0; idle < 1 << 16; idle++) {   // some hundredths of a second: then the core is left to others until the next step
+  for (word idle = 0; idle < 1 << 22; idle++) {   // about a second: then the core is left to others until the next step
     word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
     if (ticket >> 32 == over) return;
     if (take(s, ticket)) idle = 0; else rest(idle, leave);
