@@ -130,7 +130,7 @@ def training(name:str, threads:int, repeat:int) -> list[float]:
     from models import FAST
     from models.gpt2 import GPT2
     from parts.learner import Learner
-    from transformer import loss
+    from parts.loss import loss
     model = GPT2(**NANOGPT, **FAST)
     learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0))
     def step(): learner.learn(1e-3, x, y)

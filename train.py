@@ -107,10 +107,10 @@ def main(argv:list[str]|None=None) -> int:
   from tinygrad import Tensor
   from models import checkpoint, gpt2
   from parts.learner import Learner
+  from parts.loss import loss
   from text.documents import hold_out, read_documents
   from text.generate import Reader, generate
   from text.windows import by_lot, split, spread, windows
-  from transformer import loss
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
   if args.precision == "float16": raise console.Usage("--precision float16 would lose small gradients, which bfloat16 does not: take that")

@@ -23,8 +23,8 @@ class Shape(NamedTuple):
     """Of a token that is learned: 6 for each weight of a product (Kaplan et al. 2020, sec. 2.1), and attention, of which the causal mask leaves half."""
     return 6 * self.weights + 6 * self.layers * self.dim * context
 
-SHAPES = [Shape(2048, 4, 4, 128, 2e-3), Shape(2048, 6, 6, 192, 2e-3), Shape(4096, 4, 6, 192, 2e-3), Shape(4096, 6, 6, 192, 2e-3), Shape(8192, 4, 6, 192, 2e-3),
-          Shape(4096, 6, 8, 256, 1.5e-3)]
+SHAPES = [Shape(2048, 4, 4, 128, 2e-3), Shape(2048, 6, 4, 192, 2e-3), Shape(4096, 4, 4, 192, 2e-3), Shape(4096, 6, 4, 192, 2e-3), Shape(8192, 4, 4, 192, 2e-3),
+          Shape(4096, 6, 4, 256, 1.5e-3)]
 
 def shape(text:str) -> Shape:
   """VOCAB:LAYERS:HEADS:DIM:LR."""
@@ -38,7 +38,7 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   p.add_argument("data", type=Path, nargs="+", help="what train.py takes")
   p.add_argument("--shape", type=shape, action="append", metavar="VOCAB:LAYERS:HEADS:DIM:LR", help="one to compare; more than once for more (default: six around weights/tiny's)")
-  p.add_argument("--flops", type=console.number(float, 1), default=3e13, help="that each may take: 3e13 are some minutes on two cores")
+  p.add_argument("--flops", type=console.number(float, 1), default=2e13, help="that each may take: 2e13 are some minutes on two cores")
   p.add_argument("--context", type=console.number(int, 1), default=256)
   p.add_argument("--batch", type=console.number(int, 1), default=8)
   p.add_argument("--most", type=console.number(int, 100), default=8000, metavar="CHARACTERS", help="of each held-out document that are predicted")

@@ -11,12 +11,13 @@ from models.checkpoint import write_text
 from parts.attention import attention
 from parts.jit import Jitted
 from parts.linear import PackedLinear
+from parts.loss import loss
 from parts.norm import LayerNorm
 from text.bleu import bleu
 from text.generate import respond
 from text.settings import Settings
 from text.tokenizer import BytePairEncoding
-from transformer import Block, FeedForward, MultiHeadAttention, Transformer, causal_mask, learning_rate, loss, padding_mask, post_norm, sinusoids, stored
+from transformer import Block, FeedForward, MultiHeadAttention, Transformer, causal_mask, learning_rate, padding_mask, post_norm, sinusoids, stored
 
 CONTEXT = 64
 

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 from tinygrad import Tensor
 from models import checkpoint
+from parts.activation import gelu
 from parts.linear import PackedLinear
 
 ACTIVATIONS:dict[str, Callable[[Tensor], Tensor]] = {
-  "gelu_new": Tensor.gelu, "gelu_pytorch_tanh": Tensor.gelu, "gelu": functools.partial(Tensor.gelu, approximate="none"),
+  "gelu_new": gelu, "gelu_pytorch_tanh": gelu, "gelu": functools.partial(Tensor.gelu, approximate="none"),
   "relu": Tensor.relu, "silu": Tensor.silu, "swish": Tensor.silu, "tanh": Tensor.tanh}
 
 class Config(dict[str, Any]):

@@ -1,7 +1,7 @@
 """The first GPT: GPT-2 with its norms after the sublayers, as in the 2017 paper, and so with none at the end (Radford et al. 2018, sec. 4.1)."""
-from tinygrad import Tensor
 from models import gpt2
 from models.config import Config, loader
+from parts.activation import gelu
 from transformer import post_norm
 
 NAMES = gpt2.NAMES._replace(ours=gpt2.NAMES.ours | {r"tokens": "transformer.tokens_embed", r"positions": "transformer.positions_embed"})
@@ -15,7 +15,7 @@ class GPT(gpt2.GPT2):
 def from_config(config:Config, **parts) -> GPT:
   """An untrained model of the sizes that a config.json states. parts: linear, attend and layer_norm. Raises ValueError for what is not built here."""
   config.only(tie_word_embeddings=True)
-  activation = Tensor.gelu if config.get("afn", "gelu") == "gelu" else config.activation("afn", "gelu")   # what this family calls "gelu" is the tanh form
+  activation = gelu if config.get("afn", "gelu") == "gelu" else config.activation("afn", "gelu")   # what this family calls "gelu" is the tanh form
   return GPT(config.size("vocab_size", 40478), config.size("n_positions", 512), dim=config.size("n_embd", 768), heads=config.size("n_head", 12),
              layers=config.size("n_layer", 12), activation=activation, eps=config.get("layer_norm_epsilon", 1e-5), **parts)
 

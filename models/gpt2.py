@@ -5,6 +5,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import ACTIVATIONS, Config, loader
+from parts.activation import gelu
 from parts.cache import Cache, continues, padded
 from parts.linear import embed, floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
@@ -27,7 +28,7 @@ class GPT2:
   task = "continue"
 
   def __init__(self, vocab:int=50257, context:int=1024, dim:int=768, heads:int=12, layers:int=12, hidden:int|None=None,
-               activation:Callable=Tensor.gelu, eps:float=1e-5, dropout:float=0.0, residual:Callable=pre_norm,
+               activation:Callable=gelu, eps:float=1e-5, dropout:float=0.0, residual:Callable=pre_norm,
                linear:type[Linear]=Linear, attend:Callable=attention, layer_norm:Callable=nn.LayerNorm):
     self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = vocab, context, dim, heads, dropout, linear.product
     self.activation, self.hidden_dim = activation, hidden or 4*dim

@@ -4,10 +4,11 @@ Each head learns a bias of its scores for each bucket of distances, which all bl
 """
 import functools
 from collections.abc import Callable
-from tinygrad import Tensor, nn
+from tinygrad import nn
 from models import checkpoint
 from models.config import Config, loader
 from models.encoder_decoder import EncoderDecoder, Stack
+from parts.activation import gelu
 from parts.feedforward import GatedFeedForward
 from parts.positions import RelativeBias
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, dot_product, pre_norm
@@ -49,7 +50,7 @@ def from_config(config:Config, linear:type[Linear]=Linear, attend:Callable=atten
   """An untrained model of the sizes that a config.json of T5 or mT5 states. Raises ValueError for what is not built here."""
   proj, layers = config.get("feed_forward_proj", "relu"), config.size("num_layers")
   activation = Config({"feed_forward_proj": proj.removeprefix("gated-")}, config.source).activation("feed_forward_proj", "relu")
-  gated = functools.partial(GatedFeedForward, activation=Tensor.gelu if proj == "gated-gelu" else activation)   # 1.1's gelu is the tanh form
+  gated = functools.partial(GatedFeedForward, activation=gelu if proj == "gated-gelu" else activation)   # 1.1's gelu is the tanh form
   ff = functools.partial(gated if proj.startswith("gated-") else functools.partial(FeedForward, activation=activation), hidden=config.size("d_ff"))
   tied = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True) and config.get("model_type") != "mt5")   # transformers 5 always writes the second as true
   return T5(config.size("vocab_size"), config.size("d_model"), config.size("num_heads"), config.size("d_kv"), (layers, config.size("num_decoder_layers", layers)), ff,

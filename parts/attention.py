@@ -5,18 +5,11 @@ from typing import Any
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.uop.ops import Ops
 import transformer
-from parts.kernel import compiles, cut, empty, kernel, laid
+from parts.kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
 from parts.linear import product
 from transformer import causal_mask, scaled_dot_product
 
-SOFTMAX = r"""
-typedef int whole __attribute__((ext_vector_type(W)));
-// e^x of each of the numbers, to 2e-7 of it: 2^n for the nearest n, times a polynomial of what remains. Below -87 it is 0.
-INLINE vec exponential(vec x) {
-  vec y = x * 1.442695041f, n = (y + 12582912.0f) - 12582912.0f, f = y - n;
-  vec p = 1.0f + f*(0.6931471806f + f*(0.2402265070f + f*(0.0555041087f + f*(0.0096181291f + f*(0.0013333558f + f*0.0001540353f)))));
-  return (vec)((whole)(p * (vec)((__builtin_convertvector(n, whole) + 127) << 23)) & ~(x < -87.0f));
-}
+SOFTMAX = EXPONENTIAL + r"""
 #define INFINITE __builtin_inff()
 """
 # Tiles of queries by keys: C keys, s and the following, of which n are there; `rows` queries, t and the following.

@@ -72,6 +72,15 @@ INLINE float one(TYPE w) {
 #endif
 }
 """
+EXPONENTIAL = r"""
+typedef int whole __attribute__((ext_vector_type(W)));
+// e^x of each of the numbers, to 2e-7 of it: 2^n for the nearest n, times a polynomial of what remains. Below -87 it is 0.
+INLINE vec exponential(vec x) {
+  vec y = x * 1.442695041f, n = (y + 12582912.0f) - 12582912.0f, f = y - n;
+  vec p = 1.0f + f*(0.6931471806f + f*(0.2402265070f + f*(0.0555041087f + f*(0.0096181291f + f*(0.0013333558f + f*0.0001540353f)))));
+  return (vec)((whole)(p * (vec)((__builtin_convertvector(n, whole) + 127) << 23)) & ~(x < -87.0f));
+}
+"""
 TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short", dtypes.int8: "signed char"}
 
 def narrow(dtype) -> dict[str, str|int]: return {"TYPE": TYPES[dtype], "BRAIN": int(dtype == dtypes.bfloat16)}

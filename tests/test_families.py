@@ -6,6 +6,7 @@ from tinygrad import Tensor, nn
 import models
 from models import checkpoint, llama, mixtral
 from models.config import ACTIVATIONS, Config
+from parts.activation import gelu
 from parts.feedforward import GatedFeedForward, MixtureOfExperts
 from transformer import Linear, attention, dot_product, pre_norm, scaled_dot_product
 
@@ -42,7 +43,7 @@ def parts(model):
   last = getattr(model, "decoder", model)   # of two stacks the decoder
   block, state = last.blocks[0], nn.state.get_state_dict(model)
   residual = getattr(block.residual, "func", block.residual)
-  activation = {Tensor.gelu: "GELU (tanh form)", ACTIVATIONS["gelu"]: "GELU", Tensor.relu: "ReLU", Tensor.silu: "SiLU"}[block.ff.activation]
+  activation = {gelu: "GELU (tanh form)", ACTIVATIONS["gelu"]: "GELU", Tensor.relu: "ReLU", Tensor.silu: "SiLU"}[block.ff.activation]
   kind = "encoder-decoder" if hasattr(model, "decoder") else "decoder" if hasattr(model, "cache") else "encoder"
   similarity = {scaled_dot_product: "scaled dot product", dot_product: "dot product"}.get(getattr(block.attn, "similarity", None), "contents with places")
   gate = {GatedFeedForward: "gated, ", MixtureOfExperts: "two of eight gated ones, "}.get(type(block.ff), "")
