@@ -86,8 +86,8 @@ INLINE void slopes(float *weights, float *ds, const float *top, const float *tot
 }
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, const float *restrict dy, int part) {
-  float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL];
-  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
+  float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL], columns[PANELS*C*PANEL];
+  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], dq[(T + BLOCK)*WIDE], top[T], total[T], delta[T];
   for (long head = HEADS*part/PARTS; head < HEADS*(part + 1)/PARTS; head++) {
     const float *hq = q + head*T*K, *hd = dy + head*T*K, *hk = k + head/GROUP*S*K, *hv = v + head/GROUP*S*K;
     for (long t = 0; t < T; t += BLOCK) {
@@ -110,19 +110,11 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
         }
       }
       for (int i = 0; i < rows; i++) if (total[t + i] != 0) delta[t + i] /= total[t + i];
-      for (int i = 0; i < BLOCK*WIDE; i++) first[i] = 0;
-      for (long s = 0; s < limit; s += C) {
-        int n = least(C, limit - s);
-        turn(keys, hk + s*K, n); turn(values, hv + s*K, n); pack(packed, hk + s*K, n, C);
-        dots(weights, query, keys, rows); dots(ds, slope, values, rows);
-        slopes(weights, ds, top, total, delta, rows, t, s, n);
-        for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(first + i*WIDE + g*PANEL, WIDE, ds + i*C, C, 1, packed + g*C*PANEL, n, 1);
-      }
-      for (int i = 0; i < rows; i++) for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = first[i*WIDE + p] * SCALE;
     }
+    for (long i = 0; i < (T + BLOCK)*WIDE; i++) dq[i] = 0;
     for (long s = 0; s < S; s += C) {
       int n = least(C, S - s);
-      turn(keys, hk + s*K, n); turn(values, hv + s*K, n);
+      turn(keys, hk + s*K, n); turn(values, hv + s*K, n); pack(columns, hk + s*K, n, C);
       for (int i = 0; i < BLOCK*WIDE; i++) first[i] = second[i] = 0;
       for (long t = 0; t < T; t += BLOCK) {
         int rows = least(BLOCK, T - t);
@@ -130,6 +122,7 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
         load(query, hq + t*K, rows, SCALE); load(slope, hd + t*K, rows, 1);
         dots(weights, query, keys, rows); dots(ds, slope, values, rows);
         slopes(weights, ds, top, total, delta, rows, t, s, n);
+        for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(dq + (t + i)*WIDE + g*PANEL, WIDE, ds + i*C, C, 1, columns + g*C*PANEL, n, 1);
         pack(packed, query, rows, BLOCK); pack(other, slope, rows, BLOCK);
         for (int j = 0; j < C; j += 4) for (int g = 0; g < PANELS; g++) {
           mix(first + j*WIDE + g*PANEL, WIDE, ds + j, 1, C, packed + g*BLOCK*PANEL, rows, 1);
@@ -139,6 +132,7 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
       float *dk = out + ((long)HEADS*T + head*S + s)*K, *dv = dk + (long)HEADS*S*K;
       for (int j = 0; j < n; j++) for (int p = 0; p < K; p++) { dk[j*K + p] = first[j*WIDE + p]; dv[j*K + p] = second[j*WIDE + p]; }
     }
+    for (int t = 0; t < T; t++) for (int p = 0; p < K; p++) out[(head*T + t)*K + p] = dq[t*WIDE + p] * SCALE;
   }
 }
 """
