@@ -1,13 +1,14 @@
-"""The commands and the code in docs/ are ones that this repository has."""
+"""The commands of README.md, and the commands and the code in docs/, are ones that this repository has."""
 import argparse, importlib, re, shlex, subprocess, sys
 import pytest
 from conftest import ROOT
 
-DOCS = {f.name: f.read_text() for f in sorted((ROOT / "docs").glob("*.md"))}
+DOCS = {f.relative_to(ROOT): f.read_text() for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 def commands(text:str) -> set[str]:
-  """Those in its sh blocks, and those in its lines."""
-  return {c.split(" < ")[0] for c in re.findall(r"^(python [^#\n]+)", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M) + re.findall(r"`(python [^`]+)`", text)}
-COMMANDS = sorted({c.strip() for text in DOCS.values() for c in commands(text)})
+  """Those in its sh blocks, and those in its lines, without what the shell does with their input and output."""
+  shown = re.findall(r"^(?:.*(?:&&|\|) )?(python \S+\.py.*)", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M) + re.findall(r"`(python \S+\.py[^`…]*)`", text)
+  return {re.split(" [<>#] ?", c)[0].strip() for c in shown if "--help" not in c}
+COMMANDS = sorted({c for text in DOCS.values() for c in commands(text)})
 
 class Parsed(Exception): pass
 
@@ -31,13 +32,13 @@ def test_a_command_that_does_not_exist_would_be_noticed(monkeypatch, capsys):
 def test_what_they_link_to_and_picture_is_there():
   for name, text in DOCS.items():
     for link in re.findall(r"\]\(([^)]+)\)", text):
-      if not link.startswith("http"): assert (ROOT / "docs" / link).exists(), f"{name}: {link}"
+      if not link.startswith("http"): assert (ROOT / name.parent / link).exists(), f"{name}: {link}"
   for picture in (ROOT / "docs").glob("*.png"): assert picture.stat().st_size < 100_000 and picture.read_bytes().startswith(b"\x89PNG"), picture.name
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", range(2))
 def test_the_code_of_the_questions_shows_what_they_say(n):
-  code = re.findall(r"```python\n(.*?)```", DOCS["questions.md"], re.S)[n]
+  code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "questions.md").read_text(), re.S)[n]
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   if n == 0:   # cosines: 1 with itself, near 0 with the others
