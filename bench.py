@@ -220,7 +220,7 @@ def ratio(figure:str, results:dict[str, dict[str, Any]], ours:list[str], theirs:
   return f"{min(other) / min(mine) if fewer else max(mine) / max(other):.2f}"
 
 def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
-  """Markdown: a row for each figure, a column for each peer; medians, how far the repetitions spread, shares of the limit, and ratios."""
+  """Markdown, one table for float32 and one for fewer bits: a row for each figure, a column for each peer; medians, how far the repetitions spread, shares of the limit, and ratios."""
   figures = list(dict.fromkeys(figure for r in results.values() for figure in r))
   def cell(name:str, figure:str) -> str:
     values = results[name].get(figure)
@@ -229,10 +229,13 @@ def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
     limit = work(figure, name.split()[1])
     return (f"{m:,.{digits}f}" + (f" ({min(values):,.{digits}f}–{max(values):,.{digits}f})" if isinstance(values, list) and len(values) > 1 else "") +
             (f" {m * limit[1] / machine[limit[0]]:.0%}" if limit else ""))
-  ours, theirs = ([n for n in results if n.startswith("tinyformer") == own] for own in (True, False))
-  rows = [["", *results, "float32: times torch's", "best: times the best peer"], ["---"] + ["---:"] * (len(results) + 2)]
-  rows += [[f, *(cell(n, f) for n in results), ratio(f, results, ["tinyformer float32"], ["torch float32"]), ratio(f, results, ours, theirs)] for f in figures]
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  def part(names:list[str], figures:list[str]) -> str:
+    ours, theirs = ([n for n in names if n.startswith("tinyformer") == own] for own in (True, False))
+    rows = [["", *names, "times the best peer"], ["---"] + ["---:"] * (len(names) + 1)]
+    rows += [[f, *(cell(n, f) for n in names), ratio(f, results, ours, theirs)] for f in figures]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  wide, narrow = ([n for n in results if n.endswith("float32") == kind] for kind in (True, False))
+  return part(wide, figures) + "\n\n" + part(narrow, [f for f in figures if any(f in results[n] for n in narrow)])
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="bench.py", description=__doc__.split("\n")[0])   # type: ignore[union-attr]
