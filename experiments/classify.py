@@ -96,10 +96,6 @@ def counted(task:Task, steps:int=300) -> np.ndarray:
   columns, starts = rows(task.test)
   return np.add.reduceat(weights[columns], starts).argmax(1)
 
-def read(model:Bert, ids:Tensor, padding:int) -> Tensor:
-  """ids (B, T) -> (B, T, D). The segments are told, all 0: tinygrad sums no gradient for rows of a table that it knows beforehand."""
-  return model.hidden(ids, ids != padding, (ids < 0).int())
-
 def main(argv:list[str]|None=None) -> int:
   parser = common.parser("classify", __doc__)
   parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of rt-polarity/ and trec/")
@@ -138,7 +134,7 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
     return model
   def guesser() -> Bert: return bert(lambda tokens: Fill(DIM, vocab + 2, Tensor.relu, lambda: LayerNorm(DIM), FAST["linear"], tokens))
   def guess(model:Bert, ids:Tensor, places:Tensor, was:Tensor) -> Tensor:
-    x = read(model, ids, vocab + 1)
+    x = model.hidden(ids, ids != vocab + 1)
     return loss(model.head(x.gather(1, places.unsqueeze(-1).expand(-1, -1, DIM))), was, smoothing=0)
   def rows(step:int) -> np.ndarray:   # every sentence once, in another order each time round
     round, place = divmod(step * BATCH, len(learn) // BATCH * BATCH)
@@ -146,8 +142,8 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
   made:list[Any] = []
   def teach(run:str, labels:np.ndarray) -> int:
     if not made:
-      teacher = common.Teacher(classifier, lambda model, ids, y: loss(model.head(read(model, ids, vocab + 1)).unsqueeze(1), y, smoothing=0))
-      made.extend((teacher, Jitted(lambda ids: teacher.model.head(read(teacher.model, ids, vocab + 1)).realize())))
+      teacher = common.Teacher(classifier, lambda model, ids, y: loss(model(ids, ids != vocab + 1).unsqueeze(1), y, smoothing=0))
+      made.extend((teacher, Jitted(lambda ids: teacher.model(ids, ids != vocab + 1).realize())))
     teacher, look = made
     teacher.teach(lab, run, lab.seed, steps, lambda step: common.ramp(step, steps, 5e-4), lambda step: (learn[i := rows(step)], labels[i, None].astype(np.int32)))
     batches = [test[np.arange(i, i + 100) % len(test)] for i in range(0, len(test), 100)]   # the last one goes on with the first sentences

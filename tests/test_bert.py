@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, close, with_head
 from test_encoders import HEADS, expected
-from tinygrad import Tensor, nn
+from tinygrad import Context, Tensor, nn
 import models, models.bert
 from models import checkpoint, heads
-from models.bert import after_padding
+from models.bert import Bert, after_padding
 from models.config import Config
 from transformer import loss
 
@@ -26,6 +26,12 @@ def test_gradients_are_hugging_faces(case):
   assert len(names) == 3
   assert value.item() == pytest.approx(float(want["loss"]), rel=1e-5)
   for name, grad in zip(names, grads): close(grad.numpy(), want[name], 5e-5)
+
+def test_the_first_segment_learns_also_where_none_are_told():
+  model = Bert(20, 10, 8, 2, 1, 16)
+  with Context(USE_ATOMICS=1):   # as parts/learner.py has it
+    [grad] = model(Tensor([[1, 2, 3]]))[..., 0].sum().gradient(model.segments.weight)
+    assert grad.numpy().any(1).tolist() == [True, False]
 
 @pytest.mark.parametrize("case", CASES)
 def test_where_a_text_is_padded_does_not_matter(case):
