@@ -73,6 +73,7 @@ def test_padding_on_the_right_changes_nothing(model, plain, alone):
   close(got[0], plain[0])
   close(got[1, :-SHORT], alone)
 
+@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "llama", "mixtral"))])
 def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain, alone):
   ids, keep = padded_left()
   got = in_pieces(model, ids, [1, 12], keep)

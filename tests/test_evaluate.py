@@ -104,14 +104,14 @@ def test_it_is_transformers_loss_of_the_same_windows(tmp_path):
     assert count == len(ids) - 1 and got == pytest.approx(want, rel=1e-5)
 
 def test_a_window_of_a_model_is_what_the_model_says_of_it():
-  model, ids = randomise(GPT2(V, C, 12, 3, 2)), np.random.default_rng(2).integers(0, V, 2*C + 3).tolist()
+  model, ids = randomise(GPT2(V, C, 12, 3, 1)), np.random.default_rng(2).integers(0, V, 2*C + 3).tolist()
   def cost(x): return -np.take_along_axis(model(Tensor([x[:-1]])).log_softmax(-1).numpy()[0], np.array(x[1:])[:, None], 1)[:, 0]
   assert total(model, ids, C)[0] == pytest.approx(sum(cost(ids[i*C:(i+1)*C + 1])[-C:].sum() for i in range(2)) + cost(ids[-C-1:])[-2:].sum(), rel=1e-5)
   want = sum(cost(ids[begin:end])[first - end:].sum() for begin, first, end in evaluate.windows(len(ids), C, 5))
   assert total(model, ids, 5)[0] == pytest.approx(want, rel=1e-5)
 
 def test_documents_know_nothing_of_each_other():
-  model = randomise(GPT2(V, C, 12, 3, 2))
+  model = randomise(GPT2(V, C, 12, 3, 1))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]
   together = [0.0] * 4
   for i, losses in evaluate.nats(model, ids, 8): together[i] += losses.sum()

@@ -5,8 +5,7 @@ from tinygrad import Device, Tensor
 import transformer
 from parts.loss import loss
 
-@pytest.mark.parametrize("smoothing", [0, 0.1])
-@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 16), (2, 7, 33), (3, 40, 1000)])
+@pytest.mark.parametrize("shape, smoothing", [((1, 1, 5), 0.1), ((2, 3, 16), 0), ((2, 7, 33), 0.1), ((3, 40, 1000), 0)])
 def test_it_and_its_gradient_are_the_plain_ones(shape, smoothing):
   logits, target, results = normal(*shape) * 5, np.random.default_rng(0).integers(0, shape[-1], shape[:2]), []
   if target.size > 1: target.flat[1], logits[0, 0] = -1, logits[0, 0] - 1e4   # ignored; and e^x of the first would be nothing but for its maximum

@@ -75,7 +75,7 @@ def test_the_transformer_is_that_of_the_oracle():
 
 def test_stacks_of_the_papers_kind_keep_the_shape():
   x, y = Tensor(normal(1, 22, 512)), Tensor(normal(1, 22, 512, seed=1))
-  encoder, decoder = transformer.Encoder(3, 512, 2, 1024, 0.1), transformer.Decoder(3, 512, 2, 1024, 0.1)
+  encoder, decoder = transformer.Encoder(2, 512, 2, 1024, 0.1), transformer.Decoder(2, 512, 2, 1024, 0.1)
   memory = encoder(x).realize()
   assert memory.shape == decoder(y, memory).shape == (1, 22, 512)
   assert 0.9 < memory.numpy().std() < 1.1
@@ -148,14 +148,14 @@ def test_a_linear_layer_starts_with_glorots_variance():
 
 def test_variance_stays_put_at_depth():
   x = Tensor(normal(1, 16, 64))
-  encoder = transformer.Encoder(12, 64, 4, 256)
+  encoder = transformer.Encoder(4, 64, 4, 256)
   for block in encoder.blocks: x = block(x).realize()
   assert x.numpy().var() == pytest.approx(1, rel=0.01)   # each post-norm restores it
-  model = GPT2(50, 16, 64, 4, layers=12)
+  model = GPT2(50, 16, 64, 4, layers=8)
   embedded = (model.tokens(Tensor([list(range(16))])) + model.positions.weight).numpy().var()
   x = Tensor(normal(1, 16, 64) * math.sqrt(embedded))
   for block in model.blocks: x = block(x).realize()
-  assert x.numpy().var() < 12 * embedded   # pre-norm: each layer adds its little, and 1 / sqrt(2 layers) keeps the sum from growing with depth
+  assert x.numpy().var() < 2 * embedded   # pre-norm: each layer adds its little, and 1 / sqrt(2 layers) keeps the sum from growing with depth
 
 def test_logits_of_a_new_transformer_have_unit_variance():
   model = transformer.Transformer(200, 64, 4, 128, layers=1)
@@ -176,7 +176,7 @@ PARTS = {
   "encoder block": (transformer.encoder_block(6, 2, 8), (1, T, 6)), "decoder block": (transformer.decoder_block(6, 2, 8), (1, T, 6), (1, S, 6)),
 }
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.slow) if part == "encoder block" else part for part in PARTS])
 def test_the_gradient_is_the_limit_of_differences(part):
   function, *shapes = PARTS[part]
   params = [] if callable(function) and not hasattr(function, "__dict__") else nn.state.get_parameters(function)
