@@ -45,7 +45,7 @@ def read_prompt(given:str|None) -> str:
 def find_model(args:argparse.Namespace, name:str, weights:bool=True) -> Path:
   """The folder of a model, with a bar while it comes from the hub; weights: or of its vocabulary alone. Raises what models.hub.find does."""
   from models import hub
-  bar = Bar("download", args.quiet)
+  bar = Bar("download", getattr(args, "quiet", False))
   def report(file:str, done:int, total:int) -> None: bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
   try: return hub.find(name, args.offline, report, weights)
   finally: bar.clear()

@@ -56,10 +56,9 @@ def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
   device = backend.prepare(args.device)
   import models
-  from models import hub
   from text.documents import hold_out, read_documents
   from text.tokenizer import BytePairEncoding
-  folder = hub.find(args.model, args.offline)
+  folder = console.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), models.load(folder, args.dtype)
   stride = args.stride or max(1, model.context // 2)
   if stride > model.context: raise console.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")

@@ -35,7 +35,6 @@ def parse(argv:list[str]|None) -> argparse.Namespace:
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
   p.add_argument("--devices", type=console.number(int, 1), default=1, help="that share each batch: so many of --device")
   p.add_argument("--offline", action="store_true", help="ask no hub")
-  p.set_defaults(quiet=False)
   args = p.parse_args(argv)
   unset = argparse.Namespace(**dict.fromkeys(vars(args)))
   args.given = [name for name, value in vars(p.parse_args(argv, unset)).items() if value is not None]   # not left at its default
@@ -120,7 +119,7 @@ def main(argv:list[str]|None=None) -> int:
   learn, held = hold_out(documents, args.seed, args.hold_out)
   Tensor.manual_seed(args.seed)
   model, tokenizer, source = make(args, learn)
-  settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "resume", "device", "offline", "quiet", "given")}
+  settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "resume", "device", "offline", "given")}
   ids, held_ids = tokenizer.encode_documents(learn), tokenizer.encode_documents(held)
   if min(len(ids), len(held_ids)) <= args.context: raise ValueError(f"the text is too short for a context of {args.context} tokens")
   bits_per_byte = len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)   # for each nat per token

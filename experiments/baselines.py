@@ -85,10 +85,10 @@ def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
   backend.prepare(args.device)
   import evaluate, models
-  from models import checkpoint, hub
+  from models import checkpoint
   from text.documents import hold_out, read_documents
   from text.tokenizer import BytePairEncoding
-  folder = hub.find(args.model, args.offline)
+  folder = console.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), models.load(folder)
   learn, held = hold_out(read_documents(args.data), args.held_out, args.hold_out)
   ids, texts = evaluate.begun(tokenizer, held, args.most)
