@@ -234,8 +234,8 @@ def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
     rows = [["", *names, "times the best peer"], ["---"] + ["---:"] * (len(names) + 1)]
     rows += [[f, *(cell(n, f) for n in names), ratio(f, results, ours, theirs)] for f in figures]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-  wide, narrow = ([n for n in results if n.endswith("float32") == kind] for kind in (True, False))
-  return part(wide, figures) + "\n\n" + part(narrow, [f for f in figures if any(f in results[n] for n in narrow)])
+  kinds = ([n for n in results if n.endswith("float32") == kind] for kind in (True, False))
+  return "\n\n".join(part(names, [f for f in figures if any(f in results[n] for n in names)]) for names in kinds if names)
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="bench.py", description=__doc__.split("\n")[0])   # type: ignore[union-attr]

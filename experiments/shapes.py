@@ -64,7 +64,7 @@ def main(argv:list[str]|None=None) -> int:
   for s in args.shape or SHAPES:
     out, each = args.out / str(s), args.batch * args.context
     steps = max(1, round(args.flops / s.flops(args.context) / each))
-    more:list = ["--resume"]
+    more:list = ["--resume", "--heads", s.heads, "--lr", s.lr]   # which the name of its folder does not tell
     if not (out / "training.safetensors").exists():
       more = ["--layers", s.layers, "--heads", s.heads, "--dim", s.dim, "--lr", s.lr, "--context", args.context, "--batch", args.batch, "--steps", steps, "--seed", args.seed,
               "--warmup", min(200, steps // 10), "--every", -(-steps // 4), "--sample", 0, *(["--tokens", vocabularies[s.vocab]] if s.vocab in vocabularies else ["--vocab", s.vocab])]

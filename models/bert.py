@@ -68,7 +68,7 @@ class Bert:
     without. Raises ValueError if the text is longer than the context.
     """
     if ids.shape[1] > self.context: raise ValueError(f"{ids.shape[1]} tokens are more than the context of {self.context}")
-    first = (ids < 0).int()   # all 0; ids*0 would be known beforehand, and tinygrad sums no gradient for the rows of a table that are
+    first = (ids < 0).int()   # all 0; ids*0 tinygrad would know beforehand, and it sums no gradient for rows whose number it knows
     x = embed(self.tokens, ids) + embed(self.positions, self.places(ids, keep)) + embed(self.segments, first if segments is None else segments)
     x = stored(self.norm(x).dropout(self.dropout))
     for block in self.blocks: x = block(x, mask=None if keep is None else padding_mask(keep))

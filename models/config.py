@@ -8,9 +8,15 @@ from models import checkpoint
 from parts.activation import gelu
 from parts.linear import PackedLinear
 
-ACTIVATIONS:dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS:dict[str, Callable[[Tensor], Tensor]] = {   # gelu: tinygrad's tanh form, on the CPU as a kernel, also beside plain parts
   "gelu_new": gelu, "gelu_pytorch_tanh": gelu, "gelu": functools.partial(Tensor.gelu, approximate="none"),
   "relu": Tensor.relu, "silu": Tensor.silu, "swish": Tensor.silu, "tanh": Tensor.tanh}
+
+def name_of(activation:Callable) -> str:
+  """What a config.json calls it. Raises ValueError if it is none of ACTIVATIONS."""
+  for name, function in ACTIVATIONS.items():
+    if function is activation: return name
+  raise ValueError(f"config.json has no name for {activation}: take one of models.config.ACTIVATIONS")
 
 class Config(dict[str, Any]):
   """The keys of a config.json. source: what errors call it."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from collections.abc import Callable
 from tinygrad import Tensor, nn
 from models import checkpoint
-from models.config import ACTIVATIONS, Config, loader
+from models.config import Config, loader, name_of
 from parts.activation import gelu
 from parts.cache import Cache, continues, padded
 from parts.linear import embed, floats_of
@@ -78,8 +78,7 @@ load = loader(from_config, NAMES)
 
 def save(model:GPT2, folder:str|Path, dtype:str="float32", **config) -> None:
   """Writes a folder that `load`, and transformers' GPT2LMHeadModel, read. config: more keys for config.json, such as eos_token_id."""
-  activation = next(name for name, function in ACTIVATIONS.items() if function is model.activation)
   checkpoint.write(model, Path(folder), {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": model.vocab,
     "n_positions": model.context, "n_embd": model.dim, "n_head": model.heads, "n_layer": len(model.blocks), "n_inner": model.hidden_dim,
-    "activation_function": activation, "layer_norm_epsilon": model.norm.eps,
+    "activation_function": name_of(model.activation), "layer_norm_epsilon": model.norm.eps,
     "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None} | config, NAMES, dtype)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tinygrad import Tensor, nn
 from models import checkpoint
-from models.config import ACTIVATIONS, Config, loader
+from models.config import ACTIVATIONS, Config, loader, name_of
 from models.heads import labels
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, pre_norm, stored
 
@@ -111,10 +111,9 @@ load = loader(from_config, NAMES)
 
 def save(model:ViT, folder:str|Path, dtype:str="float32", **config) -> None:
   """Writes a folder that `load`, and transformers, read; the preprocessor's file is not in it. config: more keys for config.json."""
-  activation = next(name for name, function in ACTIVATIONS.items() if function is model.activation)
   image, patch = (side[0] if side[0] == side[1] else list(side) for side in (model.image, model.patch))
   heads = {"architectures": ["ViTForImageClassification" if model.head else "ViTModel"], "id2label": dict(enumerate(model.labels)),
            "label2id": {label: i for i, label in enumerate(model.labels)}}
   checkpoint.write(model, Path(folder), {"model_type": "vit", "image_size": image, "patch_size": patch, "num_channels": model.channels,
     "hidden_size": model.dim, "num_attention_heads": model.heads, "num_hidden_layers": len(model.blocks), "intermediate_size": model.hidden_dim,
-    "hidden_act": activation, "layer_norm_eps": model.norm.eps} | heads | config, NAMES, dtype)
+    "hidden_act": name_of(model.activation), "layer_norm_eps": model.norm.eps} | heads | config, NAMES, dtype)

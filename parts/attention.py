@@ -87,7 +87,8 @@ INLINE void slopes(float *weights, float *ds, const float *top, const float *tot
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, const float *restrict dy, int part) {
   float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL], columns[PANELS*C*PANEL];
-  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], dq[(T + BLOCK)*WIDE], top[T], total[T], delta[T];
+  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
+  float *dq = out + (long)HEADS*(T + 2*S)*K + part*(T + BLOCK)*WIDE;   // of one head, as it grows
   for (long head = HEADS*part/PARTS; head < HEADS*(part + 1)/PARTS; head++) {
     const float *hq = q + head*T*K, *hd = dy + head*T*K, *hk = k + head/GROUP*S*K, *hv = v + head/GROUP*S*K;
     for (long t = 0; t < T; t += BLOCK) {
@@ -195,8 +196,9 @@ def gradient(sizes:dict[str, Any]) -> Callable:
     d, q, k, v, *mask = Tensor(dy).contiguous(), *(Tensor(u) for u in call.src[2:])
     if mask: return None, *masked(d, q, k, v, mask[0])
     (B, H, T, K), S = q.shape, k.shape[2]
-    fxn = kernel("attention_back", BACK, 5, **sizes, parts=cut(sizes["HEADS"]*sizes["S"]*8*T*K))
-    out = empty(B*H*(T + 2*S)*K).custom_kernel(q, k, v, d, fxn=fxn)[0]
+    parts = cut(sizes["HEADS"]*sizes["S"]*8*T*K)
+    room = parts * (T + 48) * (K + 63)   # no less than each part needs for a head's dq
+    out = empty(B*H*(T + 2*S)*K + room).custom_kernel(q, k, v, d, fxn=kernel("attention_back", BACK, 5, **sizes, parts=parts))[0]
     dk, dv = (out[B*H*(T + i*S)*K:B*H*(T + (i + 1)*S)*K].reshape(B, H, S, K) for i in range(2))
     return None, out[:B*H*T*K].reshape(q.shape).uop, collect(dk, k).uop, collect(dv, v).uop
   def masked(d:Tensor, q:Tensor, k:Tensor, v:Tensor, mask:Tensor) -> tuple[UOp, ...]:

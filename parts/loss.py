@@ -1,4 +1,4 @@
-"""The cross-entropy of transformer.loss as a kernel of its own for the CPU, with its gradient: logits are read, and nothing else of their size is stored."""
+"""The cross-entropy of transformer.loss as a kernel of its own for the CPU, with its gradient, which alone is stored in the size of the logits."""
 import math
 from tinygrad import Tensor, UOp, dtypes
 import transformer
@@ -9,7 +9,7 @@ from parts.kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
 ROWS = EXPONENTIAL + r"""
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict logits, const int *restrict targets, GIVEN int part) {
-  for (long m = (long)M*part/PARTS; m < (long)M*(part + 1)/PARTS; m++) {
+  for (long m = M*part/PARTS; m < M*(part + 1)/PARTS; m++) {
     const float *x = logits + m*V;
     int end = V / W * W, target = targets[m], known = target >= 0 && target < V;
     float top = x[0];
@@ -28,7 +28,7 @@ ABI void NAME(float *restrict out, const float *restrict logits, const int *rest
     float sum_of_e = sum(total), sum_of_x = sum(all);
     for (int i = end; i < V; i++) { sum_of_e += exponential((vec)(x[i] - top))[0]; sum_of_x += x[i]; }
     out[m] = sum_of_e;
-    out[M + m] = known ? top - (1 - SMOOTHING) * x[target] - SMOOTHING / V * sum_of_x : __builtin_nanf("");
+    out[M + m] = known ? top - (1 - SMOOTHING) * x[target] - (SMOOTHING > 0 ? SMOOTHING / V * sum_of_x : 0) : __builtin_nanf("");
 #endif
   }
 }
@@ -37,7 +37,7 @@ ABI void NAME(float *restrict out, const float *restrict logits, const int *rest
 def loss(logits:Tensor, target:Tensor, smoothing:float=0.1, ignore:int=-1) -> Tensor:
   """transformer.loss; on the CPU, in float32, as the kernel above, which gives nan for a target that is no token."""
   V, M = logits.shape[-1], math.prod(target.shape)
-  if not (isinstance(M, int) and isinstance(V, int) and M and V) or logits.dtype != dtypes.float32 or not compiles(str(logits.device)):
+  if logits.shape[:-1] != target.shape or not (isinstance(M, int) and isinstance(V, int) and M and V) or logits.dtype != dtypes.float32 or not compiles(str(logits.device)):
     return transformer.loss(logits, target, smoothing, ignore)
   keep, sizes = target != ignore, dict(M=M, V=V, SMOOTHING=f"{float(smoothing)!r}f", parts=cut(8*M*V))
   def gradient(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:

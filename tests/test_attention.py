@@ -31,6 +31,8 @@ def test_it_and_its_gradients_are_the_plain_ones(sizes): check(*inputs(*sizes))
 @pytest.mark.parametrize("sizes", [s for s in SIZES if s[3] > 1] + [(1, 2, 2, 48, 20, 16)])
 def test_under_a_causal_mask(sizes): check(*inputs(*sizes), causal_mask(sizes[3], sizes[4]))
 
+def test_the_gradient_of_a_long_text_needs_no_long_stack(): check(*inputs(1, 1, 1, 40_000, 2, 64))
+
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 2), st.sampled_from([(1, 1), (2, 1), (3, 3)]), st.integers(1, 60), st.integers(1, 110), st.integers(1, 70), st.sampled_from(["none", "causal", "padding", "bias"]))
 def test_odd_shapes(B, heads, T, S, K, kind):

@@ -128,6 +128,8 @@ def test_what_is_saved_loads_again(tmp_path, dtype):
     np.testing.assert_array_equal(a.numpy().astype(dtype), b.numpy(), err_msg=name)
   np.testing.assert_allclose(again(Tensor([[1, 2, 3]])).numpy(), model(Tensor([[1, 2, 3]])).numpy(), atol=1e-5 if dtype == "float32" else 0.05)
   assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == 60
+  model.activation = Tensor.gelu
+  with pytest.raises(ValueError, match="no name for .*gelu"): gpt2.save(model, tmp_path / "other")
 
 def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
   gpt2.save(gpt2.load(FIXTURES / "gpt2-a"), tmp_path)
