@@ -17,6 +17,8 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("an exponential that GELU lets overflow", "parts/activation.py", "__builtin_elementwise_min(z, (vec)87.0f)", "z"),
   ("smoothing left out of the fast loss's gradient", "parts/loss.py", "slope - other * SMOOTHING / V;\n    for", "slope;\n    for"),
   ("the fast loss without its largest number taken off", "parts/loss.py", "top = most(high);", "top = 0;"),
+  ("no smoothing times a logit of -inf", "parts/loss.py", "(SMOOTHING > 0 ? SMOOTHING / V * sum_of_x : 0)", "SMOOTHING / V * sum_of_x"),
+  ("targets of another shape", "parts/loss.py", "logits.shape[:-1] != target.shape or ", ""),
   ("a target that is no token passed over", "parts/loss.py", ': __builtin_nanf("")', ": 0"),
   ("another epsilon in the blocks", GPT2, "lambda: layer_norm(dim, eps)", "lambda: layer_norm(dim, eps / 10)"),
   ("another epsilon in the last norm", GPT2, "self.norm = layer_norm(dim, eps)", "self.norm = layer_norm(dim, 1e-12)"),
