@@ -18,7 +18,7 @@ def test_the_first_command_answers_without_a_network():
 
 def test_its_picture_of_attention_is_what_the_command_draws():
   [argv, picture] = re.findall(r"`python (attend.py [^`]*)`.*?```\n(.*?)```", README, re.S)[0]
-  done = run(sys.executable, *shlex.split(argv), "--layer", "2", COLUMNS="44")
+  done = run(sys.executable, *shlex.split(argv), "--layer", "3", COLUMNS="70")
   assert [line.rstrip() for line in done.stdout.splitlines()][:len(picture.splitlines())] == picture.splitlines(), done.stderr
 
 def test_its_pictures_are_there_and_small():
@@ -40,7 +40,7 @@ def test_its_python_runs(monkeypatch):
   [code] = re.findall(r"```python\n(.*?)```", README, re.S)
   monkeypatch.delenv("CC", raising=False)
   done = run(sys.executable, "-c", code + "\nprint(logits.shape)")
-  assert re.fullmatch(r"\(1, \d+, 2048\)\n", done.stdout), done.stderr
+  assert re.fullmatch(r"\(1, \d+, 8192\)\n", done.stdout), done.stderr
 
 def test_the_files_that_it_names_are_there():
   [tree] = re.findall(r"```\n(transformer.py .*?)```", README, re.S)

@@ -12,7 +12,7 @@ TINY = ROOT / "weights" / "tiny"
 
 def test_it_is_whole_and_small():
   assert hub.find("tiny", offline=True) == TINY
-  assert sum(f.stat().st_size for f in TINY.iterdir()) <= 4_000_000
+  assert sum(f.stat().st_size for f in TINY.iterdir()) <= 16_000_000
 
 def test_its_card_says_what_it_is():
   card, config = (TINY / "README.md").read_text().lower(), json.loads((TINY / "config.json").read_text())
