@@ -31,7 +31,7 @@ def small(tmp_path_factory): return made(tmp_path_factory.mktemp("small"), "-p",
 def large(tmp_path_factory):
   """12 layers of 12 heads that attend here and there, on 40 tokens."""
   folder = tmp_path_factory.mktemp("large")
-  model, draw = gpt2.GPT2(2048, 64, 96, 12, 12), np.random.default_rng(0)
+  model, draw = gpt2.GPT2(8192, 64, 96, 12, 12), np.random.default_rng(0)
   from tinygrad import Tensor, nn
   for name, t in nn.state.get_state_dict(model).items():
     if name.endswith(("q.weight", "k.weight")): t.replace(Tensor(draw.normal(0, 0.3, t.shape).astype(np.float32)))
