@@ -43,6 +43,7 @@ def test_ziglangs_clang_serves_where_there_is_no_other(tmp_path):
 
 OPEN = "import backend, sys; print(backend.prepare(), 'tinygrad.runtime.ops_nv' in sys.modules); from tinygrad import Tensor; print((Tensor([1, 2]) + 1).sum().item())"
 
+@pytest.mark.slow
 def test_that_there_is_no_gpu_is_found_out_once(tmp_path):
   pytest.importorskip("ziglang")
   def marks(): return list((tmp_path / "tinyformer").glob("cpu-*"))

@@ -14,7 +14,7 @@ class Hub(http.server.ThreadingHTTPServer):
     self.files, self.seen, self.cut, self.status, self.etag, self.location = dict(FILES), [], [], {}, {}, {}
     super().__init__(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self.server_port}"
-    threading.Thread(target=self.serve_forever, daemon=True).start()
+    threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
 
 class Handler(http.server.BaseHTTPRequestHandler):
   def log_message(self, *_): pass

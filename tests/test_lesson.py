@@ -3,6 +3,7 @@ import pytest
 from conftest import ROOT
 import lesson, transformer
 
+@pytest.mark.slow
 def test_the_lesson_shows_and_checks_each_section():
   done = subprocess.run([sys.executable, "transformer.py", "-v"], cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

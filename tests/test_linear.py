@@ -8,7 +8,7 @@ from parts.linear import PackedLinear, bytes_of, embed, floats_of, product
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
 
-@pytest.mark.parametrize("rows, inputs, outputs", [(1, 1, 1), (1, 768, 50), (3, 17, 5), (7, 33, 3), (8, 1, 1), (9, 17, 5), (16, 31, 7), (17, 1, 1), (18, 17, 5), (64, 48, 48), (8, 257, 49), (23, 300, 481), (130, 512, 97), (16, 16, 1000)])
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 1, 1), (1, 768, 50), (3, 17, 5), (8, 1, 1), (16, 31, 7), (17, 1, 1), (18, 17, 5), (8, 257, 49), (23, 300, 481), (130, 512, 97), (16, 16, 1000)])
 def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, outputs):
   x, w, dy = Tensor(normal(rows, inputs)), Tensor(normal(outputs, inputs, seed=1)), Tensor(normal(rows, outputs, seed=2))
   results = []
