@@ -44,5 +44,5 @@ def loss(logits:Tensor, target:Tensor, smoothing:float=0.1, ignore:int=-1) -> Te
     fxn = kernel("loss_back", ROWS, 4, **sizes, BACK=1, GIVEN="const float *restrict slopes,")
     return None, empty(M, V).custom_kernel(*(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn)[0].uop, None
   given = laid(logits.reshape(M, V)), keep.where(target, 0).cast(dtypes.int32).reshape(M).contiguous()
-  total, rest = empty(2, M).custom_kernel(*given, fxn=kernel("loss", ROWS, 3, **sizes, BACK=0, GIVEN=""), grad_fxn=gradient)[0]
-  return keep.reshape(M).where(total.log() + rest, 0).sum() / keep.sum()
+  both = empty(2, M).custom_kernel(*given, fxn=kernel("loss", ROWS, 3, **sizes, BACK=0, GIVEN=""), grad_fxn=gradient)[0]
+  return keep.reshape(M).where(both[0].log() + both[1], 0).sum() / keep.sum()
