@@ -21,10 +21,12 @@ MODELS = {"gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts), "llama": lambda
           "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
           "mixtral": lambda **parts: Llama(**LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts)}
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
-RARELY = pytest.mark.parametrize("family", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "llama", "mixtral"))])   # tests/test_cache.py has GPT-2's
+def params(*families:str) -> list:
+  """All families: these by default, the others in .ci/run."""
+  return [pytest.param(name, marks=[] if name in families else pytest.mark.slow) for name in MODELS]
 SHORT = 7   # so much shorter is the second text where they are padded
 
-@pytest.fixture(params=["gpt2", "mistral", pytest.param("llama", marks=pytest.mark.slow), pytest.param("mixtral", marks=pytest.mark.slow)])
+@pytest.fixture(params=params("gpt2", "mistral"))
 def family(request): return request.param
 
 @functools.cache
@@ -55,17 +57,17 @@ def padded_left():
   ids[1, :SHORT], ids[1, SHORT:], keep[1, :SHORT] = 0, IDS[1, :-SHORT], False
   return ids, keep
 
-@RARELY
+@pytest.mark.parametrize("family", params("mistral"))   # tests/test_cache.py has GPT-2's
 def test_a_cache_and_chunks_change_nothing(model, plain): close(in_pieces(model, IDS, [1, 12, 23]), plain)
 
-@RARELY
+@pytest.mark.parametrize("family", params("mistral"))
 def test_padding_on_the_left_changes_nothing(model, plain, alone):
   ids, keep = padded_left()
   got = model(Tensor(ids), keep=Tensor(keep)).numpy()
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
 
-@RARELY
+@pytest.mark.parametrize("family", params("mistral"))
 def test_padding_on_the_right_changes_nothing(model, plain, alone):
   ids = IDS.copy()
   ids[1, -SHORT:] = 0
@@ -73,14 +75,14 @@ def test_padding_on_the_right_changes_nothing(model, plain, alone):
   close(got[0], plain[0])
   close(got[1, :-SHORT], alone)
 
-@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "llama", "mixtral"))])
+@pytest.mark.parametrize("family", params("gpt2"))
 def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain, alone):
   ids, keep = padded_left()
   got = in_pieces(model, ids, [1, 12], keep)
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
 
-@RARELY
+@pytest.mark.parametrize("family", params("mistral"))
 def test_a_traced_reader_writes_the_same_also_after_another_text(model):
   """Across the edge of the window, and past the end of a piece."""
   reader = Reader(model)
