@@ -182,7 +182,7 @@ def installed(packages:list[str]) -> float:
 
 def limits() -> dict[str, float]:
   """What this machine can do with all its cores, as far as numpy shows it: read memory, and multiply matrices."""
-  a, b = np.ones((CORES, 2**26), np.float32), np.ones((2048, 2048), np.float32)
+  a, b = np.random.default_rng(0).random((CORES, 2**26), np.float32), np.ones((2048, 2048), np.float32)   # a host may keep like pages once
   def best(work) -> float:
     spent = []
     for _ in range(9):
