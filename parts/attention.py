@@ -40,7 +40,7 @@ MANY = BLOCKS + r"""
 enum { EACH = (T + BLOCK - 1) / BLOCK, UNITS = HEADS*EACH };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
-  float query[BLOCK*K], keys[K*C], values[PANELS*C*PANEL], scores[BLOCK*C], mixed[BLOCK*WIDE], top[BLOCK], total[BLOCK];
+  ALIGNED float query[BLOCK*K], keys[K*C], values[PANELS*C*PANEL], scores[BLOCK*C], mixed[BLOCK*WIDE], top[BLOCK], total[BLOCK];
   for (long unit = UNITS*part/PARTS; unit < UNITS*(part + 1)/PARTS; unit++) {
     long head = unit / EACH, t = unit % EACH * BLOCK;
     int rows = least(BLOCK, T - t);
@@ -86,8 +86,8 @@ INLINE void slopes(float *weights, float *ds, const float *top, const float *tot
 }
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, const float *restrict dy, int part) {
-  float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL], columns[PANELS*C*PANEL];
-  float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
+  ALIGNED float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL], columns[PANELS*C*PANEL];
+  ALIGNED float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
   float *dq = out + (long)HEADS*(T + 2*S)*K + part*(T + BLOCK)*WIDE;   // of one head, as it grows
   for (long head = HEADS*part/PARTS; head < HEADS*(part + 1)/PARTS; head++) {
     const float *hq = q + head*T*K, *hd = dy + head*T*K, *hk = k + head/GROUP*S*K, *hv = v + head/GROUP*S*K;
@@ -144,9 +144,9 @@ __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
   for (long head = HEADS*part/PARTS, t = 0, i = 0; head < HEADS*(part + 1)/PARTS; head++) {
     const float *hk = k + head/GROUP*ROOM*K, *hv = v + head/GROUP*ROOM*K, *hq = q + head*K;
-    float top = -INFINITE, total = 0, scores[BLOCK];
+    ALIGNED float top = -INFINITE, total = 0, scores[BLOCK];
     vec mixed[VECTORS] = {};
-    float rest[W] = {};
+    ALIGNED float rest[W] = {};
     for (int s = 0; s < S; s += BLOCK) {
       int n = least(BLOCK, S - s);
       float now = top;

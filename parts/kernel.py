@@ -23,6 +23,7 @@ enum { W = 4, NV = 3, R = 8 };
 #define FOLD(name) name ## 4
 #endif
 enum { C = W*NV };
+#define ALIGNED __attribute__((aligned(64)))   // to a line of the memory: a vector that lies across two takes twice as long
 #define INLINE static inline __attribute__((always_inline, min_vector_width(512)))
 #define ALL _Pragma("clang loop unroll(full)")
 typedef float vec __attribute__((ext_vector_type(W), aligned(4)));

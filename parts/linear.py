@@ -16,7 +16,7 @@ enum { KB = 192, CB = 480 / C * C, MB = 96, BYTES = sizeof(TYPE) == 1 };   // a 
 enum { UNITS = BATCH > 1 ? BATCH : BY_COLUMN ? (N + C - 1) / C : (M + R - 1) / R };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict output, const float *restrict as, const TYPE *restrict bs, BIAS int part) {
-  float pb[KB*CB], pa[MB*KB];
+  ALIGNED float pb[KB*CB], pa[MB*KB];
   long first = UNITS*part/PARTS, last = UNITS*(part + 1)/PARTS, rows0 = 0, rows1 = M, columns0 = 0, columns1 = N;
   if (BATCH == 1 && BY_COLUMN) { columns0 = first*C; columns1 = least(N, last*C); }
   if (BATCH == 1 && !BY_COLUMN) { rows0 = first*R; rows1 = least(M, last*R); }
@@ -58,7 +58,7 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
         for (int j = 0; j < width; j += C) for (int i = 0; i < height; i += R) {
           int rows = least(R, height - i), columns = least(C, width - j), packed = AC != 1 || rows < R;
           const float *x = packed ? pa + i*depth : a + (m+i)*AR + k;
-          float *to = out + (m+i)*N + c + j, edge[R*C];
+          ALIGNED float *to = out + (m+i)*N + c + j, edge[R*C];
           if (rows == R && columns == C) tile(to, N, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, BIASED || k > 0);
           else {
             tile(edge, C, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, 0);

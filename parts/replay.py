@@ -142,11 +142,17 @@ def record(captured:CapturedJit, inputs:list[UOp], known:dict[str, Tensor]) -> t
   if kind != "own": raise ValueError("the result is no new tensor")
   return Recording(list(programs), commands, [b.nbytes for _, b in own.values()], (which, offset, captured.ret.shape, captured.ret.dtype.fmt)), [b for _, b in own.values()]
 
+def room(size:int) -> np.ndarray:
+  """Memory for so many bytes, and at least one, that begins where a line of 64 does."""
+  block = np.empty(max(1, size) + 63, np.uint8)
+  begin = -block.ctypes.data % 64
+  return block[begin:begin + max(1, size)]
+
 class Replay:
   """A recording with memory to run in. known: the tensors that it names.  own: its own memory; without it, it gets some."""
   def __init__(self, recording:Recording, inputs:list[np.ndarray], known:dict[str, Tensor], own:list[Buffer]|None=None):
     self.inputs = [np.empty_like(a) for a in inputs]
-    blocks:list[Any] = own or [np.empty(max(1, size), np.uint8) for size in recording.own]
+    blocks:list[Any] = own or [room(size) for size in recording.own]
     def address(x) -> int: return x.ctypes.data if isinstance(x, np.ndarray) else x.get_buf("CPU").va_addr
     named = {name: address(memory_of(t)) for name, t in known.items()}
     begins = {"input": [address(a) for a in self.inputs], "own": [address(b) for b in blocks], "known": named}

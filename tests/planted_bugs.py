@@ -57,6 +57,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("keys of another head", "parts/attention.py", "enum { BLOCK = 64, VECTORS = (K + W - 1) / W };", "enum { BLOCK = 64, VECTORS = (K + W - 1) / W };\n#undef GROUP\n#define GROUP 1"),
   ("a replayed step at its first place", "parts/replay.py", "self.table[words] = variables[name]", "self.table[words] = self.table[words] or variables[name]", "jit"),
   ("the first part of a kernel done again for each other", "parts/replay.py", "perform(c, ticket & 0xffffffff);", "perform(c, 0);", "jit"),
+  ("a step's memory where a vector may lie across two lines", "parts/replay.py", "begin = -block.ctypes.data % 64", "begin = 1", "jit"),
   ("kernels kept for other sources", "parts/jit.py", "for name, t in self.known.items()], machine()]", "for name, t in self.known.items()]]"),
   ("pairs of another rotation", "parts/positions.py", "a, b = x.chunk(2, dim=-1)", "a, b = x[..., 0::2], x[..., 1::2]", "llama"),
   ("a gate that is not activated", "parts/feedforward.py", "self.activation(self.gate(x)) * self.up(x)", "self.gate(x) * self.up(x)"),

@@ -71,6 +71,9 @@ def test_what_is_kept_holds_no_weights(cache):
   [file] = cache.iterdir()
   assert file.stat().st_size < WEIGHT.nbytes and WEIGHT[0, :8].tobytes() not in file.read_bytes()
 
+def test_a_steps_memory_begins_where_a_line_does():
+  for size in (0, 1, 64, 5000): assert (replay.room(size).ctypes.data % 64, len(replay.room(size))) == (0, max(1, size))
+
 @on_cpu
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:100], lambda data: data[:-1], lambda data: data[:5000] + b"?" + data[5001:]])
 def test_a_damaged_file_is_made_again(cache, damage):
