@@ -18,7 +18,19 @@ enum { BLOCK = 48, VALUES = K >= 4*W ? 4 : (K + W - 1) / W, PANEL = VALUES*W, PA
 TILE(mix, 4, VALUES)
 INLINE int seen(int keys, long t, int rows) { return CAUSAL ? least(keys, keys - T + t + rows) : keys; }   // how many keys some of these queries see
 INLINE void load(float *to, const float *from, int rows, float scale) { for (int i = 0; i < BLOCK*K; i++) to[i] = i < rows*K ? from[i] * scale : 0; }
-INLINE void turn(float *to, const float *from, int n) { for (int j = 0; j < C; j++) for (int p = 0; p < K; p++) to[p*C + j] = j < n ? from[j*K + p] : 0; }
+INLINE void turn(float *to, const float *from, int n) {
+  for (int j = 0; j < C; j += 4) {
+    const float *row[4];
+    int p = 0;
+    ALL for (int i = 0; i < 4; i++) row[i] = from + least(j + i, n - 1)*K;
+    for (; p + 4 <= K; p += 4) {
+      four r[4];
+      ALL for (int i = 0; i < 4; i++) r[i] = (four){row[i][p], row[i][p+1], row[i][p+2], row[i][p+3]};
+      turn4(to + p*C + j, C, r);
+    }
+    for (; p < K; p++) ALL for (int i = 0; i < 4; i++) to[p*C + j + i] = row[i][p];
+  }
+}
 INLINE void pack(float *to, const float *from, int n, int depth) {   // the columns PANEL by PANEL
   for (int g = 0; g < PANELS; g++) for (int j = 0; j < depth; j++) for (int p = 0; p < PANEL; p++)
     to[(g*depth + j)*PANEL + p] = j < n && g*PANEL + p < K ? from[j*K + g*PANEL + p] : 0;

@@ -42,12 +42,22 @@ FOLDS(sum, PLUS)
 FOLDS(most, __builtin_elementwise_max)
 #define sum FOLD(sum)
 #define most FOLD(most)
+INLINE void turn4(float *to, long ld, const four *r) {   // the columns of four rows of four, at to, to + ld and so on
+  typedef float next __attribute__((ext_vector_type(4), aligned(4)));
+  four low = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  *(next *)to = __builtin_shufflevector(low, high, 0, 1, 4, 5);
+  *(next *)(to + ld) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
+  low = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), high = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  *(next *)(to + 2*ld) = __builtin_shufflevector(low, high, 0, 1, 4, 5);
+  *(next *)(to + 3*ld) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
+}
 INLINE int least(int a, int b) { return a < b ? a : b; }
-// out (rows, C) = a (rows, depth) b (depth, C), or added to what is there; element r, p of a at a[r*ra + p*pa], b packed
+// out (rows, C) = a (rows, depth) b (depth, C), or added to what is there; element r, p of a at a[r*ra + p*pa], b packed; the rows of a after these are asked for
 #define TILE(name, rows, vectors) INLINE void name(float *out, long ld, const float *a, long ra, long pa, const float *b, int depth, int add) { \
   vec s[rows][vectors] = {}; \
   for (int p = 0; p < depth; p++) { \
     vec y[vectors]; \
+    __builtin_prefetch(a + (rows + p % rows)*ra + p / rows * rows); \
     ALL for (int j = 0; j < vectors; j++) y[j] = *(const vec *)(b + p*W*vectors + j*W); \
     ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) s[i][j] += a[i*ra + p*pa] * y[j]; \
   } \

@@ -11,7 +11,6 @@ from transformer import Size, stored
 # after the last one's; with BIAS (N) added to each row of out. b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
 # (Goto & van de Geijn 2008, sec. 4). A part of the work is some of the products, or some of the columns of one, or of its rows.
 PRODUCT = NARROW + r"""
-typedef float next __attribute__((ext_vector_type(4), aligned(4)));
 enum { KB = 192, CB = 480 / C * C, MB = 96, BYTES = sizeof(TYPE) == 1 };   // a block of b, KB by CB, stays in the second cache, KB by C of it in the first
 enum { UNITS = BATCH > 1 ? BATCH : BY_COLUMN ? (N + C - 1) / C : (M + R - 1) / R };
 __attribute__((min_vector_width(512)))
@@ -38,15 +37,11 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
             from[i] = b + (c + least(j + l + i, width - 1))*BC + k*BR;
             scale[i] = BYTES ? *(const loose *)(from[i] + K - k) : 1;
           }
-          if (BR == 1) for (; p + 4 <= depth; p += 4) {   // 4 by 4, turned in registers
+          if (BR == 1) for (; p + 4 <= depth; p += 4) {   // 4 by 4, turned in registers, the next four asked for
             four r[4];
+            ALL for (int i = 0; i < 4; i++) __builtin_prefetch(from[i] + p + 4*BC);
             ALL for (int i = 0; i < 4; i++) r[i] = (four){one(from[i][p]), one(from[i][p+1]), one(from[i][p+2]), one(from[i][p+3])} * scale[i];
-            four low = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-            *(next *)(to + p*C + l) = __builtin_shufflevector(low, high, 0, 1, 4, 5);
-            *(next *)(to + (p+1)*C + l) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
-            low = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), high = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-            *(next *)(to + (p+2)*C + l) = __builtin_shufflevector(low, high, 0, 1, 4, 5);
-            *(next *)(to + (p+3)*C + l) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
+            turn4(to + p*C + l, C, r);
           }
           for (; p < depth; p++) ALL for (int i = 0; i < 4; i++) to[p*C + l + i] = one(from[i][p*BR]) * scale[i];
         }
