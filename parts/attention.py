@@ -16,6 +16,7 @@ SOFTMAX = EXPONENTIAL + r"""
 BLOCKS = SOFTMAX + r"""
 enum { BLOCK = 48, VALUES = K >= 4*W ? 4 : (K + W - 1) / W, PANEL = VALUES*W, PANELS = (K + PANEL - 1) / PANEL, WIDE = PANEL*PANELS };
 TILE(mix, 4, VALUES)
+INLINE void add(float *to, const float *a, long ra, long pa, const float *b, int depth) { mix(to, WIDE, a, ra, pa, b, depth, to, WIDE); }
 INLINE int seen(int keys, long t, int rows) { return CAUSAL ? least(keys, keys - T + t + rows) : keys; }   // how many keys some of these queries see
 INLINE void load(float *to, const float *from, int rows, float scale) { for (int i = 0; i < BLOCK*K; i++) to[i] = i < rows*K ? from[i] * scale : 0; }
 INLINE void turn(float *to, const float *from, int n) {
@@ -35,7 +36,7 @@ INLINE void pack(float *to, const float *from, int n, int depth) {   // the colu
   for (int g = 0; g < PANELS; g++) for (int j = 0; j < depth; j++) for (int p = 0; p < PANEL; p++)
     to[(g*depth + j)*PANEL + p] = j < n && g*PANEL + p < K ? from[j*K + g*PANEL + p] : 0;
 }
-INLINE void dots(float *to, const float *a, const float *turned, int rows) { for (int i = 0; i < rows; i += R) tile(to + i*C, C, a + i*K, K, 1, turned, K, 0); }
+INLINE void dots(float *to, const float *a, const float *turned, int rows) { for (int i = 0; i < rows; i += R) tile(to + i*C, C, a + i*K, K, 1, turned, K, 0, 0); }
 INLINE void hide(float *row, int keys, long t, long s, int n) {   // what query t may not see
   int end = CAUSAL ? least(n, keys - T + t + 1 - s) : n;
   for (int j = end < 0 ? 0 : end; j < C; j++) row[j] = -INFINITE;
@@ -76,7 +77,7 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
         total[i] = total[i] * fade[0] + sum(parts);
         if (fade[0] != 1) for (int p = 0; p < WIDE; p++) mixed[i*WIDE + p] *= fade[0];
       }
-      for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(mixed + i*WIDE + g*PANEL, WIDE, scores + i*C, C, 1, values + g*C*PANEL, n, 1);
+      for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) add(mixed + i*WIDE + g*PANEL, scores + i*C, C, 1, values + g*C*PANEL, n);
     }
     for (int i = 0; i < rows; i++) for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = total[i] == 0 ? 0 : mixed[i*WIDE + p] / total[i];
   }
@@ -135,11 +136,11 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
         load(query, hq + t*K, rows, SCALE); load(slope, hd + t*K, rows, 1);
         dots(weights, query, keys, rows); dots(ds, slope, values, rows);
         slopes(weights, ds, top, total, delta, rows, t, s, n);
-        for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) mix(dq + (t + i)*WIDE + g*PANEL, WIDE, ds + i*C, C, 1, columns + g*C*PANEL, n, 1);
+        for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) add(dq + (t + i)*WIDE + g*PANEL, ds + i*C, C, 1, columns + g*C*PANEL, n);
         pack(packed, query, rows, BLOCK); pack(other, slope, rows, BLOCK);
         for (int j = 0; j < C; j += 4) for (int g = 0; g < PANELS; g++) {
-          mix(first + j*WIDE + g*PANEL, WIDE, ds + j, 1, C, packed + g*BLOCK*PANEL, rows, 1);
-          mix(second + j*WIDE + g*PANEL, WIDE, weights + j, 1, C, other + g*BLOCK*PANEL, rows, 1);
+          add(first + j*WIDE + g*PANEL, ds + j, 1, C, packed + g*BLOCK*PANEL, rows);
+          add(second + j*WIDE + g*PANEL, weights + j, 1, C, other + g*BLOCK*PANEL, rows);
         }
       }
       float *dk = out + ((long)HEADS*T + head*S + s)*K, *dv = dk + (long)HEADS*S*K;

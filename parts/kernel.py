@@ -52,16 +52,16 @@ INLINE void turn4(float *to, long ld, const four *r) {   // the columns of four 
   *(next *)(to + 3*ld) = __builtin_shufflevector(low, high, 2, 3, 6, 7);
 }
 INLINE int least(int a, int b) { return a < b ? a : b; }
-// out (rows, C) = a (rows, depth) b (depth, C), or added to what is there; element r, p of a at a[r*ra + p*pa], b packed; the rows of a after these are asked for
-#define TILE(name, rows, vectors) INLINE void name(float *out, long ld, const float *a, long ra, long pa, const float *b, int depth, int add) { \
+// out (rows, C) = a (rows, depth) b (depth, C) + more, if that is not 0; element r, p of a at a[r*ra + p*pa], b packed, row r of more at more + r*rm; the next rows of a and of b are asked for
+#define TILE(name, rows, vectors) INLINE void name(float *out, long ld, const float *a, long ra, long pa, const float *b, int depth, const float *more, long rm) { \
   vec s[rows][vectors] = {}; \
   for (int p = 0; p < depth; p++) { \
     vec y[vectors]; \
     __builtin_prefetch(a + (rows + p % rows)*ra + p / rows * rows); \
-    ALL for (int j = 0; j < vectors; j++) y[j] = *(const vec *)(b + p*W*vectors + j*W); \
+    ALL for (int j = 0; j < vectors; j++) { const float *z = b + (p*vectors + j)*W; y[j] = *(const vec *)z; __builtin_prefetch(z + 8*W*vectors); } \
     ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) s[i][j] += a[i*ra + p*pa] * y[j]; \
   } \
-  ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) { vec *o = (vec *)(out + i*ld + j*W); *o = add ? *o + s[i][j] : s[i][j]; } \
+  ALL for (int i = 0; i < rows; i++) ALL for (int j = 0; j < vectors; j++) *(vec *)(out + i*ld + j*W) = more ? *(const vec *)(more + i*rm + j*W) + s[i][j] : s[i][j]; \
 }
 TILE(tile, R, NV)
 """

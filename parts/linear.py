@@ -11,7 +11,7 @@ from transformer import Size, stored
 # after the last one's; with BIAS (N) added to each row of out. b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
 # (Goto & van de Geijn 2008, sec. 4). A part of the work is some of the products, or some of the columns of one, or of its rows.
 PRODUCT = NARROW + r"""
-enum { KB = 192, CB = 480 / C * C, MB = 96, BYTES = sizeof(TYPE) == 1 };   // a block of b, KB by CB, stays in the second cache, KB by C of it in the first
+enum { KB = 384, CB = 384 / C * C, MB = 48, BYTES = sizeof(TYPE) == 1 };   // a block of b, KB by CB, stays in the second cache, R rows of a in the first
 enum { UNITS = BATCH > 1 ? BATCH : BY_COLUMN ? (N + C - 1) / C : (M + R - 1) / R };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict output, const float *restrict as, const TYPE *restrict bs, BIAS int part) {
@@ -21,7 +21,6 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
   if (BATCH == 1 && !BY_COLUMN) { rows0 = first*R; rows1 = least(M, last*R); }
   for (long n = BATCH > 1 ? first : 0; n < (BATCH > 1 ? last : 1); n++) {
     float *out = output + n*M*N; const float *a = as + n*AB; const TYPE *b = bs + n*BB;
-    if (BIASED) for (long i = rows0; i < rows1; i++) for (long c = columns0; c < columns1; c++) out[i*N + c] = START;
     for (int k = 0; k < K; k += KB) for (int c = columns0; c < columns1; c += CB) {
       int depth = least(KB, K - k), width = least(CB, columns1 - c);
       for (int j = 0; j < width; j += C) {
@@ -53,11 +52,13 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
         for (int j = 0; j < width; j += C) for (int i = 0; i < height; i += R) {
           int rows = least(R, height - i), columns = least(C, width - j), packed = AC != 1 || rows < R;
           const float *x = packed ? pa + i*depth : a + (m+i)*AR + k;
-          ALIGNED float *to = out + (m+i)*N + c + j, edge[R*C];
-          if (rows == R && columns == C) tile(to, N, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, BIASED || k > 0);
+          long across = packed ? 1 : AR, along = packed ? R : 1;
+          ALIGNED float edge[R*C], *to = out + (m+i)*N + c + j;
+          const float *more = k > 0 ? to : BIASED ? bias + c + j : 0;
+          if (rows == R && columns == C) tile(to, N, x, across, along, pb + j*depth, depth, more, k > 0 ? N : 0);
           else {
-            tile(edge, C, x, packed ? 1 : AR, packed ? R : 1, pb + j*depth, depth, 0);
-            for (int r = 0; r < rows; r++) for (int l = 0; l < columns; l++) to[r*N + l] = edge[r*C + l] + (BIASED || k > 0 ? to[r*N + l] : 0);
+            tile(edge, C, x, across, along, pb + j*depth, depth, 0, 0);
+            for (int r = 0; r < rows; r++) for (int l = 0; l < columns; l++) to[r*N + l] = edge[r*C + l] + (more ? more[(k > 0 ? r*N : 0) + l] : 0);
           }
         }
       }
@@ -93,7 +94,7 @@ ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict
       ALL for (int r = 0; r < 4; r++) {
         float y = sum(s[m][r]);
         for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];
-        if (n + r < N) { long c = n + r; out[m*N + c] = (BYTES ? y * *(const loose *)(row[r] + K) : y) + START; }
+        if (n + r < N) { long c = n + r; out[m*N + c] = (BYTES ? y * *(const loose *)(row[r] + K) : y) + (BIASED ? bias[c] : 0); }
       }
   }
 }
@@ -110,8 +111,8 @@ ABI void NAME(float *restrict out, const float *restrict a, int part) {
   }
 }
 """
-PLAIN = {"BIASED": 0, "BIAS": "", "START": "0"}
-BIASED = {"BIASED": 1, "BIAS": "const float *restrict bias,", "START": "bias[c]"}
+PLAIN = {"BIASED": 0, "BIAS": "", "bias": "((const float *)0)"}
+BIASED = {"BIASED": 1, "BIAS": "const float *restrict bias,"}
 
 def product(a:Tensor, b:Tensor, turned_a:bool=False, turned_b:bool=False) -> Tensor:
   """a (..., M, K) b (..., K, N) -> (..., M, N), on the CPU. turned: given as (..., K, M), as (..., N, K). Not differentiable."""
