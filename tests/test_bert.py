@@ -14,7 +14,7 @@ PAD = {"bert-a": 0, "roberta-a": 1}
 
 def given(want): return Tensor(want["ids"]), Tensor(want["keep"]), Tensor(want["segments"])
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])])
 def test_gradients_are_hugging_faces(case):
   want, model = expected(case), models.load(FIXTURES / case)
   ids, keep, segments = given(want)

@@ -27,7 +27,7 @@ def test_each_layers_hidden_states_are_hugging_faces(case):
     last = i == len(model.blocks) - 1
     close((model.norm(x) if last else x).numpy(), want[f"hidden.{i+1}"])
 
-@pytest.mark.parametrize("case, parts", [("gpt2-a", {}), ("gpt2-b", FAST)])
+@pytest.mark.parametrize("case, parts", [pytest.param("gpt2-a", {}, marks=pytest.mark.slow), ("gpt2-b", FAST)])
 def test_a_steps_gradients_are_hugging_faces(case, parts):
   want, model = expected(case), gpt2.load(FIXTURES / case, **parts)
   ids = Tensor(want["ids"])
