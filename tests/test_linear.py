@@ -19,7 +19,7 @@ def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, o
   for got, want in zip(*results): np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8])
-@pytest.mark.parametrize("rows, inputs, outputs", [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (18, 20, 6)])
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (18, 20, 6), (18, 400, 6)])
 def test_narrow_weights_are_widened_exactly(rows, inputs, outputs, dtype): narrow(rows, inputs, outputs, dtype)
 
 def narrow(rows, inputs, outputs, dtype):
@@ -34,11 +34,16 @@ def test_odd_shapes_of_every_type(rows, inputs, outputs, dtype): narrow(rows, in
 @on_cpu
 @pytest.mark.parametrize("turned_a", [False, True])
 @pytest.mark.parametrize("turned_b", [False, True])
-@pytest.mark.parametrize("batch, M, N, K", [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 50, 400)])
+@pytest.mark.parametrize("batch, M, N, K", [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 400, 400)])
 def test_products_of_several_matrices(batch, M, N, K, turned_a, turned_b):
   a, b = normal(batch, M, K), normal(batch, K, N, seed=1)
   got = product(*(Tensor(np.ascontiguousarray(x.swapaxes(1, 2))) if turned else Tensor(x) for x, turned in ((a, turned_a), (b, turned_b))), turned_a, turned_b)
   np.testing.assert_allclose(got.numpy(), a @ b, atol=1e-4)
+
+@pytest.mark.parametrize("rows, inputs, outputs", [(3, 20, 6), (18, 20, 50), (60, 800, 300)])
+def test_a_bias_is_added_once(rows, inputs, outputs):
+  x, w, bias = (Tensor(normal(*shape, seed=i)) for i, shape in enumerate([(rows, inputs), (outputs, inputs), (outputs,)]))
+  np.testing.assert_allclose(PackedLinear.product(x, w, bias).numpy(), x.numpy() @ w.numpy().T + bias.numpy(), atol=1e-4)
 
 def test_a_row_in_bytes_is_off_by_half_a_step_at_most():
   w = normal(5, 33) * np.array([[1e-4], [1], [50], [0], [1]], np.float32)
