@@ -52,13 +52,14 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
         for (int j = 0; j < width; j += C) for (int i = 0; i < height; i += R) {
           int rows = least(R, height - i), columns = least(C, width - j), packed = AC != 1 || rows < R;
           const float *x = packed ? pa + i*depth : a + (m+i)*AR + k;
-          long across = packed ? 1 : AR, along = packed ? R : 1;
-          ALIGNED float edge[R*C], *to = out + (m+i)*N + c + j;
+          ALIGNED float edge[R*C];
+          float *to = out + (m+i)*N + c + j;
           const float *more = k > 0 ? to : BIASED ? bias + c + j : 0;
-          if (rows == R && columns == C) tile(to, N, x, across, along, pb + j*depth, depth, more, k > 0 ? N : 0);
+          long across = packed ? 1 : AR, along = packed ? R : 1, down = k > 0 ? N : 0;
+          if (rows == R && columns == C) tile(to, N, x, across, along, pb + j*depth, depth, more, down);
           else {
             tile(edge, C, x, across, along, pb + j*depth, depth, 0, 0);
-            for (int r = 0; r < rows; r++) for (int l = 0; l < columns; l++) to[r*N + l] = edge[r*C + l] + (more ? more[(k > 0 ? r*N : 0) + l] : 0);
+            for (int r = 0; r < rows; r++) for (int l = 0; l < columns; l++) to[r*N + l] = edge[r*C + l] + (more ? more[r*down + l] : 0);
           }
         }
       }

@@ -34,7 +34,7 @@ def test_odd_shapes_of_every_type(rows, inputs, outputs, dtype): narrow(rows, in
 @on_cpu
 @pytest.mark.parametrize("turned_a", [False, True])
 @pytest.mark.parametrize("turned_b", [False, True])
-@pytest.mark.parametrize("batch, M, N, K", [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 400, 400)])
+@pytest.mark.parametrize("batch, M, N, K", [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 50, 400), (1, 100, 400, 400)])
 def test_products_of_several_matrices(batch, M, N, K, turned_a, turned_b):
   a, b = normal(batch, M, K), normal(batch, K, N, seed=1)
   got = product(*(Tensor(np.ascontiguousarray(x.swapaxes(1, 2))) if turned else Tensor(x) for x, turned in ((a, turned_a), (b, turned_b))), turned_a, turned_b)
