@@ -101,7 +101,8 @@ class Browser:
     with contextlib.suppress(Exception): self("Browser.close")
     os.close(self.write)
     os.close(self.read)
-    self.process.wait(20)
+    try: self.process.wait(20)
+    except subprocess.TimeoutExpired: self.process.kill()
     shutil.rmtree(self.profile, ignore_errors=True)
 
 if __name__ == "__main__":   # python tests/browser.py PAGE PNG: how the README's picture of the page was made, as far as what adds to a prediction

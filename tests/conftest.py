@@ -3,6 +3,8 @@ import json, os, sys
 from pathlib import Path
 os.environ.setdefault("PARALLEL", "0")   # tests run side by side already: each compiles for itself
 os.environ.setdefault("NOOPT", "1")      # tinygrad makes plainer kernels in two thirds of the time; the slow tests of .ci/run take its usual ones
+for name in list(os.environ):   # a user's hub and proxies are not the tests'
+  if name.startswith("HF_") or name.lower().endswith("_proxy"): del os.environ[name]
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import backend
 backend.prepare()
@@ -13,6 +15,11 @@ from tinygrad import Tensor, nn
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 SHARED = ROOT.parent / "shared" / "data"   # public data beside the project; what needs it skips where it is absent
+
+@pytest.fixture(autouse=True)
+def seed():
+  """tinygrad's is the time of day, or what the test before left."""
+  Tensor.manual_seed(0)
 
 def shared(name:str) -> Path:
   if not (SHARED / name).exists(): pytest.skip(f"{name} of the public data is not here")

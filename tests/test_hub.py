@@ -192,7 +192,7 @@ def test_two_processes_at_once_download_once(served, tmp_path):
   results = context.Queue()
   both = [context.Process(target=one_of_two, args=(tmp_path / "weights", served.url, str(tmp_path / "cache"), results)) for _ in range(2)]
   for process in both: process.start()
-  assert [results.get(timeout=60) for _ in both] == [True, True]
+  assert [results.get(timeout=600) for _ in both] == [True, True]
   assert len([path for path, _, _ in served.seen if path.endswith("model.safetensors")]) == 1
 
 def in_cache(tmp_path, repo, revision, main=True):

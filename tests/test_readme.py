@@ -12,7 +12,7 @@ def run(*argv, **env): return subprocess.run(argv, cwd=ROOT, capture_output=True
 def test_the_first_command_answers_without_a_network():
   [argv] = re.findall(r'&& python (gpt.py -p "[^"]+")', SHELL)
   assert argv == 'gpt.py -p "How can entropy be reversed?"'
-  done = run(sys.executable, "gpt.py", "-p", "How can entropy be reversed?", HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
+  done = run(sys.executable, "gpt.py", "-p", "How can entropy be reversed?", "-s", "1", HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
   if not (ROOT / "weights" / "gpt2").exists(): assert "small model" in done.stderr
   assert done.returncode == 0 and done.stdout.startswith("How can entropy be reversed?") and len(done.stdout) > 100
 

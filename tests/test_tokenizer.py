@@ -41,7 +41,7 @@ def test_it_is_tiktokens_on_many_strings(gpt2, tiktokens, count):
   for text in [SAMPLE, *random_texts(count)]: assert gpt2.encode(text) == tiktokens.encode_ordinary(text), repr(text)
 
 def test_it_is_tiktokens_on_a_corpus(gpt2, tiktokens):
-  texts = [p.read_text() for p in ROOT.glob("**/*.py")] + [SAMPLE * 20]
+  texts = [p.read_text() for p in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]] + [SAMPLE * 20]
   for name in ("tinyshakespeare/input.txt", "bpe-reference/german.txt", "bpe-reference/corpus.en"): texts.append(shared(name).read_text())
   for text in texts:
     ids = gpt2.encode(text)
