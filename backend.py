@@ -73,7 +73,7 @@ def zig_clang() -> str|None:
   folder = cache()
   try: folder.mkdir(parents=True, exist_ok=True)
   except OSError: folder = Path(tempfile.gettempdir())
-  launcher = folder / ("zig-clang.bat" if windows else "zig-clang")
+  launcher = folder / f"zig-clang-{hashlib.sha256(script.encode()).hexdigest()[:8]}{'.bat' if windows else ''}"   # each environment its own: one may be deleted
   if not launcher.exists() or launcher.read_text() != script:
     part = launcher.with_name(f"{os.getpid()}-{launcher.name}")
     part.write_text(script)
