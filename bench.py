@@ -1,14 +1,17 @@
 """`python bench.py` measures GPT-2's 124M shape here and in every peer that is installed, in one run, each in its own process.
 
 The weights are random and the same for all. Decoding is greedy; prefill computes the head at the last place only, in every peer that can.
-Each figure is the median of several repetitions (in brackets: the least and the most), at the better of one thread and all, and beside it its
-share of what this machine can do. `pip install -e '.[bench]'` brings the peers.
+The peers take turns, so that a slow minute of the machine is one for all: while one works, the others are stopped. Each figure is the median of
+its turns (in brackets: the least and the most), at the better of one thread and all, and beside it its share of what this machine can do.
+`pip install -e '.[bench]'` brings the peers; all of them together hold 9 GB of memory.
 """
-import argparse, importlib.metadata, importlib.util, json, os, platform, re, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, importlib.metadata, importlib.util, json, os, platform, re, signal, statistics, subprocess, sys, tempfile, time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 import numpy as np
+import console
 
 CORES = os.cpu_count() or 1
 PEERS = {   # name: (package that it needs, its packages, thread counts to try)
@@ -91,38 +94,36 @@ class Ctranslate2:
 
 KINDS:dict[str, Any] = {"tinyformer": Tinyformer, "torch": Torch, "ctranslate2": Ctranslate2}
 
-def speeds(name:str, folder:Path, threads:int, repeat:int) -> dict[str, Any]:
-  """What one peer does, in this process: tokens a second of each task."""
-  library, kind = name.split()
-  peer, results = KINDS[library](folder, kind, threads), {}
-  for task in TASKS:
-    batch, length = 8 if "batch" in task else 1, int(re.findall(r"\d+", task)[0]) if "batch" not in task else 8
-    spent:list[float] = []
-    for turn in range(repeat + 2):   # the first two trace, compile and warm up
-      begun = time.perf_counter()
-      state = peer.prefill(batch, length)
-      middle = time.perf_counter()
-      if "decode" in task: peer.decode(batch, state)
-      end = time.perf_counter()
-      took = middle - begun if "prefill" in task else end - middle - (middle - begun if library == "ctranslate2" else 0)
-      if turn >= 2: spent.append((length if "prefill" in task else NEW * batch) / took)
-    results[task] = spent
-  return results
-
-def memory(name:str, folder:Path, threads:int) -> float:
-  """The peak of memory in MB of a process that loads the model, reads 512 tokens and decodes."""
+def speeds(name:str, folder:Path, threads:int) -> Callable[[str], list[float]]:
+  """What one peer does, in this process: a function that does a task once and gives its tokens a second."""
   library, kind = name.split()
   peer = KINDS[library](folder, kind, threads)
-  peer.decode(1, peer.prefill(1, 512))
-  try: return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3   # type: ignore[index] # getrusage counts the parent in
-  except OSError:
-    import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+  def measure(task:str) -> list[float]:
+    batch, length = 8 if "batch" in task else 1, int(re.findall(r"\d+", task)[0]) if "batch" not in task else 8
+    begun = time.perf_counter()
+    state = peer.prefill(batch, length)
+    middle = time.perf_counter()
+    if "prefill" in task: return [length / (middle - begun)]
+    peer.decode(batch, state)
+    end = time.perf_counter()
+    return [NEW * batch / (end - middle - (middle - begun if library == "ctranslate2" else 0))]
+  return measure
+
+def memory(name:str, folder:Path, threads:int) -> Callable[[str], list[float]]:
+  """The peak of memory in MB of this process, in which a peer reads 512 tokens and decodes."""
+  measure = speeds(name, folder, threads)
+  def peak(_:str) -> list[float]:
+    measure("decode after 512")
+    try: return [int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3]   # type: ignore[index] # getrusage counts the parent in
+    except OSError:
+      import resource
+      return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)]
+  return peak
 
 SIZES = {"positions": "context", "embd": "dim", "head": "heads", "layer": "layers"}   # GPT2Config's words to ours
 
-def training(name:str, threads:int, repeat:int) -> list[float]:
-  """Milliseconds of a step of nanoGPT's CPU setting."""
+def training(name:str, folder:Path, threads:int) -> Callable[[str], list[float]]:
+  """A function that takes five steps of nanoGPT's CPU setting and gives the milliseconds of the last four."""
   x, y = (np.random.default_rng(i).integers(0, 65, (12, 64)).astype(np.int32) for i in range(2))
   if name.startswith("tinyformer"):
     import backend
@@ -144,28 +145,38 @@ def training(name:str, threads:int, repeat:int) -> list[float]:
       optimizer.zero_grad()
       torch.nn.functional.cross_entropy(theirs(inputs).logits.flatten(0, 1), targets.flatten()).backward()
       optimizer.step()
-  spent = []
-  for turn in range(repeat * 4 + 3):
-    begun = time.perf_counter()
-    step()
-    if turn >= 3: spent.append((time.perf_counter() - begun) * 1000)
-  return spent
-
-def start(name:str, folder:Path, repeat:int) -> dict[str, list[float]]:
-  """Seconds from the command to the first token, the whole process: with an empty kernel cache (tinyformer's), and warm."""
-  library, kind = name.split()
-  code = {"tinyformer": f"import console, gpt, sys; sys.exit(console.run(lambda: gpt.main(['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{kind}'])))",
-          "torch": f"import torch, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(r'{folder}', dtype=torch.{kind}); "
-                   f"k = t.GPT2Tokenizer.from_pretrained(r'{folder}'); print(k.decode(m.generate(**k('Once', return_tensors='pt'), max_new_tokens=1)[0]))",
-          "ctranslate2": f"import ctranslate2 as c; m = c.Generator(r'{folder / f'ctranslate2-{kind}'}', compute_type='{kind}'); "
-                         "print(m.generate_batch([['O', 'n', 'c', 'e']], max_length=1))"}[library]
-  with tempfile.TemporaryDirectory() as cache:
-    seconds = []
-    for _ in range(repeat + 1):
+  def measure(figure:str) -> list[float]:
+    spent = []
+    for _ in range(5):
       begun = time.perf_counter()
-      subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | {"XDG_CACHE_HOME": cache, "HF_HUB_OFFLINE": "1"})
-      seconds.append(time.perf_counter() - begun)
-  return {"first token, warm, s": seconds[1:]} | ({"first token, nothing compiled yet, s": seconds[:1]} if library == "tinyformer" else {})
+      step()
+      spent.append((time.perf_counter() - begun) * 1000)
+    return spent[1:]
+  return measure
+
+def first_tokens(names:list[str], folder:Path, repeat:int) -> dict[str, dict[str, list[float]]]:
+  """Seconds from each peer's command to its first token, the whole process, in turns: with no kernel compiled yet (tinyformer), and warm."""
+  def code(library:str, kind:str) -> str:
+    if library == "tinyformer": return f"import console, gpt, sys; sys.exit(console.run(lambda: gpt.main(['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{kind}'])))"
+    if library == "torch": return (f"import torch, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(r'{folder}', dtype=torch.{kind}); "
+                                   f"k = t.GPT2Tokenizer.from_pretrained(r'{folder}'); print(k.decode(m.generate(**k('Once', return_tensors='pt'), max_new_tokens=1)[0]))")
+    return (f"import ctranslate2 as c; m = c.Generator(r'{folder / f'ctranslate2-{kind}'}', compute_type='{kind}'); "
+            "print(m.generate_batch([['O', 'n', 'c', 'e']], max_length=1))")
+  found:dict[str, dict[str, list[float]]] = {name: {} for name in names}
+  for turn in range(repeat + 1):
+    for name in names:
+      figure, cache = "first token, warm, s" if turn else "first token, nothing compiled yet, s", folder / f"cache of {name}"
+      begun = time.perf_counter()
+      done = subprocess.run([sys.executable, "-c", code(*name.split())], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"})
+      seconds = time.perf_counter() - begun
+      if done.returncode: print(f"{name}: {complaint(done.stderr)}", file=sys.stderr)
+      elif turn or name.startswith("tinyformer"): found[name].setdefault(figure, []).append(seconds)
+  return found
+
+def complaint(text:str) -> str:
+  """Its last line."""
+  return text.strip().rpartition("\n")[2] or "it ended without a word"
 
 def installed(packages:list[str]) -> float:
   """MB on disk of packages and all that they need."""
@@ -181,11 +192,11 @@ def installed(packages:list[str]) -> float:
   return sum(sizes.values()) / 1e6
 
 def limits() -> dict[str, float]:
-  """What this machine can do with all its cores, as far as numpy shows it: read memory, and multiply matrices."""
+  """What this machine can do, as far as numpy shows it: read memory, with one core and all, and multiply matrices. The best of three."""
   a, b = np.random.default_rng(0).random((CORES, 2**26), np.float32), np.ones((2048, 2048), np.float32)   # a host may keep like pages once
   def best(work) -> float:
     spent = []
-    for _ in range(9):
+    for _ in range(3):
       begun = time.perf_counter()
       work()
       spent.append(time.perf_counter() - begun)
@@ -199,25 +210,68 @@ def work(figure:str, kind:str) -> tuple[str, float]|None:
   if figure.startswith("prefill"): return "matrix product, GFLOP/s", 2 * (PARAMETERS - 50257 * 768) / 1e9
   return None
 
-def child(*argv:str) -> Any:
-  """The result of this program's `--child` in a process of its own."""
-  done = subprocess.run([sys.executable, __file__, "--child", *argv], capture_output=True, text=True)
-  if done.returncode: raise RuntimeError(f"{' '.join(argv)}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
-  return json.loads(done.stdout.splitlines()[-1])
+class Process:
+  """A peer that measures itself in a process of its own, begun at its first turn, which stands still between its turns."""
+  def __init__(self, what:str, name:str, folder:str, threads:int):
+    self.name, self.command, self.errors = name, [sys.executable, __file__, "--child", what, name, folder, str(threads)], tempfile.TemporaryFile("w+")
+    self.process:subprocess.Popen[str]|None = None
+    self.figures:dict[str, list[float]] = {}
 
-def better(runs:list[dict[str, Any]]) -> dict[str, Any]:
-  """Of runs with different numbers of threads, the better of each figure."""
-  return {task: max((r[task] for r in runs), key=statistics.median) if isinstance(runs[0][task], list) else min(r[task] for r in runs) for task in runs[0]}
+  def take_turn(self, figure:str) -> list[float]:
+    """What it measured. Raises RuntimeError, with the last line of its complaint, where the process has ended."""
+    if self.process is None: self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+    elif hasattr(signal, "SIGCONT"): self.process.send_signal(signal.SIGCONT)
+    with contextlib.suppress(BrokenPipeError): print(figure, file=self.process.stdin, flush=True)
+    if not (answer := self.process.stdout.readline()):   # type: ignore[union-attr]
+      self.errors.seek(0)
+      raise RuntimeError(complaint(self.errors.read()))
+    if hasattr(signal, "SIGSTOP"): self.process.send_signal(signal.SIGSTOP)   # its threads may wait for work busily
+    return json.loads(answer)
+
+  def end(self) -> None:
+    if self.process is not None:
+      self.process.kill()
+      self.process.communicate()
+    self.errors.close()
+
+def rounds(what:str, names:list[str], folder:Path, figures:list[str], repeat:int, warm:int=0, between:Callable[[], None]=lambda: None) -> dict[str, dict[str, list[float]]]:
+  """Each peer's figures, measured in turns: `warm` rounds that do not count, then `repeat` that do; of different numbers of threads the better."""
+  found:dict[str, dict[str, list[float]]] = {name: {} for name in names}
+  runs = [Process(what, name, str(folder), n) for name in names for n in dict.fromkeys(PEERS[name][2])]
+  going = list(runs)
+  try:
+    for turn in range(-warm, repeat):
+      print(f"{what}: round {turn + warm + 1} of {warm + repeat}", file=sys.stderr, flush=True)
+      between()
+      for figure in figures:
+        for run in list(going):
+          try: values = run.take_turn(figure)
+          except RuntimeError as e:
+            print(f"{run.name}: {e}", file=sys.stderr)
+            going.remove(run)
+          else:
+            if turn >= 0: run.figures[figure] = run.figures.get(figure, []) + values
+  finally:
+    for run in runs: run.end()
+  better = lambda figure: min if fewer(figure) else max
+  for run in runs:
+    for figure, values in run.figures.items(): found[run.name][figure] = better(figure)(values, found[run.name].get(figure, values), key=statistics.median)
+  return found
+
+CHILDREN:dict[str, Callable[[str, Path, int], Callable[[str], list[float]]]] = {"speeds": speeds, "memory": memory, "training": training}
 
 def middle(values) -> float|None:
   return statistics.median(values) if isinstance(values, list) else values
 
+def fewer(figure:str) -> bool:
+  """Whether less of it is better."""
+  return figure.endswith((" s", "MB", "ms"))
+
 def ratio(figure:str, results:dict[str, dict[str, Any]], ours:list[str], theirs:list[str]) -> str:
   """How many times as fast, or as small, our best is as their best; above 1 is ours."""
-  fewer = figure.endswith((" s", "MB", "ms"))
   mine, other = ([m for n in names if n in results and (m := middle(results[n].get(figure))) is not None] for names in (ours, theirs))
   if not mine or not other: return "–"
-  return f"{min(other) / min(mine) if fewer else max(mine) / max(other):.2f}"
+  return f"{min(other) / min(mine) if fewer(figure) else max(mine) / max(other):.2f}"
 
 def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
   """Markdown, one table for float32 and one for fewer bits: a row for each figure, a column for each peer; medians, how far the repetitions spread, shares of the limit, and ratios."""
@@ -245,29 +299,27 @@ def main() -> int:
   p.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
   args = p.parse_args()
   if args.child:
-    what, name, folder, threads, repeat = args.child
-    print(json.dumps({"weights": lambda: make_weights(Path(folder)), "speeds": lambda: speeds(name, Path(folder), int(threads), int(repeat)),
-                      "memory": lambda: memory(name, Path(folder), int(threads)), "training": lambda: training(name, int(threads), int(repeat))}[what]()))
+    what, name, folder, threads = args.child
+    measure = CHILDREN[what](name, Path(folder), int(threads))
+    for figure in sys.stdin: print(json.dumps(measure(figure.strip())), flush=True)
     return 0
-  results:dict[str, dict[str, Any]] = {}
-  machine:dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": processor(), "cores": CORES, "python": platform.python_version()} | limits()
+  names = [name for name in args.peers if importlib.util.find_spec(PEERS[name][0])]
+  for name in args.peers:
+    if name not in names: print(f"{name}: {PEERS[name][0]} is not installed", file=sys.stderr)
+  machine:dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": processor(), "cores": CORES, "python": platform.python_version()}
+  results:dict[str, dict[str, Any]] = {name: {} for name in names}
+  def look() -> None: machine.update({key: max(value, machine.get(key, 0)) for key, value in limits().items()})
+  def keep(found:dict[str, dict[str, Any]]) -> None:
+    for name, figures in found.items(): results[name] |= figures
+    args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
   with tempfile.TemporaryDirectory() as temporary:
-    child("weights", "", temporary, "0", "0")
-    for name in args.peers:
-      package, packages, threads = PEERS[name]
-      if not importlib.util.find_spec(package):
-        print(f"{name}: {package} is not installed", file=sys.stderr)
-        continue
-      print(f"{name} …", file=sys.stderr, flush=True)
-      try:
-        results[name] = better([child("speeds", name, temporary, str(n), str(args.repeat)) for n in dict.fromkeys(threads)])
-        results[name] |= start(name, Path(temporary), args.repeat)
-        results[name] |= {"peak memory, MB": child("memory", name, temporary, str(CORES), "1"), "installed, MB": installed(list(packages))}
-        if name in ("tinyformer float32", "torch float32"):
-          runs = [child("training", name, temporary, str(n), str(args.repeat)) for n in dict.fromkeys(threads)]
-          results[name]["training step, ms"] = min(runs, key=statistics.median)
-      except (RuntimeError, subprocess.CalledProcessError) as e: print(f"{name}: {e}", file=sys.stderr)
-      args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    folder = Path(temporary)
+    subprocess.run([sys.executable, "-c", f"import bench, pathlib; bench.make_weights(pathlib.Path(r'{folder}'))"], check=True)   # memory that it took is given back
+    keep(rounds("speeds", names, folder, TASKS, args.repeat, 2, look))
+    keep(first_tokens(names, folder, args.repeat))
+    keep(rounds("memory", names, folder, ["peak memory, MB"], 1))
+    keep({name: {"installed, MB": installed(list(PEERS[name][1]))} for name in names})
+    keep(rounds("training", [n for n in names if n in ("tinyformer float32", "torch float32")], folder, ["training step, ms"], args.repeat, 1))
   print(table(results, machine), "", ", ".join(f"{k}: {v:,.0f}" if isinstance(v, float) else f"{k}: {v}" for k, v in machine.items()), sep="\n")
   return 0
 
@@ -276,4 +328,4 @@ def processor() -> str:
   try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]   # type: ignore[index]
   except (OSError, TypeError): return platform.processor() or platform.machine()
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__": sys.exit(console.run(main))
