@@ -46,6 +46,14 @@ INLINE float highest(const float *row, float old) {
   ALL for (int j = 1; j < NV; j++) high = __builtin_elementwise_max(high, *(const vec *)(row + j*W));
   return old > most(high) ? old : most(high);
 }
+INLINE void rise(float *top, float *now, float *fade) {   // from the maxima before these keys to those now; e^(now - now) is 1, and what was summed before fades
+  for (int i = 0; i < BLOCK; i += W) {
+    vec *old = (vec *)(top + i), *high = (vec *)(now + i), level = (vec)((whole)*high & (*high != -INFINITE));   // nothing to see yet: all e^-inf are 0
+    *(vec *)(fade + i) = exponential(*old - level);
+    *old = *high;
+    *high = level;
+  }
+}
 """
 # For each head and BLOCK queries of it, C keys at a time: scores, their maximum so far, and the sums of exp(score) and of exp(score) v that go with
 # it. Row s of head h of k and v begins at (h*ROOM + s)*K; S of the ROOM rows count. HEADS heads share the k and v of HEADS/GROUP.
@@ -53,33 +61,38 @@ MANY = BLOCKS + r"""
 enum { EACH = (T + BLOCK - 1) / BLOCK, UNITS = HEADS*EACH };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
-  ALIGNED float query[BLOCK*K], keys[K*C], values[PANELS*C*PANEL], scores[BLOCK*C], mixed[BLOCK*WIDE], top[BLOCK], total[BLOCK];
+  ALIGNED float query[BLOCK*K], keys[K*C], values[PANELS*C*PANEL], scores[BLOCK*C], mixed[BLOCK*WIDE], top[BLOCK], now[BLOCK], fade[BLOCK], total[BLOCK*W];
   for (long unit = UNITS*part/PARTS; unit < UNITS*(part + 1)/PARTS; unit++) {
     long head = unit / EACH, t = unit % EACH * BLOCK;
     int rows = least(BLOCK, T - t);
     const float *hk = k + head/GROUP*ROOM*K, *hv = v + head/GROUP*ROOM*K;
     load(query, q + (head*T + t)*K, rows, SCALE);
     for (int i = 0; i < BLOCK*WIDE; i++) mixed[i] = 0;
-    for (int i = 0; i < BLOCK; i++) { top[i] = -INFINITE; total[i] = 0; }
+    for (int i = 0; i < BLOCK; i++) { top[i] = now[i] = -INFINITE; *(vec *)(total + i*W) = 0.0f; }
     for (int s = 0, limit = seen(S, t, rows); s < limit; s += C) {
       int n = least(C, limit - s);
       turn(keys, hk + s*K, n);
       pack(values, hv + s*K, n, C);
       dots(scores, query, keys, rows);
       for (int i = 0; i < rows; i++) {
-        float *row = scores + i*C, old = top[i];
-        for (int j = 0; j < n; j++) row[j] += BIAS;
+        float *row = scores + i*C;
+        if (MASKED) for (int j = 0; j < n; j++) row[j] += BIAS;
         hide(row, S, t + i, s, n);
-        float now = top[i] = highest(row, old);
-        if (now == -INFINITE) now = 0;   // nothing to see yet: all e^-inf are 0
-        vec parts = 0.0f, fade = exponential((vec)(old - now));
-        ALL for (int j = 0; j < NV; j++) { vec e = exponential(*(vec *)(row + j*W) - now); *(vec *)(row + j*W) = e; parts += e; }
-        total[i] = total[i] * fade[0] + sum(parts);
-        if (fade[0] != 1) for (int p = 0; p < WIDE; p++) mixed[i*WIDE + p] *= fade[0];
+        now[i] = highest(row, top[i]);
+      }
+      rise(top, now, fade);
+      for (int i = 0; i < rows; i++) {
+        vec *row = (vec *)(scores + i*C), sums = *(vec *)(total + i*W) * fade[i];
+        ALL for (int j = 0; j < NV; j++) sums += row[j] = exponential(row[j] - now[i]);
+        *(vec *)(total + i*W) = sums;
+        if (fade[i] != 1) for (int p = 0; p < WIDE; p++) mixed[i*WIDE + p] *= fade[i];
       }
       for (int i = 0; i < rows; i += 4) for (int g = 0; g < PANELS; g++) add(mixed + i*WIDE + g*PANEL, scores + i*C, C, 1, values + g*C*PANEL, n);
     }
-    for (int i = 0; i < rows; i++) for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = total[i] == 0 ? 0 : mixed[i*WIDE + p] / total[i];
+    for (int i = 0; i < rows; i++) {
+      float all = sum(*(vec *)(total + i*W));
+      for (int p = 0; p < K; p++) out[(head*T + t + i)*K + p] = all == 0 ? 0 : mixed[i*WIDE + p] / all;
+    }
   }
 }
 """
@@ -100,27 +113,29 @@ INLINE void slopes(float *weights, float *ds, const float *top, const float *tot
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, const float *restrict dy, int part) {
   ALIGNED float query[BLOCK*K], slope[BLOCK*K], keys[K*C], values[K*C], packed[PANELS*BLOCK*PANEL], other[PANELS*BLOCK*PANEL], columns[PANELS*C*PANEL];
-  ALIGNED float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], top[T], total[T], delta[T];
+  ALIGNED float weights[BLOCK*C], ds[BLOCK*C], first[BLOCK*WIDE], second[BLOCK*WIDE], now[BLOCK], fade[BLOCK], top[T + BLOCK], total[T], delta[T];
   float *dq = out + (long)HEADS*(T + 2*S)*K + part*(T + BLOCK)*WIDE;   // of one head, as it grows
   for (long head = HEADS*part/PARTS; head < HEADS*(part + 1)/PARTS; head++) {
     const float *hq = q + head*T*K, *hd = dy + head*T*K, *hk = k + head/GROUP*S*K, *hv = v + head/GROUP*S*K;
     for (long t = 0; t < T; t += BLOCK) {
       int rows = least(BLOCK, T - t), limit = seen(S, t, rows);
       load(query, hq + t*K, rows, SCALE); load(slope, hd + t*K, rows, 1);
-      for (int i = 0; i < rows; i++) { top[t + i] = -INFINITE; total[t + i] = delta[t + i] = 0; }
+      for (int i = 0; i < BLOCK; i++) top[t + i] = now[i] = -INFINITE;
+      for (int i = 0; i < rows; i++) total[t + i] = delta[t + i] = 0;
       for (long s = 0; s < limit; s += C) {
         int n = least(C, limit - s);
         turn(keys, hk + s*K, n); turn(values, hv + s*K, n);
         dots(weights, query, keys, rows); dots(ds, slope, values, rows);
         for (int i = 0; i < rows; i++) {
-          float *row = weights + i*C, old = top[t + i];
-          hide(row, S, t + i, s, n);
-          float now = top[t + i] = highest(row, old);
-          if (now == -INFINITE) now = 0;
-          vec sums = 0.0f, products = 0.0f, fade = exponential((vec)(old - now));
-          ALL for (int j = 0; j < NV; j++) { vec e = exponential(*(vec *)(row + j*W) - now); sums += e; products += e * *(vec *)(ds + i*C + j*W); }
-          total[t + i] = total[t + i] * fade[0] + sum(sums);
-          delta[t + i] = delta[t + i] * fade[0] + sum(products);
+          hide(weights + i*C, S, t + i, s, n);
+          now[i] = highest(weights + i*C, top[t + i]);
+        }
+        rise(top + t, now, fade);
+        for (int i = 0; i < rows; i++) {
+          vec sums = 0.0f, products = 0.0f;
+          ALL for (int j = 0; j < NV; j++) { vec e = exponential(*(vec *)(weights + i*C + j*W) - now[i]); sums += e; products += e * *(vec *)(ds + i*C + j*W); }
+          total[t + i] = total[t + i] * fade[i] + sum(sums);
+          delta[t + i] = delta[t + i] * fade[i] + sum(products);
         }
       }
       for (int i = 0; i < rows; i++) if (total[t + i] != 0) delta[t + i] /= total[t + i];
@@ -245,5 +260,5 @@ def attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, similarity:Ca
   length = S if isinstance(S, int) else f"({S.unbind_all()[0].render()})"
   sizes = dict(HEADS=B*H, GROUP=H // k.shape[1], T=T, S=length, K=K, SCALE=f"{scale!r}f", CAUSAL=int(causal))
   fxn = kernel("attention", MANY if T > 1 else SINGLE, 4 + len(masks), cut(B*H*T*k.shape[2]*K * (8 if T == 1 else 1)), names, **sizes, ROOM=k.shape[2],
-               BIAS=bias, MASK="const float *restrict mask," * len(masks), VARIABLES="".join(f"int {v.expr}, " for v in names))
+               MASKED=int(bool(masks)), BIAS=bias, MASK="const float *restrict mask," * len(masks), VARIABLES="".join(f"int {v.expr}, " for v in names))
   return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes))[0]
