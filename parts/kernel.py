@@ -13,13 +13,13 @@ ABI = "__attribute__((ms_abi))" if sys.platform == "win32" else ""   # tinygrad 
 # A matrix may be of float, half, bfloat16 or int8: row i of an int8 matrix holds K numbers and then the float that they are to be multiplied by.
 HEADER = r"""
 #if defined(__AVX512F__)
-enum { W = 16, NV = 3, R = 8 };
+enum { W = 16, NV = 3, R = 8, REGISTERS = 32 };
 #define FOLD(name) name ## 16
 #elif defined(__AVX__)
-enum { W = 8, NV = 2, R = 6 };
+enum { W = 8, NV = 2, R = 6, REGISTERS = 16 };
 #define FOLD(name) name ## 8
 #else
-enum { W = 4, NV = 3, R = 8 };
+enum { W = 4, NV = 3, R = 8, REGISTERS = 32 };
 #define FOLD(name) name ## 4
 #endif
 enum { C = W*NV };

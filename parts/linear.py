@@ -68,31 +68,36 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
 }
 """
 
-# out (M, N) = x (M, K) w^T + bias, w (N, K), for the few rows of a step of generation: each weight is read once, four rows of w abreast
-# and the memory asked for 8 KB ahead, which is all that it lets one do. Narrow weights are widened on the way; the sums are float32.
+# out (M, N) = x (M, K) w^T + bias, w (N, K), for the few rows of a step of generation: each weight is read once, up to four rows of w abreast, as
+# many as the registers have room for sums, and the memory asked for 8 KB ahead. Narrow weights are widened on the way; the sums are float32.
 ROWS = NARROW + r"""
-enum { BYTES = sizeof(TYPE) == 1, ROW = BYTES ? K + 4 : K, LINE = 64 / sizeof(TYPE), UNITS = (N + 3) / 4 };   // LINE: of the memory, 64 bytes
+enum { BYTES = sizeof(TYPE) == 1, ROW = BYTES ? K + 4 : K, LINE = 64 / sizeof(TYPE) };   // LINE: of the memory, 64 bytes
+enum { FIT = (REGISTERS - 1) / (M + 1), ABREAST = FIT > 4 ? 4 : FIT < 1 ? 1 : FIT, UNITS = (N + ABREAST - 1) / ABREAST };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict w, BIAS int part) {
-  for (long n = UNITS*part/PARTS*4, last = UNITS*(part + 1)/PARTS*4; n < last; n += 4) {
-    const TYPE *row[4];
-    for (int r = 0; r < 4; r++) row[r] = w + least(n + r, N - 1)*(long)ROW;
-    vec s[M][4] = {};
+  for (long n = UNITS*part/PARTS*ABREAST, last = UNITS*(part + 1)/PARTS*ABREAST; n < last; n += ABREAST) {
+    const TYPE *row[ABREAST];
+    for (int r = 0; r < ABREAST; r++) row[r] = w + least(n + r, N - 1)*(long)ROW;
+    vec s[M][ABREAST] = {};
     long k = 0;
     for (; k + LINE <= K; k += LINE) {
-      ALL for (int r = 0; r < 4; r++) __builtin_prefetch((const char *)(row[r] + k) + 8192);
-      ALL for (int l = 0; l < LINE; l += W) ALL for (int r = 0; r < 4; r++) {
-        vec y = widen(row[r] + k + l);
-        ALL for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k + l);
+      ALL for (int r = 0; r < ABREAST; r++) __builtin_prefetch((const char *)(row[r] + k) + 8192);
+      ALL for (int l = 0; l < LINE; l += W) {
+        vec y[ABREAST];
+        ALL for (int r = 0; r < ABREAST; r++) y[r] = widen(row[r] + k + l);
+        ALL for (int m = 0; m < M; m++) {
+          vec z = *(const vec *)(x + m*K + k + l);
+          ALL for (int r = 0; r < ABREAST; r++) s[m][r] += y[r] * z;
+        }
       }
     }
     for (; k + W <= K; k += W)
-      ALL for (int r = 0; r < 4; r++) {
+      ALL for (int r = 0; r < ABREAST; r++) {
         vec y = widen(row[r] + k);
         ALL for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k);
       }
     ALL for (int m = 0; m < M; m++)
-      ALL for (int r = 0; r < 4; r++) {
+      ALL for (int r = 0; r < ABREAST; r++) {
         float y = sum(s[m][r]);
         for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];
         if (n + r < N) { long c = n + r; out[m*N + c] = (BYTES ? y * *(const loose *)(row[r] + K) : y) + (BIASED ? bias[c] : 0); }

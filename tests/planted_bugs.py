@@ -51,6 +51,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("residual weights as large as the rest", GPT2, "0.02 / math.sqrt(2*layers)", "0.02", "transformer"),
   ("a turned matrix read by the wrong stride", "parts/linear.py", "AC=M if turned_a else 1", "AC=K if turned_a else 1"),
   ("a step's last columns left out of its sums", "parts/linear.py", "for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];", ""),
+  ("the last rows of a matrix left out where they fill no group", "parts/linear.py", "UNITS = (N + ABREAST - 1) / ABREAST", "UNITS = N / ABREAST"),
   ("a bias added with every block", "parts/linear.py", "const float *more = k > 0 ? to : BIASED", "if (k > 0 && BIASED) for (int r = 0; r < least(R, height - i); r++) for (int l = 0; l < least(C, width - j); l++) to[r*N + l] += bias[c + j + l];\n          const float *more = k > 0 ? to : BIASED"),
   ("bytes without their scale", "parts/linear.py", "BYTES ? y * *(const loose *)(row[r] + K) : y", "y"),
   ("a kernel whose causal mask lets the next token through", "parts/attention.py", "least(n, keys - T + t + 1 - s)", "least(n, keys - T + t + 2 - s)"),

@@ -19,7 +19,7 @@ def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, o
   for got, want in zip(*results): np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8])
-@pytest.mark.parametrize("rows, inputs, outputs", [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (18, 20, 6), (18, 400, 6)])
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (12, 200, 7), (18, 20, 6), (18, 400, 6)])
 def test_narrow_weights_are_widened_exactly(rows, inputs, outputs, dtype): narrow(rows, inputs, outputs, dtype)
 
 def narrow(rows, inputs, outputs, dtype):
