@@ -205,7 +205,7 @@ def limits() -> dict[str, float]:
   return {"one core reads, GB/s": a[0].nbytes / best(a[0].max) / 1e9, "all cores read, GB/s": reads / 1e9, "matrix product, GFLOP/s": 2 * 2048**3 / best(lambda: b @ b) / 1e9}
 
 def work(figure:str, kind:str) -> tuple[str, float]|None:
-  """The limit that a figure comes up against, and how much of it (in its own unit) each unit of the figure takes. Training is counted as 6 times its weights."""
+  """The limit that a figure comes up against, and how much of it (in its own unit) each unit of the figure takes."""
   if figure.startswith("decode"): return "all cores read, GB/s", PARAMETERS * BYTES[kind] / 1e9 / (8 if "batch" in figure else 1)
   if figure.startswith("prefill"): return "matrix product, GFLOP/s", 2 * (PARAMETERS - 50257 * 768) / 1e9
   return None
@@ -293,7 +293,7 @@ def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="bench.py", description=__doc__.split("\n")[0])   # type: ignore[union-attr]
-  p.add_argument("--repeat", type=int, default=5, help="counted repetitions (default: %(default)s)")
+  p.add_argument("--repeat", type=int, default=7, help="counted repetitions (default: %(default)s)")
   p.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write the figures (default: %(default)s)")
   p.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER", help=f"of {', '.join(PEERS)}")
   p.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
