@@ -293,7 +293,7 @@ def table(results:dict[str, dict[str, Any]], machine:dict[str, Any]) -> str:
 
 def main() -> int:
   p = argparse.ArgumentParser(prog="bench.py", description=__doc__.split("\n")[0])   # type: ignore[union-attr]
-  p.add_argument("--repeat", type=int, default=7, help="counted repetitions (default: %(default)s)")
+  p.add_argument("--repeat", type=int, default=5, help="counted repetitions (default: %(default)s)")
   p.add_argument("--json", type=Path, default=Path("bench.json"), help="where to write the figures (default: %(default)s)")
   p.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER", help=f"of {', '.join(PEERS)}")
   p.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
