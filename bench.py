@@ -314,7 +314,8 @@ def main() -> int:
     args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
-    subprocess.run([sys.executable, "-c", f"import bench, pathlib; bench.make_weights(pathlib.Path(r'{folder}'))"], check=True)   # memory that it took is given back
+    made = subprocess.run([sys.executable, "-c", f"import bench, pathlib; bench.make_weights(pathlib.Path(r'{folder}'))"], stderr=subprocess.PIPE, text=True)   # memory that it took is given back
+    if made.returncode: raise RuntimeError(f"the weights cannot be made: {complaint(made.stderr)}")
     keep(rounds("speeds", names, folder, TASKS, args.repeat, 2, look))
     keep(first_tokens(names, folder, args.repeat))
     keep(rounds("memory", names, folder, ["peak memory, MB"], 1))
