@@ -303,6 +303,7 @@ def main() -> int:
     measure = CHILDREN[what](name, Path(folder), int(threads))
     for figure in sys.stdin: print(json.dumps(measure(figure.strip())), flush=True)
     return 0
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # so that no stopped process outlives this one
   names = [name for name in args.peers if importlib.util.find_spec(PEERS[name][0])]
   for name in args.peers:
     if name not in names: print(f"{name}: {PEERS[name][0]} is not installed", file=sys.stderr)
