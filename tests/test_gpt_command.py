@@ -164,11 +164,8 @@ def heed_ctrl_c() -> None:
   """A shell has what it runs in the background ignore Ctrl-C, and so all that those run."""
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
-def start(folder, *argv, **kwargs):
-  return subprocess.Popen([sys.executable, "gpt.py", "-m", folder, *argv], cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=heed_ctrl_c, **kwargs)
-
 def test_a_closed_pipe_is_quiet(folder):
-  p = start(folder, "-p", "Once", "-n", "30", stdout=subprocess.PIPE)
+  p = subprocess.Popen([sys.executable, "gpt.py", "-m", folder, "-p", "Once", "-n", "30"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   p.stdout.read(1)
   p.stdout.close()
   assert p.stderr.read() == b"" and p.wait(60) == 0

@@ -75,7 +75,8 @@ def test_a_steps_memory_begins_where_a_line_does():
   for size in (0, 1, 64, 5000): assert (replay.room(size).ctypes.data % 64, len(replay.room(size))) == (0, max(1, size))
 
 @on_cpu
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:100], lambda data: data[:-1], lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]])
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:100], lambda data: data[:-1], lambda data: data + b"?",
+                                    lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:]])
 def test_a_damaged_file_is_made_again(cache, damage):
   check(made("a key"))
   [file] = cache.iterdir()
