@@ -73,6 +73,14 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
 ROWS = NARROW + r"""
 enum { BYTES = sizeof(TYPE) == 1, ROW = BYTES ? K + 4 : K, LINE = 64 / sizeof(TYPE) };   // LINE: of the memory, 64 bytes
 enum { FIT = (REGISTERS - 1) / (M + 1), ABREAST = FIT > 4 ? 4 : FIT < 1 ? 1 : FIT, UNITS = (N + ABREAST - 1) / ABREAST };
+INLINE void gather(vec s[M][ABREAST], const float *x, const TYPE *const *row, long k) {   // W columns from k on
+  vec y[ABREAST];
+  ALL for (int r = 0; r < ABREAST; r++) y[r] = widen(row[r] + k);
+  ALL for (int m = 0; m < M; m++) {
+    vec z = *(const vec *)(x + m*K + k);
+    ALL for (int r = 0; r < ABREAST; r++) s[m][r] += y[r] * z;
+  }
+}
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict w, BIAS int part) {
   for (long n = UNITS*part/PARTS*ABREAST, last = UNITS*(part + 1)/PARTS*ABREAST; n < last; n += ABREAST) {
@@ -82,20 +90,9 @@ ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict
     long k = 0;
     for (; k + LINE <= K; k += LINE) {
       ALL for (int r = 0; r < ABREAST; r++) __builtin_prefetch((const char *)(row[r] + k) + 8192);
-      ALL for (int l = 0; l < LINE; l += W) {
-        vec y[ABREAST];
-        ALL for (int r = 0; r < ABREAST; r++) y[r] = widen(row[r] + k + l);
-        ALL for (int m = 0; m < M; m++) {
-          vec z = *(const vec *)(x + m*K + k + l);
-          ALL for (int r = 0; r < ABREAST; r++) s[m][r] += y[r] * z;
-        }
-      }
+      ALL for (int l = 0; l < LINE; l += W) gather(s, x, row, k + l);
     }
-    for (; k + W <= K; k += W)
-      ALL for (int r = 0; r < ABREAST; r++) {
-        vec y = widen(row[r] + k);
-        ALL for (int m = 0; m < M; m++) s[m][r] += y * *(const vec *)(x + m*K + k);
-      }
+    for (; k + W <= K; k += W) gather(s, x, row, k);
     ALL for (int m = 0; m < M; m++)
       ALL for (int r = 0; r < ABREAST; r++) {
         float y = sum(s[m][r]);
