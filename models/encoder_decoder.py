@@ -67,6 +67,7 @@ class EncoderDecoder:
     """Reads the source, (batch, S) or (1, S) for all: an empty cache for `batch` targets of up to `context` tokens, the model's own if None."""
     return SourceCache(self.memories(source, keep), padded(None, keep), batch, context or self.context)
 
-  def hidden(self, ids:Tensor, start:Size, cache:SourceCache) -> Tensor:
-    """The target's ids (B, T) from place `start` on -> (B, T, D), with what the cache holds of the source and of the places before them."""
-    return self.decode(ids, cache.memories, cache.mask, start, cache)
+  def hidden(self, ids:Tensor, start:Size, cache:SourceCache, at:Size|None=None) -> Tensor:
+    """The target's ids (B, T) from place `start` on -> (B, T, D), with what the cache holds of the source and of the places before them; at: as in GPT2.hidden."""
+    x = self.decode(ids, cache.memories, cache.mask, start, cache)
+    return x if at is None else x[:, at:at+1]

@@ -6,7 +6,7 @@ from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import Config, loader, name_of
 from parts.activation import gelu
-from parts.cache import Cache, continues, padded
+from parts.cache import Cache, alone, continues, padded
 from parts.linear import embed, floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
@@ -43,18 +43,24 @@ class GPT2:
     """An empty cache for `batch` texts of up to `context` tokens."""
     return Cache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
 
-  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
+  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None, at:Size|None=None) -> Tensor:
     """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads.
 
     With a cache, which holds the `start` places before them, the result is what the whole text would give in its last T rows.
     keep (B, start + T): false where a shorter text is padded; its places count from its first token.
+    at, with a cache: of the T rows the only one that is asked for -> (B, 1, D).
     Raises ValueError if the text is longer than the context.
     """
     T = continues(ids, start, cache, self.context)
-    mask = padded(causal_mask(T, start + T) if T > 1 else None, keep)
+    def seen(T:Size, start:Size) -> Tensor|None:   # the mask of T places from `start` on
+      return padded(causal_mask(T, start + T) if T > 1 else None, None if keep is None else keep[:, :start + T])
     positions = floats_of(self.positions.weight[start:start+T]) if keep is None else embed(self.positions, (keep.int().cumsum(1) - 1).maximum(0)[:, start:])
     x = stored((embed(self.tokens, ids) + positions).dropout(self.dropout))
+    mask = seen(T, start)
     for i, block in enumerate(self.blocks):
+      if at is not None and i == len(self.blocks) - 1:
+        x, start = alone(block, x, at, cache.layer(i, start) if cache else None), start + at
+        mask = seen(1, start)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
     return stored(self.norm(x))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import Config, loader
-from parts.cache import Cache, continues, padded
+from parts.cache import Cache, alone, continues, padded
 from parts.feedforward import GatedFeedForward
 from parts.linear import embed
 from parts.positions import frequencies, rotations, turn_halves, window_mask
@@ -44,14 +44,20 @@ class Llama:
     """An empty cache for `batch` texts of up to `context` tokens; of a model with a window, what some windows need."""
     return Cache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
 
-  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
-    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; cache and keep as in GPT2.hidden."""
+  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None, at:Size|None=None) -> Tensor:
+    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; cache, keep and at as in GPT2.hidden."""
     T = continues(ids, start, cache, self.context)
-    mask = padded(window_mask(T, start + T, self.window) if self.window else causal_mask(T, start + T) if T > 1 else None, keep)
-    angles = [t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)]
+    def seen(T:Size, start:Size) -> tuple[Tensor|None, Callable]:   # the mask and the turning of T places from `start` on
+      mask = window_mask(T, start + T, self.window) if self.window else causal_mask(T, start + T) if T > 1 else None
+      angles = [t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)]
+      return padded(mask, None if keep is None else keep[:, :start + T]), lambda x: turn_halves(x, *angles)
+    mask, turn = seen(T, start)
     x = stored(embed(self.tokens, ids))
     for i, block in enumerate(self.blocks):
-      x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=lambda x: turn_halves(x, *angles))
+      if at is not None and i == len(self.blocks) - 1:
+        x, start = alone(block, x, at, cache.layer(i, start) if cache else None, turn), start + at
+        mask, turn = seen(1, start)
+      x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=turn)
       if cache: x.realize()
     return stored(self.norm(x))
 

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import numpy as np
 from tinygrad import Tensor, dtypes
 from parts.kernel import memory_of
-from transformer import Size, padding_mask
+from transformer import Block, Size, padding_mask
 
 class Cache:
   """Room for the keys and values of `context` places in each layer, (B, H, context, K). What has not been written is never read.
@@ -73,6 +73,20 @@ def continues(ids:Tensor, start:Size, cache:Cache|None, context:int) -> Size:
   if isinstance(start, int) and start + T > context: raise ValueError(f"{start + T} tokens are more than the context of {context}")
   if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
   return T
+
+def alone(block:Block, x:Tensor, at:Size, cache:Callable|None, turn:Callable|None=None) -> Tensor:
+  """x (B, T, D) -> its place `at`, (B, 1, D): the input of a last block of which nothing else is asked for.
+
+  Of the other places it needs keys and values alone, and these are written to the cache. cache, turn: as in MultiHeadAttention.
+  Raises ValueError without a cache.
+  """
+  if cache is None: raise ValueError("one place alone can be asked for only with a cache")
+  def write(seen:Tensor) -> Tensor:   # what the block's attention sees of x
+    k, v = block.attn.keys_values(seen)
+    cache(turn(k) if turn else k, v)
+    return seen
+  block.residual(x, write, block.attn_norm)
+  return x[:, at:at+1]
 
 def padded(mask:Tensor|None, keep:Tensor|None) -> Tensor|None:
   """A mask of a text's queries and keys, of which padding is not kept either."""

@@ -83,6 +83,20 @@ def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain
   close(got[1, SHORT:], alone)
 
 @pytest.mark.parametrize("family", params("mistral"))
+def test_one_place_alone_is_what_it_is_among_others_and_the_text_goes_on(model, plain, alone):
+  """Of texts in two pieces, and padded on the left."""
+  ids, keep = padded_left()
+  cache = model.cache(2)
+  model(Tensor(ids[:, :9]), 0, cache, Tensor(keep[:, :9]))
+  got = model.head(model.hidden(Tensor(ids[:, 9:20]), 9, cache, Tensor(keep[:, :20]), at=8)).numpy()
+  close(got, np.stack([plain[0, 17:18], alone[17 - SHORT:18 - SHORT]]))
+  got = model(Tensor(ids[:, 20:]), 20, cache, Tensor(keep)).numpy()
+  close(got, np.stack([plain[0, 20:], alone[20 - SHORT:]]))
+
+def test_one_place_alone_without_a_cache_is_refused():
+  with pytest.raises(ValueError, match="only with a cache"): made("gpt2").hidden(Tensor(IDS), at=3)
+
+@pytest.mark.parametrize("family", params("mistral"))
 def test_a_traced_reader_writes_the_same_also_after_another_text(model):
   """Across the edge of the window, and past the end of a piece."""
   reader = Reader(model)

@@ -22,7 +22,7 @@ class Reader:
     self.cache:Cache = cache or model.cache(batch)
     self.context, self.batch, self.place = self.cache.context, batch, 0
     known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
-    def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)[:, last:last+1]).float().realize()
+    def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache, at=last)).float().realize()
     def token(ids:Tensor, start:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)).float().realize()
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps = {n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key) if n > 1 else Jitted(token, (start,), known, key) for n in self.PIECES}
