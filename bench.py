@@ -52,7 +52,7 @@ class Tinyformer:
     import models
     from text.generate import Reader
     model = models.load(folder, kind)
-    self.readers = {batch: Reader(model, batch) for batch in (1, 8)}
+    self.readers = {batch: Reader(model, batch, likeliest=1) for batch in (1, 8)}
 
   def prefill(self, batch:int, length:int) -> np.ndarray:
     reader = self.readers[batch]
@@ -205,7 +205,7 @@ def limits() -> dict[str, float]:
   return {"one core reads, GB/s": a[0].nbytes / best(a[0].max) / 1e9, "all cores read, GB/s": reads / 1e9, "matrix product, GFLOP/s": 2 * 2048**3 / best(lambda: b @ b) / 1e9}
 
 def work(figure:str, kind:str) -> tuple[str, float]|None:
-  """The limit that a figure comes up against, and how much of it (in its own unit) each unit of the figure takes."""
+  """The limit that a figure comes up against, and how much of it (in its own unit) each unit of the figure takes, if all weights are read and all of a layer is computed."""
   if figure.startswith("decode"): return "all cores read, GB/s", PARAMETERS * BYTES[kind] / 1e9 / (8 if "batch" in figure else 1)
   if figure.startswith("prefill"): return "matrix product, GFLOP/s", 2 * (PARAMETERS - 50257 * 768) / 1e9
   return None

@@ -44,7 +44,7 @@ class Writer:
     if model.task != "continue": raise console.Usage(f"{args.model} does not write on from a text: ask.py runs it")
     self.args, self.tokenizer = args, text.load(folder, model.vocab)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    self.reader = generate.Reader(model, args.num_samples, key=f"{args.dtype} {config}")
+    self.reader = generate.Reader(model, args.num_samples, key=f"{args.dtype} {config}", likeliest=args.top_k if args.temperature else 1)
     self.history:list[int] = []   # of a text that goes on from turn to turn
 
   def write(self, ids:list[int]) -> Iterator[tuple[int, str]]:

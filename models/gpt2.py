@@ -69,6 +69,11 @@ class GPT2:
     """(..., D) -> logits (..., V): how well each token's embedding fits."""
     return self.product(x, self.tokens.weight)
 
+  @property
+  def unembedding(self) -> Tensor:
+    """(V, D), of whose rows and what `hidden` gives the logits are the products."""
+    return self.tokens.weight
+
   def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
     return self.head(self.hidden(ids, start, cache, keep))

@@ -61,6 +61,11 @@ class Llama:
       if cache: x.realize()
     return stored(self.norm(x))
 
+  @property
+  def unembedding(self) -> Tensor:
+    """As GPT2's."""
+    return getattr(self.head, "weight", self.tokens.weight)
+
   def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
     return self.head(self.hidden(ids, start, cache, keep))

@@ -5,6 +5,7 @@ import numpy as np
 from tinygrad import Tensor, UOp, nn
 from parts.cache import Cache, SourceCache
 from parts.jit import Jitted
+from parts.shortlist import Shortlist
 from text.settings import Constraint, Settings, normalised
 from transformer import padding_mask
 
@@ -13,17 +14,23 @@ class Reader:
 
   place: how many tokens of each text it has read; at most `context`.  cache: the model's own for so many texts; without one, a new one.
   key: all that decides what the model computes but its weights, for the kernels to be kept between runs; None keeps nothing.
+  likeliest: of how many tokens, the likeliest, the logits are asked for; those of the others may then be -inf, which can take less time.
   """
   PIECES = 512, 64, 1   # tokens read at a time, each number traced when it is first needed: a long piece is padded, a short one read token by token
 
-  def __init__(self, model, batch:int=1, key:str|None=None, cache:Cache|None=None):
+  def __init__(self, model, batch:int=1, key:str|None=None, cache:Cache|None=None, likeliest:int|None=None):
     known = nn.state.get_state_dict(model)
     Tensor.realize(*known.values())
     self.cache:Cache = cache or model.cache(batch)
     self.context, self.batch, self.place = self.cache.context, batch, 0
     known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
-    def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache, at=last)).float().realize()
-    def token(ids:Tensor, start:UOp) -> Tensor: return model.head(model.hidden(ids, start, self.cache)).float().realize()
+    head = model.head
+    if likeliest and Shortlist.serves(model.unembedding, likeliest):
+      head = Shortlist(model.unembedding, likeliest, key)
+      known |= {"shortlist.copy": head.copy, "shortlist.slack": head.slack}
+      key = key and f"{key} {likeliest}"
+    def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return head(model.hidden(ids, start, self.cache, at=last)).float().realize()
+    def token(ids:Tensor, start:UOp) -> Tensor: return head(model.hidden(ids, start, self.cache)).float().realize()
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps = {n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key) if n > 1 else Jitted(token, (start,), known, key) for n in self.PIECES}
 

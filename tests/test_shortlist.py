@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from conftest import randomise
+from hypothesis import given, settings, strategies as st
+from tinygrad import Device, Tensor, dtypes
+from models import FAST
+from models.gpt2 import GPT2
+from models.llama import Llama
+from parts.positions import frequencies
+from parts.shortlist import Shortlist
+from text.generate import Reader, generate
+
+pytestmark = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="these kernels are for the CPU")
+V = 300
+
+def check(weight, x, count):
+  """The `count` largest of each row are there, and what is there is right. Gives how many are there."""
+  got, want = Shortlist(Tensor(weight).realize(), count)(Tensor(x)).numpy(), x @ weight.T
+  there = np.isfinite(got)
+  np.testing.assert_allclose(got[there], want[there], atol=1e-5 * np.linalg.norm(weight, axis=1).max() * np.linalg.norm(x, axis=1).max())
+  assert np.isneginf(got[~there]).all()
+  exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+  assert (there | (exact < np.sort(exact)[:, [-min(count, len(weight))]])).all()
+  return there.sum(1)
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 70), st.integers(1, 3), st.integers(1, 9), st.floats(0, 3), st.integers(0, 99))
+def test_the_likeliest_are_never_missing(N, K, M, count, alike, seed):
+  """alike: how much of each row is the same in all, so that rounding turns their order."""
+  draw = np.random.default_rng(seed).standard_normal
+  check((draw((N, K)) * 10**-alike + draw(K)).astype(np.float32), draw((M, K)).astype(np.float32), count)
+
+def test_rounding_does_not_hide_the_likeliest():
+  """1.0038 becomes 1 in 16 bits, 2 and 2^-8 stay as they are."""
+  check(np.array([[1.0038, 1.0038], [2, 2**-8]], np.float32), np.ones((1, 2), np.float32), 1)
+
+def test_a_list_is_short():
+  draw = np.random.default_rng(0).standard_normal
+  assert (check(draw((20_000, 96)).astype(np.float32), draw((2, 96)).astype(np.float32), 5) < 30).all()
+
+def test_where_all_are_alike_none_is_left_out():
+  assert check(np.ones((50, 20), np.float32), np.ones((1, 20), np.float32), 2) == 50
+
+def test_what_is_no_number_stays_none():
+  weight, x = np.ones((40, 20), np.float32), np.ones((1, 20), np.float32)
+  x[0, 3] = np.nan
+  assert np.isnan(Shortlist(Tensor(weight).realize(), 2)(Tensor(x)).numpy()).all()
+
+LLAMA = dict(vocab=V, context=40, dim=36, heads=4, kv_heads=2, layers=1, hidden=20, head_dim=10, turning=frequencies(10), linear=FAST["linear"], attend=FAST["attend"])
+MODELS = {"gpt2": lambda: GPT2(V, 40, 36, 3, 1, **FAST), "llama": lambda: Llama(**LLAMA), "tied": lambda: Llama(**LLAMA, tied=True)}
+
+@pytest.mark.parametrize("family", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "tied"))])
+def test_a_reader_asked_for_the_likeliest_alone_draws_the_same_texts(family):
+  model = randomise(MODELS[family]())
+  whole, short = Reader(model, 2), Reader(model, 2, likeliest=7)
+  def texts(reader, seed):
+    reader.place = 0
+    return list(generate(reader, [seed, 2, 3], 20, top_k=7, seed=seed))
+  assert [texts(whole, seed) for seed in range(3)] == [texts(short, seed) for seed in range(3)]
+  short.place = 0
+  assert 7 <= np.isfinite(short(np.array([[1, 2]] * 2))[0]).sum() < V / 2
+
+def test_another_number_of_tokens_has_kernels_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  model = randomise(MODELS["gpt2"]())
+  short, long = (np.isfinite(Reader(model, key="the same", likeliest=n)(np.array([[1, 2]]))).sum() for n in (2, 20))
+  assert 2 <= short < 20 <= long
+
+def test_other_heads_are_computed_whole():
+  """In 16 bits, on another device, for a long list."""
+  weight = Tensor.ones(V, 20).realize()
+  assert Shortlist.serves(weight, 40)
+  assert not Shortlist.serves(weight.cast(dtypes.bfloat16).realize(), 40) and not Shortlist.serves(weight, 1000) and not Shortlist.serves(weight.to("PYTHON"), 40)
+  model = randomise(GPT2(V, 40, 36, 3, 1, **FAST))
+  assert np.isfinite(Reader(model, likeliest=1000)(np.array([[1, 2]]))).all()
