@@ -114,8 +114,8 @@ def whole(n:Size) -> int:
   return n
 
 def cut(work:Size) -> int:
-  """Into how many parts to cut so many multiplications: enough for the cores to share them evenly, none too small to be worth the asking."""
-  return int(min(16, max(1, whole(work) // 500_000)))
+  """Into how many parts to cut so many multiplications, none too small to be worth the asking: a power of two, which cores share evenly."""
+  return 1 << min(16, max(1, whole(work) // 500_000)).bit_length() - 1
 
 @functools.cache
 def compiles(device:str) -> bool:
