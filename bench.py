@@ -5,7 +5,7 @@ The peers take turns, so that a slow minute of the machine is one for all: while
 its turns (in brackets: the least and the most), at the better of one thread and all, and beside it its share of what this machine can do.
 `pip install -e '.[bench]'` brings the peers; all of them together hold 9 GB of memory.
 """
-import argparse, contextlib, importlib.metadata, importlib.util, json, os, platform, re, signal, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, functools, importlib.metadata, importlib.util, json, os, platform, re, signal, statistics, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,15 +52,14 @@ class Tinyformer:
     import models
     from text.generate import Reader
     model = models.load(folder, kind)
-    self.readers = {batch: Reader(model, batch, likeliest=1) for batch in (1, 8)}
+    self.reader = functools.cache(lambda batch: Reader(model, batch, likeliest=1))
 
   def prefill(self, batch:int, length:int) -> np.ndarray:
-    reader = self.readers[batch]
-    reader.place = 0
-    return reader(ids_of(batch, length))
+    self.reader(batch).place = 0
+    return self.reader(batch)(ids_of(batch, length))
 
   def decode(self, batch:int, logits:np.ndarray) -> None:
-    for _ in range(NEW): logits = self.readers[batch](logits.argmax(-1)[:, None])
+    for _ in range(NEW): logits = self.reader(batch)(logits.argmax(-1)[:, None])
 
 class Torch:
   def __init__(self, folder:Path, kind:str, threads:int):

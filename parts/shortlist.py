@@ -41,6 +41,7 @@ INLINE float dot(const float *a, const float *b) {   // in the order of parts/li
 """
 # For each row x of xs (M, K), of whose logits the copy's are near (M, N): the COUNTth largest of what they are at least.
 LEVEL = DOT + r"""
+__attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict xs, const float *restrict near, const float *restrict slack, int part) {
   for (long m = M*part/PARTS; m < M*(part + 1)/PARTS; m++) {
     float length = __builtin_sqrtf(dot(xs + m*K, xs + m*K)), best[COUNT];   // the largest so far, from the least on
@@ -58,6 +59,7 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
 """
 # x w of each row w of the head that may reach x's level, -inf of the others.
 LIKELY = DOT + r"""
+__attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict xs, const float *restrict near, const float *restrict slack, const float *restrict level, const float *restrict head, int part) {
   for (long m = 0; m < M; m++) {
     const float *x = xs + m*K;

@@ -38,6 +38,12 @@ def test_a_list_is_short():
   draw = np.random.default_rng(0).standard_normal
   assert (check(draw((20_000, 96)).astype(np.float32), draw((2, 96)).astype(np.float32), 5) < 30).all()
 
+def test_what_is_there_is_to_the_bit_what_the_whole_head_gives():
+  draw = np.random.default_rng(0).standard_normal
+  weight, x = Tensor(draw((500, 45)).astype(np.float32)).realize(), Tensor(draw((3, 45)).astype(np.float32)).realize()
+  got, want = Shortlist(weight, 9)(x).numpy(), FAST["linear"].product(x, weight).numpy()
+  assert (got[np.isfinite(got)] == want[np.isfinite(got)]).all()
+
 def test_where_all_are_alike_none_is_left_out():
   assert check(np.ones((50, 20), np.float32), np.ones((1, 20), np.float32), 2) == 50
 
