@@ -1,6 +1,7 @@
 """`python bench.py` measures GPT-2's 124M shape here and in every peer that is installed, in one run, each in its own process.
 
-The weights are random and the same for all. Decoding is greedy; prefill computes the head at the last place only, in every peer that can.
+The weights are random and the same for all. Decoding is greedy, prefill computes the head at the last place only, in every peer that can. Ours is
+asked for the likeliest token alone, as gpt.py -t 0 asks it (parts/shortlist.py).
 The peers take turns, so that a slow minute of the machine is one for all: while one works, the others are stopped. Each figure is the median of
 its turns (in brackets: the least and the most), at the better of one thread and all, and beside it its share of what this machine can do.
 `pip install -e '.[bench]'` brings the peers; all of them together hold 9 GB of memory.

@@ -46,12 +46,12 @@ class Translator(Transformer):
     memory = self.encoder(self.embed(source), padding_mask(keep))
     return Tensor.stack(*(Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks))
 
-  def hidden(self, ids:Tensor, start, cache) -> Tensor:
-    """The target's ids (B, T) from place `start` on -> (B, T, D)."""
+  def hidden(self, ids:Tensor, start, cache, at=None) -> Tensor:
+    """The target's ids (B, T) from place `start` on -> (B, T, D); at: of these T the only place that is asked for -> (B, 1, D)."""
     x, T = self.embed(ids, start), ids.shape[1]
     for i, block in enumerate(self.decoder.blocks):
       x = block(x, cache.memories[i], causal_mask(T, start + T) if T > 1 else None, cache.mask, cache.layer(i, start)).realize()
-    return x
+    return x if at is None else x[:, at:at+1]
 
 def sentences(folder:Path, name:str) -> list[str]:
   """The lines of a file of Multi30k, also a gzipped one. Raises Usage where it is absent, ValueError where it is damaged."""

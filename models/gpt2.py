@@ -6,7 +6,7 @@ from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import Config, loader, name_of
 from parts.activation import gelu
-from parts.cache import Cache, alone, continues, padded
+from parts.cache import Cache, continues, one_place, padded
 from parts.linear import embed, floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
@@ -49,7 +49,7 @@ class GPT2:
     With a cache, which holds the `start` places before them, the result is what the whole text would give in its last T rows.
     keep (B, start + T): false where a shorter text is padded; its places count from its first token.
     at, with a cache: of the T rows the only one that is asked for -> (B, 1, D).
-    Raises ValueError if the text is longer than the context.
+    Raises ValueError if the text is longer than the context, and for `start` or `at` without a cache.
     """
     T = continues(ids, start, cache, self.context)
     def seen(T:Size, start:Size) -> Tensor|None:   # the mask of T places from `start` on
@@ -59,7 +59,7 @@ class GPT2:
     mask = seen(T, start)
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
-        x, start = alone(block, x, at, cache.layer(i, start) if cache else None), start + at
+        x, start = one_place(block, x, at, cache.layer(i, start) if cache else None), start + at
         mask = seen(1, start)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache: x.realize()   # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
@@ -71,7 +71,7 @@ class GPT2:
 
   @property
   def unembedding(self) -> Tensor:
-    """(V, D), of whose rows and what `hidden` gives the logits are the products."""
+    """(V, D): the logits are what `hidden` gives times its transpose."""
     return self.tokens.weight
 
   def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tinygrad import Tensor, nn
 from models import checkpoint
 from models.config import Config, loader
-from parts.cache import Cache, alone, continues, padded
+from parts.cache import Cache, continues, one_place, padded
 from parts.feedforward import GatedFeedForward
 from parts.linear import embed
 from parts.positions import frequencies, rotations, turn_halves, window_mask
@@ -55,7 +55,7 @@ class Llama:
     x = stored(embed(self.tokens, ids))
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
-        x, start = alone(block, x, at, cache.layer(i, start) if cache else None, turn), start + at
+        x, start = one_place(block, x, at, cache.layer(i, start) if cache else None, turn), start + at
         mask, turn = seen(1, start)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=turn)
       if cache: x.realize()

@@ -74,18 +74,18 @@ def continues(ids:Tensor, start:Size, cache:Cache|None, context:int) -> Size:
   if cache is None and not (isinstance(start, int) and start == 0): raise ValueError(f"a text can start at place {start} only with a cache")
   return T
 
-def alone(block:Block, x:Tensor, at:Size, cache:Callable|None, turn:Callable|None=None) -> Tensor:
-  """x (B, T, D) -> its place `at`, (B, 1, D): the input of a last block of which nothing else is asked for.
+def one_place(block:Block, x:Tensor, at:Size, cache:Callable|None, turn:Callable|None=None) -> Tensor:
+  """x (B, T, D) -> its place `at`, (B, 1, D): the input of a last block that is asked for nothing else.
 
-  Of the other places it needs keys and values alone, and these are written to the cache. cache, turn: as in MultiHeadAttention.
+  Of the other places that one sees keys and values alone, and these are written to the cache here. cache, turn: as in MultiHeadAttention.
   Raises ValueError without a cache.
   """
   if cache is None: raise ValueError("one place alone can be asked for only with a cache")
-  def write(seen:Tensor) -> Tensor:   # what the block's attention sees of x
+  def write(seen:Tensor) -> Tensor:
     k, v = block.attn.keys_values(seen)
     cache(turn(k) if turn else k, v)
     return seen
-  block.residual(x, write, block.attn_norm)
+  block.residual(x, write, block.attn_norm)   # for `write` to see what the attention would; the sum itself is never computed
   return x[:, at:at+1]
 
 def padded(mask:Tensor|None, keep:Tensor|None) -> Tensor|None:

@@ -114,7 +114,7 @@ def whole(n:Size) -> int:
   return n
 
 def cut(work:Size) -> int:
-  """Into how many parts to cut so many multiplications, none too small to be worth the asking: a power of two, which cores share evenly."""
+  """Into how many parts to cut so many multiplications, none too small to be worth the asking: a power of two, for two, four or eight cores to share them evenly."""
   return 1 << min(16, max(1, whole(work) // 500_000)).bit_length() - 1
 
 @functools.cache

@@ -97,15 +97,17 @@ def test_one_place_alone_without_a_cache_is_refused():
   with pytest.raises(ValueError, match="only with a cache"): made("gpt2").hidden(Tensor(IDS), at=3)
 
 @pytest.mark.parametrize("family", params("mistral"))
-def test_a_traced_reader_writes_the_same_also_after_another_text(model):
+def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypatch):
   """Across the edge of the window, and past the end of a piece."""
+  monkeypatch.setattr(Reader, "PIECES", (16, 1))
   reader = Reader(model)
-  for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist()):
+  for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
     reader.place, ids = 0, first[:]
     for [token] in generate(reader, first, C - len(first), temperature=0): ids.append(token)
     assert len(ids) == C and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1:-1].tolist() == ids[len(first):]
 
 def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(family, model, plain, tmp_path, monkeypatch):
+  monkeypatch.setattr(Reader, "PIECES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   fast = MODELS[family](**{name: part for name, part in models.FAST.items() if family == "gpt2" or name != "layer_norm"})
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)

@@ -14,7 +14,8 @@ class Reader:
 
   place: how many tokens of each text it has read; at most `context`.  cache: the model's own for so many texts; without one, a new one.
   key: all that decides what the model computes but its weights, for the kernels to be kept between runs; None keeps nothing.
-  likeliest: of how many tokens, the likeliest, the logits are asked for; those of the others may then be -inf, which can take less time.
+  likeliest: of how many tokens, the likeliest, a decoder's logits are asked for; those of the others may then be -inf, which can take less time.
+  Its weights stay as they are now.
   """
   PIECES = 512, 64, 1   # tokens read at a time, each number traced when it is first needed: a long piece is padded, a short one read token by token
 
@@ -24,11 +25,11 @@ class Reader:
     self.cache:Cache = cache or model.cache(batch)
     self.context, self.batch, self.place = self.cache.context, batch, 0
     known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
-    head = model.head
-    if likeliest and Shortlist.serves(model.unembedding, likeliest):
+    head, self.likeliest = model.head, likeliest or None
+    if likeliest and Shortlist.serves(model.unembedding, batch, likeliest):
       head = Shortlist(model.unembedding, likeliest, key)
       known |= {"shortlist.copy": head.copy, "shortlist.slack": head.slack}
-      key = key and f"{key} {likeliest}"
+      key = key and f"{key} {head.count}"
     def read(ids:Tensor, start:UOp, last:UOp) -> Tensor: return head(model.hidden(ids, start, self.cache, at=last)).float().realize()
     def token(ids:Tensor, start:UOp) -> Tensor: return head(model.hidden(ids, start, self.cache)).float().realize()
     start = UOp.variable("start", 0, self.cache.rows - 1)
@@ -75,8 +76,11 @@ def generate(reader:Reader, ids:Sequence[int], tokens:int, temperature:float=0.8
   """Has the reader read `ids` and write on: yields the next token of each of its texts, None for a text that has met `end`.
 
   It is over after `tokens` tokens, when all texts have met `end`, or when the context is full. The same seed draws the same tokens, and
-  text n of several is what it would be among fewer. Raises ValueError if `ids` is empty or does not leave room for a token.
+  text n of several is what it would be among fewer. Raises ValueError if `ids` is empty or does not leave room for a token, and for a reader
+  that gives the logits of fewer tokens than are drawn from.
   """
+  if reader.likeliest and (constraints or not 0 < (top_k if temperature else 1) <= reader.likeliest):
+    raise ValueError(f"this reader gives the logits of the {reader.likeliest} likeliest tokens alone")
   if reader.place + len(ids) >= reader.context:
     raise ValueError(f"{reader.place + len(ids):,} tokens leave no room in a context of {reader.context:,}")
   draws = [np.random.default_rng(None if seed is None else [seed, row]) for row in range(reader.batch)]
@@ -98,8 +102,9 @@ def beam_search(reader:Reader, ids:Sequence[int], tokens:int, length_penalty:Cal
   A score is the sum of log-probabilities (nats) over length_penalty(number of tokens): `float` makes it the mean, `lambda n: 1` the sum,
   `lambda n: ((5 + n) / 6) ** 0.6` is that of Wu et al. 2016, sec. 7. A continuation that meets `end` is finished, `end` included.
   hope: what score an unfinished one may yet reach, from its sum and number of tokens; its score now, if None. When as many are finished and none
-  of them scores less than the best unfinished one may, the search is over.
+  of them scores less than the best unfinished one may, the search is over. Raises ValueError for a reader of the likeliest tokens' logits alone.
   """
+  if reader.likeliest: raise ValueError("beams need the logits of all tokens, and this reader gives those of the likeliest alone")
   beams = reader.batch
   hope = hope or (lambda total, n: total / length_penalty(n))
   logits = reader(np.tile(np.array(ids, dtype=np.int32), (beams, 1)))
