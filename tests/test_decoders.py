@@ -82,7 +82,7 @@ def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
 
-@pytest.mark.parametrize("family", params("mistral"))
+@pytest.mark.parametrize("family", params("gpt2"))
 def test_one_place_alone_is_what_it_is_among_others_and_the_text_goes_on(model, plain, alone):
   """Of texts in two pieces, and padded on the left."""
   ids, keep = padded_left()
