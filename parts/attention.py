@@ -180,13 +180,7 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
       float now = top;
       for (int j = 0; j < BLOCK; j++) scores[j] = -INFINITE;
       for (int j = 0; j < n; j++) {
-        const float *row = hk + (s + j)*K;
-        vec y = 0.0f;
-        int p = 0;
-        for (; p + W <= K; p += W) y += *(const vec *)(hq + p) * *(const vec *)(row + p);
-        float dot = sum(y);
-        for (; p < K; p++) dot += hq[p] * row[p];
-        scores[j] = dot * SCALE + BIAS;
+        scores[j] = dot(hq, hk + (s + j)*K, K) * SCALE + BIAS;
         if (!(scores[j] <= now)) now = scores[j];   // also what is no number
       }
       float old = top;

@@ -42,6 +42,14 @@ FOLDS(sum, PLUS)
 FOLDS(most, __builtin_elementwise_max)
 #define sum FOLD(sum)
 #define most FOLD(most)
+INLINE float dot(const float *a, const float *b, long n) {
+  vec s = 0.0f;
+  long k = 0;
+  for (; k + W <= n; k += W) s += *(const vec *)(a + k) * *(const vec *)(b + k);
+  float y = sum(s);
+  for (; k < n; k++) y += a[k] * b[k];
+  return y;
+}
 INLINE void turn4(float *to, long ld, const four *r) {   // the columns of four rows of four, at to, to + ld and so on
   typedef float next __attribute__((ext_vector_type(4), aligned(4)));
   four low = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), high = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);

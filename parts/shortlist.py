@@ -29,22 +29,12 @@ ABI void NAME(float *restrict out, const float *restrict head, const TYPE *restr
   }
 }
 """
-DOT = r"""
-INLINE float dot(const float *a, const float *b) {   // in the order of parts/linear.py's kernel for few rows
-  vec s = 0.0f;
-  long k = 0;
-  for (; k + W <= K; k += W) s += *(const vec *)(a + k) * *(const vec *)(b + k);
-  float y = sum(s);
-  for (; k < K; k++) y += a[k] * b[k];
-  return y;
-}
-"""
 # For each row x of xs (M, K), whose logits by the copy are near (M, N): each logit is at least near - slack |x|, and out is the COUNTth largest of these.
-LEVEL = DOT + r"""
+LEVEL = r"""
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict xs, const float *restrict near, const float *restrict slack, int part) {
   for (long m = M*part/PARTS; m < M*(part + 1)/PARTS; m++) {
-    float length = __builtin_sqrtf(dot(xs + m*K, xs + m*K)), best[COUNT];   // the largest so far, ascending
+    float length = __builtin_sqrtf(dot(xs + m*K, xs + m*K, K)), best[COUNT];   // the largest so far, ascending
     for (int i = 0; i < COUNT; i++) best[i] = -__builtin_inff();
     for (long n = 0; n < N; n++) {
       float low = near[m*N + n] - slack[n] * length;
@@ -57,15 +47,15 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
   }
 }
 """
-# x w of each row w of the head that may reach x's level, -inf of the others.
-LIKELY = DOT + r"""
+# x w of each row w of the head that may reach x's level, in the order of the sums of parts/linear.py's kernel for few rows; -inf of the others.
+LIKELY = r"""
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict xs, const float *restrict near, const float *restrict slack, const float *restrict level, const float *restrict head, int part) {
   for (long m = 0; m < M; m++) {
     const float *x = xs + m*K;
-    float length = __builtin_sqrtf(dot(x, x));
+    float length = __builtin_sqrtf(dot(x, x, K));
     for (long n = N*part/PARTS; n < N*(part + 1)/PARTS; n++)   // NaN is not less than any level: it is computed, and stays NaN
-      out[m*N + n] = near[m*N + n] + slack[n] * length < level[m] ? -__builtin_inff() : dot(head + n*K, x);
+      out[m*N + n] = near[m*N + n] + slack[n] * length < level[m] ? -__builtin_inff() : dot(head + n*K, x, K);
   }
 }
 """

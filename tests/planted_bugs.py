@@ -52,7 +52,7 @@ BUGS = [   # what is wrong, where, the right text, the wrong text; and, where th
   ("rounding left out of a short list's slack", "parts/shortlist.py", "out[n] = __builtin_sqrtf(l) +", "out[n] ="),
   ("what float32 loses left out of a short list's slack", "parts/shortlist.py", "(K + 8) * 1.2e-7f", "0.0f"),
   ("a short list one too short", "parts/shortlist.py", "COUNT=self.count, parts", "COUNT=max(1, self.count // 2 - 1), parts"),
-  ("a short list that drops what is no number", "parts/shortlist.py", "< level[m] ? -__builtin_inff() : dot(head + n*K, x)", ">= level[m] ? dot(head + n*K, x) : -__builtin_inff()"),
+  ("a short list that drops what is no number", "parts/shortlist.py", "< level[m] ? -__builtin_inff() : dot(head + n*K, x, K)", ">= level[m] ? dot(head + n*K, x, K) : -__builtin_inff()"),
   ("a drawn token's list of one", "gpt.py", "likeliest=args.top_k if args.temperature else 1", "likeliest=1", "gpt_command"),
   ("another number of likeliest tokens by the same kept kernels", "text/generate.py", 'key = key and f"{key} {head.count}"', "pass", "shortlist"),
   ("a last block that sees its norm where the norm comes after", "parts/cache.py", "block.residual(x, write, block.attn_norm)   #", "write(block.attn_norm(x))   #", "gpt1"),
