@@ -1,0 +1,44 @@
+"""Results that must not change: those of commit 1097acd, saved in frozen.json."""
+
+import json
+
+import frozen
+import numpy as np
+import pytest
+from frozen import DECODERS, ENCODER_DECODERS, FAMILIES
+
+SAVED = json.loads(frozen.FROZEN.read_text(encoding="utf-8"))
+FAST = ["gpt2-a"]  # The gradients of the other families are compared by .ci/run.
+
+
+def compare(actual, saved):
+  actual, saved = np.array(actual), np.array(saved)
+  assert actual.shape == saved.shape
+  np.testing.assert_allclose(actual, saved, rtol=1e-4, atol=1e-5 * np.abs(saved).max())
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_logits_are_unchanged(case):
+  compare(frozen.logits(case), SAVED["logits"][case])
+
+
+@pytest.mark.parametrize(
+  "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES]
+)
+def test_gradients_are_unchanged(case):
+  compare(frozen.gradients(case), SAVED["gradients"][case])
+
+
+@pytest.mark.parametrize("case", [*DECODERS, *ENCODER_DECODERS])
+def test_greedy_ids_are_unchanged(case):
+  assert frozen.greedy(case) == SAVED["greedy"][case]
+
+
+def test_outputs_of_the_commands_are_unchanged(tmp_path, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "100")
+  outputs = frozen.commands(tmp_path)
+  for name, saved in SAVED["commands"].items():
+    if isinstance(saved, str):
+      assert outputs[name] == saved, name
+    else:
+      compare(outputs[name], saved)
