@@ -6,24 +6,25 @@ import argparse, re, sys, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 import numpy as np
-import backend, console
+from tinyformer.device import select_device
+from tinyformer import cli
 
 def parse(argv:list[str]|None) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="ask.py", description="Fill in a mask, classify, tag, answer a question, compare sentences, translate, name a picture: "
                               "what the model was made for.")
   p.add_argument("text", nargs="*", help="texts, or picture files; for a model that answers questions, a question and the passage with the answer; "
                  "- is standard input (default: standard input, a text a line)")
-  console.model_arguments(p, "owner/repo, or a folder", required=True)
-  p.add_argument("-k", "--top", type=console.number(int, 1), default=5, help="so many candidates, labels or answers (default: %(default)s)")
-  p.add_argument("-n", "--max-tokens", type=console.number(int, 1), help="the most tokens of a translation or summary (default: the checkpoint's)")
-  p.add_argument("-b", "--beams", type=console.number(int, 1), help="texts to follow side by side, 1 always takes the likeliest token (default: the checkpoint's)")
+  cli.model_arguments(p, "owner/repo, or a folder", required=True)
+  p.add_argument("-k", "--top", type=cli.number(int, 1), default=5, help="so many candidates, labels or answers (default: %(default)s)")
+  p.add_argument("-n", "--max-tokens", type=cli.number(int, 1), help="the most tokens of a translation or summary (default: the checkpoint's)")
+  p.add_argument("-b", "--beams", type=cli.number(int, 1), help="texts to follow side by side, 1 always takes the likeliest token (default: the checkpoint's)")
   return p.parse_args(argv)
 
 def read_texts(args:argparse.Namespace) -> list[str]:
   """The texts of the command line, each - replaced by all of standard input; without any, the lines of that. Raises Usage where there is none."""
-  if not args.text and sys.stdin.isatty(): raise console.Usage("there is no text: name one, or pipe it in")
-  texts = [console.read_input() if text == "-" else text for text in args.text] if args.text else console.read_input().splitlines()
-  if not any(text.strip() for text in texts): raise console.Usage("the text is empty")
+  if not args.text and sys.stdin.isatty(): raise cli.Usage("there is no text: name one, or pipe it in")
+  texts = [cli.read_input() if text == "-" else text for text in args.text] if args.text else cli.read_input().splitlines()
+  if not any(text.strip() for text in texts): raise cli.Usage("the text is empty")
   return [text for text in texts if text.strip()]
 
 def softmax(logits:np.ndarray) -> np.ndarray:
@@ -36,7 +37,7 @@ class Encoder:
 
   def __init__(self, model, tokenizer, key:str):
     from tinygrad import Tensor, nn
-    from parts.jit import Jitted
+    from tinyformer.kernels.compiled_step import Jitted
     self.model, self.tokenizer, self.context = model, tokenizer, model.context
     known = nn.state.get_state_dict(model)
     Tensor.realize(*known.values())
@@ -45,7 +46,7 @@ class Encoder:
 
   def __call__(self, ids:list[int], segments:list[int]|None=None) -> np.ndarray:
     """What the model says of one text: its output without the batch. Raises Usage for a text that is too long."""
-    if len(ids) > self.context: raise console.Usage(f"the text has {len(ids):,} tokens, this model reads {self.context:,}: shorten it")
+    if len(ids) > self.context: raise cli.Usage(f"the text has {len(ids):,} tokens, this model reads {self.context:,}: shorten it")
     size = min(self.context, -(-len(ids) // self.PAD) * self.PAD)
     def padded(row:list[int], value:int) -> np.ndarray: return np.array([row + [value] * (size - len(row))], dtype=np.int32)
     if size not in self.steps: self.steps[size] = self.make()
@@ -62,7 +63,7 @@ def fill(encoder:Encoder, text:str, top:int) -> Iterator[str]:
   mask, spelling = tokenizer.mask
   ids = tokenizer.single(tokenizer.encode(re.sub(r"\[MASK\]|<mask>", lambda _: spelling, text), (spelling,)))
   places = [n for n, i in enumerate(ids) if i == mask]
-  if not places: raise console.Usage(f"the text has no {spelling} to fill in")
+  if not places: raise cli.Usage(f"the text has no {spelling} to fill in")
   chances = softmax(encoder(ids))
   for n, place in enumerate(places):
     if n: yield ""
@@ -98,7 +99,7 @@ def answer(encoder:Encoder, question:str, passage:str, top:int, longest:int=30) 
   tokenizer = encoder.tokenizer
   asked, spans = tokenizer.encode(question), tokenizer.spans(passage)
   room = encoder.context - len(tokenizer.pair(asked, [])[0])
-  if room < 2: raise console.Usage(f"the question has {len(asked):,} tokens, which leaves no room for the passage: shorten it")
+  if room < 2: raise cli.Usage(f"the question has {len(asked):,} tokens, which leaves no room for the passage: shorten it")
   found:dict[tuple[int, int], float] = {}
   for first in range(0, max(1, len(spans) - room // 2), room // 2):
     ids, segments = tokenizer.pair(asked, [i for i, *_ in spans[first:first + room]])
@@ -123,40 +124,41 @@ def compare(encoder:Encoder, texts:list[str]) -> Iterator[str]:
 
 def respond(folder:Path, model, key:str, args:argparse.Namespace) -> Callable[[str], Iterator[str]]:
   """What writes an encoder-decoder's answer to a text."""
-  import text
-  from text import generate
-  from text.settings import Settings
-  tokenizer, settings = text.load(folder, model.vocab), Settings.read(folder)
+  from tinyformer import tokenization
+  from tinyformer.generation import engine
+  from tinyformer.generation.generation_config import Settings
+  tokenizer, settings = tokenization.load(folder, model.vocab), Settings.read(folder)
   if args.beams: settings = settings._replace(num_beams=args.beams)
   def write(source:str) -> Iterator[str]:
     ids = tokenizer.single(tokenizer.encode(source))
-    yield tokenizer.decode(generate.respond(model, ids, settings, args.max_tokens, key))
+    yield tokenizer.decode(engine.respond(model, ids, settings, args.max_tokens, key))
   return write
 
 def name(folder:Path, model, top:int) -> Callable[[str], Iterator[str]]:
   """What names the picture in a file."""
   from tinygrad import Tensor
-  try: from models import pictures
+  try: from tinyformer.vision import image_processor
   except ImportError as e: raise ValueError(e) from e   # Pillow is an extra
-  preprocessor = pictures.Preprocessor.load(folder)
+  preprocessor = image_processor.Preprocessor.load(folder)
   def look(path:str) -> Iterator[str]:
-    pixels = preprocessor(pictures.read(path))
+    pixels = preprocessor(image_processor.read(path))
     yield from ranked(softmax(model(Tensor(pixels)).numpy()[0]), lambda i: model.labels[i], top)
   return look
 
 def answers(args:argparse.Namespace, folder:Path, texts:list[str]) -> Iterator[Iterator[str]]:
   """The lines of one answer after the other. Raises Usage for a model, or texts, that do not fit."""
-  import models, text
-  model = models.load(folder, args.dtype)
+  from tinyformer import checkpoints
+  from tinyformer import tokenization
+  model = checkpoints.load_module(folder, args.dtype)
   task, key = model.task, f"{args.dtype} {(folder / 'config.json').read_text(encoding='utf-8')}"
-  if task == "continue": raise console.Usage(f"{args.model} writes on from a text: gpt.py runs it")
+  if task == "continue": raise cli.Usage(f"{args.model} writes on from a text: gpt.py runs it")
   if task == "respond": return map(respond(folder, model, key, args), texts)
   if task == "picture": return map(name(folder, model, args.top), texts)
-  tokenizer = text.load(folder, model.vocab)
+  tokenizer = tokenization.load(folder, model.vocab)
   encoder = Encoder(model, tokenizer, key)
   if task == "vectors": return iter([compare(encoder, texts)])
   if task == "answer":
-    if len(texts) != 2: raise console.Usage("this model answers a question from a passage: give it the two, in this order (- is standard input)")
+    if len(texts) != 2: raise cli.Usage("this model answers a question from a passage: give it the two, in this order (- is standard input)")
     return iter([answer(encoder, texts[0], texts[1], args.top)])
   say = {"fill": fill, "classify": classify, "tag": tag}[task]
   return (say(encoder, text, args.top) for text in texts)
@@ -165,12 +167,12 @@ def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
   if hasattr(sys.stdout, "reconfigure"): sys.stdout.reconfigure(encoding="utf-8", errors="replace")
   texts, begun = read_texts(args), time.monotonic()
-  device = backend.prepare(args.device)
-  folder = console.find_model(args, args.model)
+  device = select_device(args.device)
+  folder = cli.find_model(args, args.model)
   for n, lines in enumerate(answers(args, folder, texts)):
     if n: print()   # between answers
     for line in lines: print(line, flush=True)
-  if args.verbose: console.note(f"{folder} in {args.dtype} on {device}: {time.monotonic() - begun:.1f} s")
+  if args.verbose: cli.note(f"{folder} in {args.dtype} on {device}: {time.monotonic() - begun:.1f} s")
   return 0
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

@@ -1,7 +1,7 @@
 """`python bench.py` measures GPT-2's 124M shape here and in every peer that is installed, in one run, each in its own process.
 
 The weights are random and the same for all. Decoding is greedy, prefill computes the head at the last place only, in every peer that can. Ours is
-asked for the likeliest token alone, as gpt.py -t 0 asks it (parts/shortlist.py).
+asked for the likeliest token alone, as gpt.py -t 0 asks it (tinyformer/kernels/exact_top_k.py).
 The peers take turns, so that a slow minute of the machine is one for all: while one works, the others are stopped. Each figure is the median of
 its turns (in brackets: the least and the most), at the better of one thread and all, and beside it its share of what this machine can do.
 `pip install -e '.[bench]'` brings the peers; all of them together hold 9 GB of memory.
@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 import numpy as np
-import console
+from tinyformer import cli
 
 CORES = os.cpu_count() or 1
 PEERS = {   # name: (package that it needs, its packages, thread counts to try)
@@ -31,11 +31,11 @@ NANOGPT:dict[str, Any] = dict(vocab=65, context=64, dim=128, heads=4, layers=4) 
 
 def make_weights(folder:Path) -> None:
   """GPT-2's smallest shape with random weights (124,439,808 parameters), and a vocabulary of as many made-up tokens."""
-  import backend
-  backend.prepare()
+  from tinyformer.device import select_device
+  select_device()
   from tinygrad import Tensor, nn
   from models import gpt2
-  from text.tokenizer import LETTERS, BytePairEncoding, END, spell
+  from tinyformer.tokenization.byte_level_bpe import LETTERS, BytePairEncoding, END, spell
   model, draw = gpt2.GPT2(), np.random.default_rng(0)
   for t in nn.state.get_parameters(model):
     t.replace(Tensor(draw.standard_normal(t.shape, dtype=np.float32) * np.float32(0.02) + np.float32(t.ndim == 1)))
@@ -48,11 +48,11 @@ def ids_of(batch:int, length:int) -> np.ndarray: return np.random.default_rng(1)
 
 class Tinyformer:
   def __init__(self, folder:Path, kind:str, threads:int):
-    import backend
-    backend.prepare()
-    import models
-    from text.generate import Reader
-    model = models.load(folder, kind)
+    from tinyformer.device import select_device
+    select_device()
+    from tinyformer import checkpoints
+    from tinyformer.generation.engine import Reader
+    model = checkpoints.load_module(folder, kind)
     self.reader = functools.cache(lambda batch: Reader(model, batch, likeliest=1))
 
   def prefill(self, batch:int, length:int) -> np.ndarray:
@@ -126,13 +126,13 @@ def training(name:str, folder:Path, threads:int) -> Callable[[str], list[float]]
   """A function that takes five steps of nanoGPT's CPU setting and gives the milliseconds of the last four."""
   x, y = (np.random.default_rng(i).integers(0, 65, (12, 64)).astype(np.int32) for i in range(2))
   if name.startswith("tinyformer"):
-    import backend
-    backend.prepare()
-    from models import FAST
+    from tinyformer.device import select_device
+    select_device()
+    from tinyformer.kernels.parts import CPU_KERNELS
     from models.gpt2 import GPT2
-    from parts.learner import Learner
-    from parts.loss import loss
-    model = GPT2(**NANOGPT, **FAST)
+    from tinyformer.training.trainer import Learner
+    from tinyformer.kernels.cross_entropy import loss
+    model = GPT2(**NANOGPT, **CPU_KERNELS)
     learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0))
     def step(): learner.learn(1e-3, x, y)
   else:
@@ -157,7 +157,7 @@ def training(name:str, folder:Path, threads:int) -> Callable[[str], list[float]]
 def first_tokens(names:list[str], folder:Path, repeat:int) -> dict[str, dict[str, list[float]]]:
   """Seconds from each peer's command to its first token, the whole process, in turns: with no kernel compiled yet (tinyformer), and warm."""
   def code(library:str, kind:str) -> str:
-    if library == "tinyformer": return f"import console, gpt, sys; sys.exit(console.run(lambda: gpt.main(['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{kind}'])))"
+    if library == "tinyformer": return f"import gpt, sys; from tinyformer import cli; sys.exit(cli.run(lambda: gpt.main(['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{kind}'])))"
     if library == "torch": return (f"import torch, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(r'{folder}', dtype=torch.{kind}); "
                                    f"k = t.GPT2Tokenizer.from_pretrained(r'{folder}'); print(k.decode(m.generate(**k('Once', return_tensors='pt'), max_new_tokens=1)[0]))")
     return (f"import ctranslate2 as c; m = c.Generator(r'{folder / f'ctranslate2-{kind}'}', compute_type='{kind}'); "
@@ -330,4 +330,4 @@ def processor() -> str:
   try: return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]   # type: ignore[index]
   except (OSError, TypeError): return platform.processor() or platform.machine()
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

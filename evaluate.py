@@ -3,16 +3,17 @@ import argparse, math, sys
 from pathlib import Path
 from collections.abc import Iterator, Sequence
 import numpy as np
-import backend, console
+from tinyformer.device import select_device
+from tinyformer import cli
 
 def parse(argv:list[str]|None) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="evaluate.py", description="Tell how well a model predicts a text.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   p.add_argument("data", type=Path, nargs="+", help="text files (also .gz, .xz) or folders of them; <|endoftext|> stands between documents")
   p.add_argument("-m", "--model", default="tiny", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder")
-  p.add_argument("--stride", type=console.number(int, 1), help="tokens that each window adds; those before them are context alone (default: half of the model's context)")
-  p.add_argument("--held-out", type=console.number(int, 0), metavar="SEED", help="only the documents that train.py held out with this seed")
-  p.add_argument("--hold-out", type=console.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, as train.py was told")
-  p.add_argument("--most", type=console.number(int, 1), help="look at no more than the first so many tokens of each document")
+  p.add_argument("--stride", type=cli.number(int, 1), help="tokens that each window adds; those before them are context alone (default: half of the model's context)")
+  p.add_argument("--held-out", type=cli.number(int, 0), metavar="SEED", help="only the documents that train.py held out with this seed")
+  p.add_argument("--hold-out", type=cli.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, as train.py was told")
+  p.add_argument("--most", type=cli.number(int, 1), help="look at no more than the first so many tokens of each document")
   p.add_argument("--dtype", choices=["float32", "float16", "bfloat16", "int8"], default="float32", help="of the weights in memory; it computes in float32")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
   p.add_argument("--offline", action="store_true", help="ask no hub")
@@ -40,7 +41,7 @@ def begun(tokenizer, documents:Sequence[str], most:int|None=None) -> tuple[list[
 def nats(model, documents:Sequence[Sequence[int]], stride:int, batch:int=4) -> Iterator[tuple[int, np.ndarray]]:
   """For each document of token ids, in windows: (which document, the negative log-probabilities of the window's tokens that count)."""
   from tinygrad import Tensor, nn
-  from parts.jit import Jitted
+  from tinyformer.kernels.compiled_step import Jitted
   C = model.context
   def look(x:Tensor, y:Tensor) -> Tensor: return -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1).realize()
   step = Jitted(look, known=nn.state.get_state_dict(model))
@@ -54,18 +55,18 @@ def nats(model, documents:Sequence[Sequence[int]], stride:int, batch:int=4) -> I
 
 def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
-  device = backend.prepare(args.device)
-  import models
-  from text.documents import hold_out, read_documents
-  from text.tokenizer import BytePairEncoding
-  folder = console.find_model(args, args.model)
-  tokenizer, model = BytePairEncoding.load(folder), models.load(folder, args.dtype)
+  device = select_device(args.device)
+  from tinyformer import checkpoints
+  from tinyformer.training.documents import hold_out, read_documents
+  from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+  folder = cli.find_model(args, args.model)
+  tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder, args.dtype)
   stride = args.stride or max(1, model.context // 2)
-  if stride > model.context: raise console.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
+  if stride > model.context: raise cli.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
   documents = read_documents(args.data)
   if args.held_out is not None: documents = hold_out(documents, args.held_out, args.hold_out)[1]
   ids, texts = begun(tokenizer, documents, args.most)
-  total, counted, bar = 0.0, 0, console.Bar("evaluate")
+  total, counted, bar = 0.0, 0, cli.Bar("evaluate")
   whole = sum(max(0, len(x) - 1) for x in ids)
   if not whole: raise ValueError("there is no token to predict")
   for _, losses in nats(model, ids, stride):
@@ -73,9 +74,9 @@ def main(argv:list[str]|None=None) -> int:
     bar(counted, whole, f"{total / counted:.3f} nats a token")
   bar.clear()
   words, size = sum(len(t.split()) for t in texts), sum(len(t.encode()) for t in texts)
-  console.note(f"{folder} in {args.dtype} on {device}: {len(ids):,} documents, {counted:,} tokens, {words:,} words between blanks, {size:,} bytes of UTF-8, as they stand (nothing detokenised)")
-  console.note(f"windows of {model.context} tokens, {stride} new ones in each; a document's first token is " + ("predicted from <|endoftext|>" if tokenizer.end is not None else "not predicted"))
+  cli.note(f"{folder} in {args.dtype} on {device}: {len(ids):,} documents, {counted:,} tokens, {words:,} words between blanks, {size:,} bytes of UTF-8, as they stand (nothing detokenised)")
+  cli.note(f"windows of {model.context} tokens, {stride} new ones in each; a document's first token is " + ("predicted from <|endoftext|>" if tokenizer.end is not None else "not predicted"))
   print(f"{total / counted:.4f} nats a token, perplexity {math.exp(total / counted):.3f} a token, {math.exp(min(700, total / words)):.2f} a word; {total / size / math.log(2):.4f} bits a byte")
   return 0
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

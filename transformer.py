@@ -172,7 +172,7 @@ class MultiHeadAttention:
     """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (cross-attention): (B, S, D), or its `keys_values`.
 
     mask: broadcasts to (B, H, T, S).  cache: (k, v) of these T places -> (k, v) of all S places so far, each (B, H, S, K).
-    turn: what is done to q and k, each (B, H, T, K), for their places to count (parts/positions.py).
+    turn: what is done to q and k, each (B, H, T, K), for their places to count (layers/positions.py).
     """
     q = self.split(self.q(x))
     k, v = memory if isinstance(memory, tuple) else self.keys_values(x if memory is None else memory)
@@ -246,5 +246,5 @@ def loss(logits:Tensor, target:Tensor, smoothing:float=0.1, ignore:int=-1) -> Te
   return (keep.where(-(1 - smoothing) * right - smoothing * log_p.mean(-1), 0)).sum() / keep.sum()
 
 if __name__ == "__main__":
-  from lesson import main
+  from tinyformer.walkthrough import main
   raise SystemExit(main())

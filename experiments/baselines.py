@@ -2,17 +2,18 @@
 import argparse, json, lzma, math, sys, time
 from pathlib import Path
 import numpy as np
-import backend, console
+from tinyformer.device import select_device
+from tinyformer import cli
 
 def parse(argv:list[str]|None) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="experiments/baselines.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
                               description="Hold a model against a Kneser-Ney 5-gram model of the same tokens and against xz, on the documents that train.py held out.")
   p.add_argument("data", type=Path, nargs="+", help="the files and folders that train.py was given, in the same order")
   p.add_argument("-m", "--model", default="tiny", help="gpt2, owner/repo, or a folder: the model, whose tokens the 5-grams are made of")
-  p.add_argument("--held-out", type=console.number(int, 0), default=1337, metavar="SEED", help="train.py's --seed")
-  p.add_argument("--hold-out", type=console.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, as train.py was told")
-  p.add_argument("--most", type=console.number(int, 1), help="look at no more than the first so many tokens of each document")
-  p.add_argument("--order", type=console.number(int, 1), default=5, help="the length of the n-grams")
+  p.add_argument("--held-out", type=cli.number(int, 0), default=1337, metavar="SEED", help="train.py's --seed")
+  p.add_argument("--hold-out", type=cli.number(float, 1e-9, 0.5), default=0.05, metavar="SHARE", help="of the text, as train.py was told")
+  p.add_argument("--most", type=cli.number(int, 1), help="look at no more than the first so many tokens of each document")
+  p.add_argument("--order", type=cli.number(int, 1), default=5, help="the length of the n-grams")
   p.add_argument("-o", "--out", type=Path, help="a file to write the numbers to, as JSON")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
   p.add_argument("--offline", action="store_true", help="ask no hub")
@@ -83,21 +84,22 @@ def xz(learn:bytes, held:bytes, most:int=3 << 29) -> tuple[int, int]:
 
 def main(argv:list[str]|None=None) -> int:
   args = parse(argv)
-  backend.prepare(args.device)
-  import evaluate, models
-  from models import checkpoint
-  from text.documents import hold_out, read_documents
-  from text.tokenizer import BytePairEncoding
-  folder = console.find_model(args, args.model)
-  tokenizer, model = BytePairEncoding.load(folder), models.load(folder)
+  select_device(args.device)
+  import evaluate
+  from tinyformer import checkpoints
+  from tinyformer.checkpoints import safetensors
+  from tinyformer.training.documents import hold_out, read_documents
+  from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+  folder = cli.find_model(args, args.model)
+  tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder)
   learn, held = hold_out(read_documents(args.data), args.held_out, args.hold_out)
   ids, texts = evaluate.begun(tokenizer, held, args.most)
   size, stride, bits = sum(len(t.encode()) for t in texts), max(1, model.context // 2), dict[str, float]()
   if not size: raise ValueError("there is no token to predict")
-  console.note(f"{len(held):,} documents held out of {len(learn) + len(held):,}: {sum(len(x) - 1 for x in ids):,} tokens, {size:,} bytes; windows of {model.context} tokens, {stride} new ones in each")
+  cli.note(f"{len(held):,} documents held out of {len(learn) + len(held):,}: {sum(len(x) - 1 for x in ids):,} tokens, {size:,} bytes; windows of {model.context} tokens, {stride} new ones in each")
   def tell(name:str, cost:float, more:str) -> None:
     bits[name] = cost / size
-    console.note(f"{name}: {more}, {console.clock(time.monotonic() - begun)} minutes")
+    cli.note(f"{name}: {more}, {cli.clock(time.monotonic() - begun)} minutes")
   begun = time.monotonic()
   stream = tokenizer.encode_documents(learn)
   grams = KneserNey(stream, len(tokenizer), args.order)
@@ -111,7 +113,7 @@ def main(argv:list[str]|None=None) -> int:
   tell(folder.name, sum(losses.sum() for _, losses in evaluate.nats(model, ids, stride)) / math.log(2), f"a vocabulary of {len(tokenizer):,}")
   print(f"{'':20} {'bits a byte':>12} {'above ' + folder.name:>20}")
   for name, value in bits.items(): print(f"{name:20} {value:12.4f} {value - bits[folder.name]:20.4f}")
-  if args.out: checkpoint.write_text(args.out, json.dumps({"bits_per_byte": bits, "bytes": size, "tokens": sum(len(x) - 1 for x in ids), "documents": len(held)}, indent=2) + "\n")
+  if args.out: safetensors.write_text(args.out, json.dumps({"bits_per_byte": bits, "bytes": size, "tokens": sum(len(x) - 1 for x in ids), "documents": len(held)}, indent=2) + "\n")
   return 0
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
 from tinygrad import Tensor, nn
-import console
+from tinyformer import cli
 from experiments import common
-from models import FAST
+from tinyformer.kernels.parts import CPU_KERNELS
 from models.bert import Bert
 from models.heads import Classify, Fill
-from parts.jit import Jitted
-from parts.norm import LayerNorm
-from text.tokenizer import BytePairEncoding
+from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.layer_norm import LayerNorm
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from transformer import loss
 
 DIM, HEADS, LAYERS, HIDDEN, DROPOUT, BATCH = 128, 4, 2, 512, 0.2, 32
@@ -30,7 +30,7 @@ class Task(NamedTuple):
 
 def lines(path:Path) -> list[str]:
   """A file's lines in small letters, UTF-8 or else Latin-1. Raises Usage where it is absent."""
-  if not path.exists(): raise console.Usage(f"{path} is not there: --data takes the folder of rt-polarity/ (Pang & Lee 2005: rt-polarity.pos, .neg) and trec/ (Li & Roth 2002: TREC.train.all, TREC.test.all)")
+  if not path.exists(): raise cli.Usage(f"{path} is not there: --data takes the folder of rt-polarity/ (Pang & Lee 2005: rt-polarity.pos, .neg) and trec/ (Li & Roth 2002: TREC.train.all, TREC.test.all)")
   data = path.read_bytes()
   try: text = data.decode()
   except UnicodeDecodeError: text = data.decode("latin-1")
@@ -126,13 +126,13 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
   tokenizer = BytePairEncoding.train([f" {t}" for t in task.learn], task.vocab)
   vocab, classes, (learn, test) = len(tokenizer), [str(i) for i in range(int(task.learn_labels.max()) + 1)], (encode(tokenizer, t, task.length) for t in (task.learn, task.test))
   trunk:dict[str, Tensor] = {}
-  def bert(head) -> Bert: return Bert(vocab + 2, task.length, DIM, HEADS, LAYERS, HIDDEN, 1, Tensor.relu, head=head, dropout=DROPOUT, **FAST)   # BERT's own GELU would take longer than all the rest
+  def bert(head) -> Bert: return Bert(vocab + 2, task.length, DIM, HEADS, LAYERS, HIDDEN, 1, Tensor.relu, head=head, dropout=DROPOUT, **CPU_KERNELS)   # BERT's own GELU would take longer than all the rest
   def classifier() -> Bert:
-    model = bert(lambda tokens: Classify(DIM, classes, linear=FAST["linear"]))
+    model = bert(lambda tokens: Classify(DIM, classes, linear=CPU_KERNELS["linear"]))
     for key, t in nn.state.get_state_dict(model).items():
       if key in trunk: t.replace(trunk[key].clone())
     return model
-  def guesser() -> Bert: return bert(lambda tokens: Fill(DIM, vocab + 2, Tensor.relu, lambda: LayerNorm(DIM), FAST["linear"], tokens))
+  def guesser() -> Bert: return bert(lambda tokens: Fill(DIM, vocab + 2, Tensor.relu, lambda: LayerNorm(DIM), CPU_KERNELS["linear"], tokens))
   def guess(model:Bert, ids:Tensor, places:Tensor, was:Tensor) -> Tensor:
     x = model.hidden(ids, ids != vocab + 1)
     return loss(model.head(x.gather(1, places.unsqueeze(-1).expand(-1, -1, DIM))), was, smoothing=0)
@@ -163,4 +163,4 @@ def study(lab:common.Lab, name:str, task:Task, steps:int, guesses:int) -> dict[s
            "BERT from scratch": lab.once(f"{name}, scratch", lambda: teach(f"{name}, scratch", task.learn_labels))}
   return found | ({"BERT after masked words": lab.once(f"{name}, pretrained", taught_to_guess)} if guesses else {})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

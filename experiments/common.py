@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from tinygrad import Tensor, nn
-import backend, console
-from models.checkpoint import read_metadata, read_safetensors, replacing, undrawn, write_safetensors, write_text
-from parts.jit import Jitted
-from parts.learner import Learner
+from tinyformer.device import select_device
+from tinyformer import cli
+from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors, replacing, undrawn, write_safetensors, write_text
+from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.training.trainer import Learner
 
 def parser(name:str, finding:str) -> argparse.ArgumentParser:
   """The options of every experiment. finding: its docstring, whose first line --help shows."""
   p = argparse.ArgumentParser(prog=f"experiments/{name}.py", description=finding.strip().split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   p.add_argument("--quick", action="store_true", help="a smaller setting, about a minute, that checks the finding and its control")
-  p.add_argument("--seed", type=console.number(int, 0), default=0, help="of the first run; the others follow")
+  p.add_argument("--seed", type=cli.number(int, 0), default=0, help="of the first run; the others follow")
   p.add_argument("-o", "--out", type=Path, help=f"the folder to write, and to go on from (default: runs/{name}, with --quick runs/{name}-quick)")
   p.add_argument("--fresh", action="store_true", help="forget what the folder holds")
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
@@ -26,18 +27,18 @@ class Lab:
   Opens the device. Raises Usage for a folder with the results of other settings.
   """
   def __init__(self, name:str, args:argparse.Namespace):
-    backend.prepare(args.device)
+    select_device(args.device)
     Tensor.manual_seed(0)   # what a run draws begins at a place of its own, see Teacher.begin
     self.name, self.quick, self.seed = name, args.quick, args.seed
     self.out:Path = args.out or Path("runs") / (name + "-quick" * args.quick)
     self.file = self.out / "results.json"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items() if key not in ("out", "fresh", "device")}
     self.out.mkdir(parents=True, exist_ok=True)
-    if not self.file.exists() and any(self.out.iterdir()): raise console.Usage(f"{self.out} holds other files, and no results.json: name another folder with -o")
+    if not self.file.exists() and any(self.out.iterdir()): raise cli.Usage(f"{self.out} holds other files, and no results.json: name another folder with -o")
     if args.fresh:
       for old in [self.file, *self.out.glob("*.safetensors"), *self.out.glob(".*.part")]: old.unlink(missing_ok=True)
     kept = json.loads(self.file.read_text()) if self.file.exists() else {}
-    if kept and kept.get("settings") != settings: raise console.Usage(f"{self.out} holds results of other settings: name another folder with -o, or begin anew with --fresh")
+    if kept and kept.get("settings") != settings: raise cli.Usage(f"{self.out} holds results of other settings: name another folder with -o, or begin anew with --fresh")
     self.results:dict[str, Any] = kept or {"settings": settings, "runs": {}, "seconds": 0.0}
     self.begun = time.monotonic()
     self.keep({})
@@ -67,14 +68,14 @@ class Lab:
       from cycler import cycler   # matplotlib's own
       from matplotlib import rc_context
       from matplotlib.figure import Figure
-    except ImportError: return console.note("no picture: matplotlib is not installed; pip install -e '.[plot]' brings it, and the same command then draws")
+    except ImportError: return cli.note("no picture: matplotlib is not installed; pip install -e '.[plot]' brings it, and the same command then draws")
     style:dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 8, "axes.titlesize": 9, "lines.linewidth": 1.2, "legend.frameon": False,
              "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999", "#000000"])}   # Okabe & Ito's, for all eyes
     with rc_context(style), replacing(self.out / f"{self.name}.png") as part:
       figure = Figure(figsize=(width, height), layout="constrained")
       draw(figure)
       figure.savefig(part, format="png", dpi=90, pil_kwargs={"optimize": True})
-    console.note(f"picture: {self.out / self.name}.png")
+    cli.note(f"picture: {self.out / self.name}.png")
 
   def verdict(self, claims:dict[str, bool]) -> int:
     """Prints each claim and whether it holds, the controls among them -> the exit status: 1 if one does not."""
@@ -133,8 +134,8 @@ class Teacher:
     def save() -> None:
       told = {"step": step, "rows": rows, "recent": recent, "drawn": self.learner.drawn}
       write_safetensors(file, {name: t.numpy() for name, t in self.learner.state.items()}, {"run": json.dumps(told)})
-    bar, saved = console.Bar(run), time.monotonic()
-    with console.deferred_interrupt() as interrupted:   # half a step could not be gone on from
+    bar, saved = cli.Bar(run), time.monotonic()
+    with cli.deferred_interrupt() as interrupted:   # half a step could not be gone on from
       while step < steps:
         recent.append(self.learner.learn(rate(step) if callable(rate) else rate, *batch(step)))
         step += 1
@@ -148,7 +149,7 @@ class Teacher:
           saved = time.monotonic()
         if interrupted():
           bar.clear()
-          console.note(f"stopped at step {step} of {run}: the same command goes on")
+          cli.note(f"stopped at step {step} of {run}: the same command goes on")
           raise KeyboardInterrupt
     bar.clear()
     return rows

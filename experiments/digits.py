@@ -3,11 +3,11 @@ import gzip, math, sys, zlib
 from pathlib import Path
 from typing import Any
 import numpy as np
-import console
+from tinyformer import cli
 from experiments import common
-from models import FAST
+from tinyformer.kernels.parts import CPU_KERNELS
 from models.vit import ViT
-from parts.jit import Jitted
+from tinyformer.kernels.compiled_step import Jitted
 from tinygrad import Tensor, nn
 from transformer import attention, loss
 
@@ -40,10 +40,10 @@ def digits(folder:Path, download:bool) -> tuple[np.ndarray, ...]:
     except OSError as e: raise RuntimeError(f"tinygrad could not download MNIST: {e}") from e
     return images[:, 0], labels, others[:, 0], wanted
   test, learn = find(folder, "t10k"), find(folder, "train")
-  if test is None: raise console.Usage(f"{folder} has no t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz): --data takes the folder of MNIST's four files, --download gets them")
+  if test is None: raise cli.Usage(f"{folder} has no t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz): --data takes the folder of MNIST's four files, --download gets them")
   if learn: return *learn, *test
   order = np.random.default_rng(0).permutation(len(test[0]))
-  console.note(f"{folder} has no train-images-idx3-ubyte: of the test's {len(order):,} images {len(order) * 9 // 10:,} are learned from, the others are the test")
+  cli.note(f"{folder} has no train-images-idx3-ubyte: of the test's {len(order):,} images {len(order) * 9 // 10:,} are learned from, the others are the test")
   return tuple(x[i] for i in np.split(order, [len(order) * 9 // 10]) for x in test)
 
 def shifted(images:np.ndarray, draw:np.random.Generator, most:int=2) -> np.ndarray:
@@ -58,7 +58,7 @@ def pixels(images:np.ndarray) -> np.ndarray:
 
 def vit(layers:int) -> ViT:
   """16 patches of 7 by 7 pixels; ReLU, since ViT's own GELU takes longer on a CPU than all the rest, and attention's plain form, the sooner one for so few keys."""
-  return ViT([str(i) for i in range(10)], (28, 28), (7, 7), 1, 64, 4, layers, 256, Tensor.relu, **FAST | {"attend": attention})
+  return ViT([str(i) for i in range(10)], (28, 28), (7, 7), 1, 64, 4, layers, 256, Tensor.relu, **CPU_KERNELS | {"attend": attention})
 
 def main(argv:list[str]|None=None) -> int:
   parser = common.parser("digits", __doc__)
@@ -101,4 +101,4 @@ def main(argv:list[str]|None=None) -> int:
     {} if lab.quick else {"shifts help: more are read with than without, each with and without decay": all(
       found[a]["right"] > found[b]["right"] for a, b in (("shifts", "neither"), (best, "decay")))}))
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

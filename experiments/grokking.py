@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 import numpy as np
 from tinygrad import Tensor, nn
-import console
+from tinyformer import cli
 from experiments import common
-from parts.jit import Jitted
-from parts.linear import PackedLinear
+from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.linear import PackedLinear
 from transformer import Block, FeedForward, MultiHeadAttention, loss, pre_norm, stored
 
 class Adder:
@@ -66,9 +66,9 @@ def mechanism(model:Adder, look:Jitted, ids:np.ndarray, sums:np.ndarray, count:i
 def main(argv:list[str]|None=None) -> int:
   parser = common.parser("grokking", __doc__)
   parser.add_argument("--prime", type=int, choices=[59, 97, 113], default=59, help="a step costs as much more as there are pairs: 2.7 times with 97, 3.7 times with 113")
-  parser.add_argument("--share", type=console.number(float, 0.05, 0.95), help="of the pairs that it learns from (default: 0.4, with --quick 0.5)")
-  parser.add_argument("--decay", type=console.number(float, 0), help="weight decay (default: 1, with --quick 2)")
-  parser.add_argument("--steps", type=console.number(int, 10), help="(default: 5000, with --quick 800)")
+  parser.add_argument("--share", type=cli.number(float, 0.05, 0.95), help="of the pairs that it learns from (default: 0.4, with --quick 0.5)")
+  parser.add_argument("--decay", type=cli.number(float, 0), help="weight decay (default: 1, with --quick 2)")
+  parser.add_argument("--steps", type=cli.number(int, 10), help="(default: 5000, with --quick 800)")
   args = parser.parse_args(argv)
   def chosen(given, usual, quick): return given if given is not None else quick if args.quick else usual
   share, decay, steps = chosen(args.share, 0.4, 0.5), chosen(args.decay, 1.0, 2.0), chosen(args.steps, 5000, 800)
@@ -114,4 +114,4 @@ def main(argv:list[str]|None=None) -> int:
     "control: without weight decay the held-out pairs stay below 60%, with the learned ones known": bool(first("no decay", 2, 0.99)) and bad["curve"][-1][3] < 0.6,
     "control: there, no six frequencies hold 60%": bad["held"] < 0.6})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

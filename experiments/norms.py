@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 import numpy as np
 from tinygrad import Tensor, nn
-import console
+from tinyformer import cli
 from experiments import common
 from experiments.small import FLOOR, SYMBOLS, Decoder, markov
 from transformer import attention_weights, dot_product, loss, pre_norm, scaled_dot_product, sinusoids
@@ -101,4 +101,4 @@ def main(argv:list[str]|None=None) -> int:
     "of unscaled scores with d_k = 256 the median query gets less than a fifth of the gradient": unscaled["scores"] < scaled["scores"] / 5,
     "control: of scaled ones it gets the same at any width": max(steady) < 1.2 * min(steady)})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

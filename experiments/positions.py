@@ -7,10 +7,10 @@ import math, sys
 from typing import Any
 import numpy as np
 from tinygrad import Tensor
-import console
+from tinyformer import cli
 from experiments import common
 from experiments.small import FLOOR, SYMBOLS, Decoder, losses, markov
-from parts.positions import RelativeBias, alibi, frequencies, rotations, turn_halves
+from layers.positions import RelativeBias, alibi, frequencies, rotations, turn_halves
 from transformer import loss, sinusoids
 
 DIM, HEADS, LAYERS = 32, 4, 2
@@ -23,7 +23,7 @@ class Placed(Decoder):
     self.learned, self.relative = Tensor.normal(most, DIM), RelativeBias(HEADS, both=False, buckets=16, most=length)
 
   def places(self, ids:Tensor, share:Tensor, added:Tensor, cos:Tensor, sin:Tensor, bias:Tensor) -> Tensor:
-    """share (2): 1 where the learned rows, where T5's biases count.  added (T, D); cos, sin (T, K/2); bias (H, T, T): as parts/positions.py gives them."""
+    """share (2): 1 where the learned rows, where T5's biases count.  added (T, D); cos, sin (T, K/2); bias (H, T, T): as layers/positions.py gives them."""
     T = ids.shape[1]
     return self(ids, added + share[0] * self.learned[:T], lambda x: turn_halves(x, cos, sin), bias + share[1] * self.relative(T, T))
 
@@ -74,4 +74,4 @@ def main(argv:list[str]|None=None) -> int:
     "with sinusoids, learned rows and rotations much is lost at once: more than 0.8 nats": all(min(best[s][1:]) > worst[s][0] + 0.8 for s in ("sinusoidal", "learned", "rotary")),
     "control: without positions it learns less well than with any of them, at the lengths that it learned": best["none"][0] > max(worst[s][0] for s in SCHEMES[1:]) + 0.1})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 import numpy as np
 from tinygrad import Tensor
-import console
+from tinyformer import cli
 from experiments import common, small
 from experiments.small import START, SYMBOLS, losses, palindromes, reversal
-from parts.jit import Jitted
+from tinyformer.kernels.compiled_step import Jitted
 from transformer import Decoder, Transformer, causal_mask, learning_rate, loss, sinusoids, stored
 
 DIM, HEADS = 32, 4
@@ -90,4 +90,4 @@ def main(argv:list[str]|None=None) -> int:
     f"a decoder alone learns the reversal, and of the sequence nothing: no less than ln {SYMBOLS}": second < 0.1 and -0.02 < first - math.log(SYMBOLS) < 0.15,
     "control: without the mask it is told the sequence too": halves["alone, no mask"][0] < 0.1})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 import numpy as np
 from tinygrad import nn
-import console
+from tinyformer import cli
 from experiments import common
 from experiments.small import SYMBOLS, Decoder, losses, palindromes
-from parts.similarity import Additive, Bahdanau, General, cosine
+from layers.similarity import Additive, Bahdanau, General, cosine
 from transformer import dot_product, loss, scaled_dot_product, sinusoids
 
 DIM, HEADS, LENGTH = 32, 4, 8
@@ -50,4 +50,4 @@ def main(argv:list[str]|None=None) -> int:
   return lab.verdict({"with scaled dot products it learns the reversal: below 0.1 nats a symbol": max(found["scaled dot product"]) < 0.1,
     "control: additive scores, to which the query makes no difference after the softmax, do not: above 1 nat": min(found["additive"]) > 1})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

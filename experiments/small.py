@@ -3,8 +3,8 @@ import math
 from collections.abc import Callable
 import numpy as np
 from tinygrad import Tensor, nn
-from models import FAST
-from parts.jit import Jitted
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels.compiled_step import Jitted
 from transformer import Block, FeedForward, MultiHeadAttention, add_positions, causal_mask, pre_norm, scaled_dot_product, stored
 
 class Decoder:
@@ -13,8 +13,8 @@ class Decoder:
   residual, attend: as in Block and MultiHeadAttention.  similarity: makes one for each layer.  mask: (T, S) -> (T, S) or None.
   """
   def __init__(self, vocab:int, dim:int, heads:int, layers:int, residual:Callable=pre_norm, similarity:Callable=lambda: scaled_dot_product,
-               mask:Callable=causal_mask, attend:Callable=FAST["attend"]):
-    linear, norm = FAST["linear"], FAST["layer_norm"]
+               mask:Callable=causal_mask, attend:Callable=CPU_KERNELS["attend"]):
+    linear, norm = CPU_KERNELS["linear"], CPU_KERNELS["layer_norm"]
     self.tokens = nn.Embedding(vocab, dim)
     self.tokens.weight = Tensor.normal(vocab, dim, std=dim**-0.5)
     self.blocks = [Block(MultiHeadAttention(dim, heads, linear, similarity(), attend), FeedForward(dim, 4*dim, linear=linear), lambda: norm(dim), residual)

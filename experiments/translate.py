@@ -5,18 +5,18 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 from tinygrad import Tensor
-import console
+from tinyformer import cli
 from experiments import common
-from models.checkpoint import write_text
-from parts.attention import attention
-from parts.jit import Jitted
-from parts.linear import PackedLinear
-from parts.loss import loss
-from parts.norm import LayerNorm
-from text.bleu import bleu
-from text.generate import respond
-from text.settings import Settings
-from text.tokenizer import BytePairEncoding
+from tinyformer.checkpoints.safetensors import write_text
+from tinyformer.kernels.attention import attention
+from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.linear import PackedLinear
+from tinyformer.kernels.cross_entropy import loss
+from tinyformer.kernels.layer_norm import LayerNorm
+from tinyformer.training.metrics import bleu
+from tinyformer.generation.engine import respond
+from tinyformer.generation.generation_config import Settings
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from transformer import Block, FeedForward, MultiHeadAttention, Transformer, causal_mask, learning_rate, padding_mask, post_norm, sinusoids, stored
 
 CONTEXT = 64
@@ -56,7 +56,7 @@ class Translator(Transformer):
 def sentences(folder:Path, name:str) -> list[str]:
   """The lines of a file of Multi30k, also a gzipped one. Raises Usage where it is absent, ValueError where it is damaged."""
   path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-  if path is None: raise console.Usage(f"{folder / name} is not there (nor .gz): --data takes the folder of Multi30k's task 1, raw: train, val, test_2016_flickr, each .de and .en")
+  if path is None: raise cli.Usage(f"{folder / name} is not there (nor .gz): --data takes the folder of Multi30k's task 1, raw: train, val, test_2016_flickr, each .de and .en")
   opener:Callable = gzip.open if path.suffix == ".gz" else open
   try:
     with opener(path, "rt", encoding="utf-8") as f: return f.read().removesuffix("\n").split("\n")
@@ -100,7 +100,7 @@ def main(argv:list[str]|None=None) -> int:
       rows = teacher.teach(lab, name, lab.seed, steps, lambda step: factor * learning_rate(step + 1, sizes[0], warmup), batch, every,
                            lambda: [float(np.mean([measure(*b) for b in zip(*held)]))])
       settings, key, texts = Settings(end, end, num_beams=4, length_penalty=0.6, max_length=CONTEXT), f"translate {len(tokenizer)} {sizes}", list[str]()
-      bar = console.Bar(f"{name}: beams")
+      bar = cli.Bar(f"{name}: beams")
       for german, _ in test:
         texts.append(tokenizer.decode(respond(teacher.model, tokenizer.encode(f" {german}")[:CONTEXT], settings, key=key)).strip())
         bar(len(texts), len(test))
@@ -136,4 +136,4 @@ def main(argv:list[str]|None=None) -> int:
                       "control: shuffled pairs end at least 0.3 nats a token higher on held-out captions, with less than a third of the BLEU":
                         loss_of["pairs"] < loss_of["shuffled pairs"] - 0.3 and first > 3 * scores["shuffled pairs"]})
 
-if __name__ == "__main__": sys.exit(console.run(main))
+if __name__ == "__main__": sys.exit(cli.run(main))

@@ -2,13 +2,13 @@
 import math
 from collections.abc import Callable
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import Config, loader
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config, loader
 from models.encoder_decoder import EncoderDecoder, Stack
-from parts.linear import floats_of
+from tinyformer.kernels.linear import floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention
 
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"tokens": "model.shared", r"head_bias": "final_logits_bias", r"(en|de)coder\.positions": r"model.\1coder.embed_positions",
         r"(en|de)coder\.embed_norm": r"model.\1coder.layernorm_embedding",
         r"(en|de)coder\.blocks\.(\d+)\.attn_norm": r"model.\1coder.layers.\2.self_attn_layer_norm",

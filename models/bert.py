@@ -6,16 +6,16 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import ACTIVATIONS, Config, loader
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from models.heads import LEFT, NAMES as HEADS, Vectors, for_config
-from parts.linear import embed
+from tinyformer.kernels.linear import embed
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, padding_mask, post_norm, stored
 
-def names(trunk:str, head:dict[str, str]) -> checkpoint.Names:
+def names(trunk:str, head:dict[str, str]) -> safetensors.Names:
   """trunk: what comes before the names of all but the head's tensors."""
   layer = rf"{trunk}.encoder.layer.\1."
-  return checkpoint.Names(
+  return safetensors.Names(
     ours={r"tokens": f"{trunk}.embeddings.word_embeddings", r"positions": f"{trunk}.embeddings.position_embeddings",
           r"segments": f"{trunk}.embeddings.token_type_embeddings", r"norm": f"{trunk}.embeddings.LayerNorm",
           r"blocks\.(\d+)\.attn\.q": layer + "attention.self.query", r"blocks\.(\d+)\.attn\.k": layer + "attention.self.key",

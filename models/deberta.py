@@ -5,15 +5,15 @@ It differs from GPT-2 as BERT does. Version 2 puts far distances in common bucke
 import math
 from collections.abc import Callable, Collection
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import ACTIVATIONS, Config, loader
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from models.heads import LEFT, NAMES as HEADS, Vectors, for_config
-from parts.linear import embed, floats_of
-from parts.positions import distances, signed_bucket
+from tinyformer.kernels.linear import embed, floats_of
+from layers.positions import distances, signed_bucket
 from transformer import Block, FeedForward, Linear, attention, padding_mask, stored
 
 LAYER, OUR = r"deberta.encoder.layer.\1.", r"blocks\.(\d+)\."
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"tokens": "deberta.embeddings.word_embeddings", r"norm": "deberta.embeddings.LayerNorm",
         r"relative\.table": "deberta.encoder.rel_embeddings", r"relative\.norm": "deberta.encoder.LayerNorm", r"convolution\.norm": "deberta.encoder.conv.LayerNorm",
         r"convolution\.conv": "deberta.encoder.conv.conv", r"head\.pool": "pooler.dense",

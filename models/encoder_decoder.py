@@ -1,8 +1,8 @@
 """What the encoder-decoders have in common: a source is read at once, then a target piece by piece, and what its layers see of the source is kept."""
 from collections.abc import Callable, Sequence
 from tinygrad import Tensor, nn
-from parts.cache import Cache, SourceCache, continues, padded
-from parts.linear import embed
+from tinyformer.generation.kv_cache import Cache, SourceCache, continues, padded
+from tinyformer.kernels.linear import embed
 from transformer import Block, Memory, Size, causal_mask, stored
 
 class Stack:

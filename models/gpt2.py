@@ -3,14 +3,14 @@ import functools, math
 from pathlib import Path
 from collections.abc import Callable
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import Config, loader, name_of
-from parts.activation import gelu
-from parts.cache import Cache, continues, one_place, padded
-from parts.linear import embed, floats_of
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config, loader, name_of
+from tinyformer.kernels.gelu import gelu
+from tinyformer.generation.kv_cache import Cache, continues, one_place, padded
+from tinyformer.kernels.linear import embed, floats_of
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"tokens": "transformer.wte", r"positions": "transformer.wpe", r"norm": "transformer.ln_f",
         r"blocks\.(\d+)\.attn_norm": r"transformer.h.\1.ln_1", r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2",
         r"blocks\.(\d+)\.attn\.[qkv]\.": r"transformer.h.\1.attn.c_attn.", r"blocks\.(\d+)\.attn\.out": r"transformer.h.\1.attn.c_proj",
@@ -89,7 +89,7 @@ load = loader(from_config, NAMES)
 
 def save(model:GPT2, folder:str|Path, dtype:str="float32", **config) -> None:
   """Writes a folder that `load`, and transformers' GPT2LMHeadModel, read. config: more keys for config.json, such as eos_token_id."""
-  checkpoint.write(model, Path(folder), {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": model.vocab,
+  safetensors.write(model, Path(folder), {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": model.vocab,
     "n_positions": model.context, "n_embd": model.dim, "n_head": model.heads, "n_layer": len(model.blocks), "n_inner": model.hidden_dim,
     "activation_function": name_of(model.activation), "layer_norm_epsilon": model.norm.eps,
     "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": None} | config, NAMES, dtype)

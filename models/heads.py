@@ -5,7 +5,7 @@ A head has a `task`, by which a command knows what to do with what it says, and 
 import re
 from collections.abc import Callable
 from tinygrad import Tensor, nn
-from models.config import Config
+from tinyformer.checkpoints.config import Config
 from transformer import Linear
 
 NAMES = {r"head\.dense": "cls.predictions.transform.dense", r"head\.norm": "cls.predictions.transform.LayerNorm", r"head\.bias": "cls.predictions.bias",

@@ -5,20 +5,20 @@ Mistral and LLaMA 2's largest share keys among heads; Mistral's queries may see 
 import functools
 from collections.abc import Callable
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import Config, loader
-from parts.cache import Cache, continues, one_place, padded
-from parts.feedforward import GatedFeedForward
-from parts.linear import embed
-from parts.positions import frequencies, rotations, turn_halves, window_mask
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config, loader
+from tinyformer.generation.kv_cache import Cache, continues, one_place, padded
+from layers.feedforward import GatedFeedForward
+from tinyformer.kernels.linear import embed
+from layers.positions import frequencies, rotations, turn_halves, window_mask
 from transformer import Block, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
 
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"tokens": "model.embed_tokens", r"norm": "model.norm", r"head": "lm_head",
         r"blocks\.(\d+)\.attn_norm": r"model.layers.\1.input_layernorm", r"blocks\.(\d+)\.ff_norm": r"model.layers.\1.post_attention_layernorm",
         r"blocks\.(\d+)\.attn\.out": r"model.layers.\1.self_attn.o_proj", r"blocks\.(\d+)\.attn\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
         r"blocks\.(\d+)\.ff\.(gate|up|down)": r"model.layers.\1.mlp.\2_proj"},
-  left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: parts/positions.py computes them"})
+  left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: layers/positions.py computes them"})
 
 class Llama:
   """Token ids to logits for the token that follows each of them.

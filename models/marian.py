@@ -1,10 +1,10 @@
 """Marian is BART with computed positions and no norm of the embeddings: the 2017 Transformer, its sines before its cosines (Junczys-Dowmunt et al. 2018)."""
 import functools
 from models import bart
-from models.config import loader
-from parts.positions import sinusoids_in_halves
+from tinyformer.checkpoints.config import loader
+from layers.positions import sinusoids_in_halves
 
-NAMES = bart.NAMES._replace(left=bart.NAMES.left | {r"model\.(en|de)coder\.embed_positions\.weight": "sinusoids: parts/positions.py computes them"})
+NAMES = bart.NAMES._replace(left=bart.NAMES.left | {r"model\.(en|de)coder\.embed_positions\.weight": "sinusoids: layers/positions.py computes them"})
 
 def sinusoids(context:int, dim:int):
   """What models.encoder_decoder.Stack takes as positions."""

@@ -1,8 +1,8 @@
 """Mixtral is Mistral with eight feed-forward networks a layer, of which a router chooses two for each token (Jiang et al. 2024, sec. 2)."""
 import functools
 from models import llama
-from models.config import Config, loader
-from parts.feedforward import MixtureOfExperts
+from tinyformer.checkpoints.config import Config, loader
+from layers.feedforward import MixtureOfExperts
 
 EXPERTS = r"model.layers.\1.block_sparse_moe.experts"
 NAMES = llama.NAMES._replace(

@@ -5,15 +5,15 @@ Each head learns a bias of its scores for each bucket of distances, which all bl
 import functools
 from collections.abc import Callable
 from tinygrad import nn
-from models import checkpoint
-from models.config import Config, loader
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config, loader
 from models.encoder_decoder import EncoderDecoder, Stack
-from parts.activation import gelu
-from parts.feedforward import GatedFeedForward
-from parts.positions import RelativeBias
+from tinyformer.kernels.gelu import gelu
+from layers.feedforward import GatedFeedForward
+from layers.positions import RelativeBias
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, dot_product, pre_norm
 
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"tokens": "shared", r"head": "lm_head", r"(en|de)coder\.norm": r"\1coder.final_layer_norm",
         r"(en|de)coder\.bias": r"\1coder.block.0.layer.0.SelfAttention.relative_attention_bias",
         r"(en|de)coder\.blocks\.(\d+)\.attn_norm": r"\1coder.block.\2.layer.0.layer_norm",

@@ -3,12 +3,12 @@ from pathlib import Path
 from collections.abc import Callable, Sequence
 import numpy as np
 from tinygrad import Tensor, nn
-from models import checkpoint
-from models.config import ACTIVATIONS, Config, loader, name_of
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader, name_of
 from models.heads import labels
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, pre_norm, stored
 
-NAMES = checkpoint.Names(
+NAMES = safetensors.Names(
   ours={r"class_token": "vit.embeddings.cls_token", r"positions": "vit.embeddings.position_embeddings", r"norm": "vit.layernorm", r"head": "classifier",
         r"patches": "vit.embeddings.patch_embeddings.projection",
         r"blocks\.(\d+)\.attn_norm": r"vit.encoder.layer.\1.layernorm_before", r"blocks\.(\d+)\.ff_norm": r"vit.encoder.layer.\1.layernorm_after",
@@ -114,6 +114,6 @@ def save(model:ViT, folder:str|Path, dtype:str="float32", **config) -> None:
   image, patch = (side[0] if side[0] == side[1] else list(side) for side in (model.image, model.patch))
   heads = {"architectures": ["ViTForImageClassification" if model.head else "ViTModel"], "id2label": dict(enumerate(model.labels)),
            "label2id": {label: i for i, label in enumerate(model.labels)}}
-  checkpoint.write(model, Path(folder), {"model_type": "vit", "image_size": image, "patch_size": patch, "num_channels": model.channels,
+  safetensors.write(model, Path(folder), {"model_type": "vit", "image_size": image, "patch_size": patch, "num_channels": model.channels,
     "hidden_size": model.dim, "num_attention_heads": model.heads, "num_hidden_layers": len(model.blocks), "intermediate_size": model.hidden_dim,
     "hidden_act": name_of(model.activation), "layer_norm_eps": model.norm.eps} | heads | config, NAMES, dtype)

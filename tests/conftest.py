@@ -6,8 +6,8 @@ os.environ.setdefault("NOOPT", "1")      # tinygrad makes plainer kernels in two
 for name in list(os.environ):   # a user's hub and proxies are not the tests'
   if name.startswith("HF_") or name.lower().endswith("_proxy"): del os.environ[name]
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import backend
-backend.prepare()
+from tinyformer.device import select_device
+select_device()
 import numpy as np
 import pytest
 from tinygrad import Tensor, nn

@@ -18,10 +18,11 @@ from conftest import FIXTURES, ROOT, with_head
 import numpy as np
 from tinygrad import Tensor, nn
 
-import ask, attend, evaluate, gpt, models
+import ask, attend, evaluate, gpt
+from tinyformer import checkpoints
 from test_ask import WORDS, unigram
-from text.generate import Reader, generate, respond
-from text.settings import Settings
+from tinyformer.generation.engine import Reader, generate, respond
+from tinyformer.generation.generation_config import Settings
 
 FROZEN = Path(__file__).parent / "frozen.json"
 DECODERS = ["gpt1-a", "gpt2-a", "gpt2-b", "llama-a", "mistral-a", "mixtral-a"]
@@ -51,7 +52,7 @@ def inputs(case: str) -> list[Tensor]:
 
 def logits(case: str) -> list[float]:
   """Return every third logit of a fixture's model."""
-  return numbers(models.load(FIXTURES / case)(*inputs(case)).numpy().ravel()[::3])
+  return numbers(checkpoints.load_module(FIXTURES / case)(*inputs(case)).numpy().ravel()[::3])
 
 
 def gradients(case: str) -> list[list[float]]:
@@ -60,7 +61,7 @@ def gradients(case: str) -> list[list[float]]:
   The loss is the sum of the logits times fixed random numbers. The list is sorted, so it does not
   depend on the parameters' names or order.
   """
-  model = models.load(FIXTURES / case)
+  model = checkpoints.load_module(FIXTURES / case)
   parameters = nn.state.get_parameters(model)
   output = model(*inputs(case))
   weights = np.random.default_rng(0).standard_normal(output.shape).astype(np.float32)
@@ -75,7 +76,7 @@ def gradients(case: str) -> list[list[float]]:
 
 def greedy(case: str) -> list[int]:
   """Return 12 greedy token ids of a decoder or an encoder-decoder."""
-  model = models.load(FIXTURES / case)
+  model = checkpoints.load_module(FIXTURES / case)
   if case in ENCODER_DECODERS:
     settings = Settings.read(FIXTURES / case)._replace(num_beams=1)
     return respond(model, [5, 9, 3, 7, 11], settings, 12)

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, with_head
 from tinygrad import Tensor
-import ask, console, models, text
-from text.wordpiece import WordPiece
+import ask
+from tinyformer import cli
+from tinyformer import checkpoints
+from tinyformer import tokenization
+from tinyformer.tokenization.wordpiece import WordPiece
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "capital", "of", "france", "is", "paris", ".", ",", "##s", "who", "?", "ann", "lee", "lives", "in", "rome",
          *"abcdefghijklmnopqrstuvwxyz"]
@@ -25,7 +28,7 @@ def folder(tmp_path_factory):
 
 def run(capsys, *argv):
   """(exit status, standard output, standard error)"""
-  try: status = console.run(lambda: ask.main([str(a) for a in argv]))
+  try: status = cli.run(lambda: ask.main([str(a) for a in argv]))
   except SystemExit as e: status = e.code
   said = capsys.readouterr()
   return status, said.out, said.err
@@ -38,7 +41,7 @@ def test_a_mask_is_filled_with_what_the_model_finds_likeliest(capsys, folder):
   path = folder("ForMaskedLM")
   status, out, err = run(capsys, "-m", path, "The capital of France is [MASK].")
   ids = [2, 5, 6, 7, 8, 9, 4, 11, 3]
-  chances = softmax(models.load(path)(Tensor([ids])).numpy()[0, 6])
+  chances = softmax(checkpoints.load_module(path)(Tensor([ids])).numpy()[0, 6])
   best = np.argsort(-chances)[:5]
   assert (status, err) == (0, "") and said(out) == [(pytest.approx(chances[i], abs=6e-4), WORDS[i].removeprefix("##")) for i in best]
   assert run(capsys, "-m", path, "The capital of France is <mask>.")[1] == out   # RoBERTa's spelling
@@ -48,7 +51,7 @@ def test_a_mask_is_filled_with_what_the_model_finds_likeliest(capsys, folder):
 def test_a_text_is_classified_as_the_model_does(capsys, folder):
   path = folder("ForSequenceClassification")
   out = run(capsys, "-m", path, "who lives in rome?")[1]
-  chances = softmax(models.load(path)(Tensor([[2, 14, 18, 19, 20, 15, 3]])).numpy()[0])
+  chances = softmax(checkpoints.load_module(path)(Tensor([[2, 14, 18, 19, 20, 15, 3]])).numpy()[0])
   assert dict((label, p) for p, label in said(out)) == {label: pytest.approx(p, abs=6e-4) for label, p in zip(("calm", "glad", "sad", "wry"), chances)}
 
 def test_several_texts_have_an_answer_each_also_from_standard_input(capsys, folder, monkeypatch):
@@ -61,7 +64,7 @@ def test_several_texts_have_an_answer_each_also_from_standard_input(capsys, fold
 def test_sentence_vectors_are_means_and_the_closest_is_oneself(capsys, folder):
   path = folder("Model")
   vector = np.array(run(capsys, "-m", path, "paris")[1].split(), dtype=float)
-  np.testing.assert_allclose(vector, models.load(path)(Tensor([[2, 10, 3]])).numpy()[0].mean(0), atol=2e-6)
+  np.testing.assert_allclose(vector, checkpoints.load_module(path)(Tensor([[2, 10, 3]])).numpy()[0].mean(0), atol=2e-6)
   lines = run(capsys, "-m", path, "paris", "rome is", "paris")[1].splitlines()
   assert len(lines) == 3 and lines[1] == "1.0000  paris  |  paris" and not lines[0].startswith("1.0000")
 
@@ -123,11 +126,11 @@ def t5(tmp_path_factory):
   return path
 
 def test_an_encoder_decoder_writes_its_answer(capsys, t5):
-  from text.generate import respond
-  from text.settings import Settings
+  from tinyformer.generation.engine import respond
+  from tinyformer.generation.generation_config import Settings
   status, out, err = run(capsys, "-m", t5, "-n", "9", "-b", "2", "a red house")
-  tokenizer = text.load(t5)
-  want = respond(models.load(t5), tokenizer.single(tokenizer.encode("a red house")), Settings.read(t5)._replace(num_beams=2), 9)
+  tokenizer = tokenization.load(t5)
+  want = respond(checkpoints.load_module(t5), tokenizer.single(tokenizer.encode("a red house")), Settings.read(t5)._replace(num_beams=2), 9)
   assert status == 0 and out == tokenizer.decode(want) + "\n", err
 
 def test_a_picture_is_named(capsys, tmp_path):
@@ -151,7 +154,7 @@ def test_each_command_names_the_other(capsys, folder):
   status, _, err = run(capsys, "-m", ROOT / "weights" / "tiny", "Once")
   assert status == 2 and "gpt.py runs it" in err
   import gpt
-  assert console.run(lambda: gpt.main(["-m", str(folder("ForMaskedLM")), "-p", "x"])) == 2 and "ask.py runs it" in capsys.readouterr().err
+  assert cli.run(lambda: gpt.main(["-m", str(folder("ForMaskedLM")), "-p", "x"])) == 2 and "ask.py runs it" in capsys.readouterr().err
 
 def test_it_runs_as_a_program(folder):
   done = subprocess.run([sys.executable, ROOT / "ask.py", "-m", folder("ForSequenceClassification"), "-"], input="the capital", capture_output=True, text=True)

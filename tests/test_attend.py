@@ -3,8 +3,9 @@ import base64, json, shutil, sys
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT
-import attend, console
-from look.terminal import wide
+import attend
+from tinyformer import cli
+from tinyformer.interpret.terminal import wide
 from test_ask import WORDS
 from test_page import told
 
@@ -12,7 +13,7 @@ TINY = str(ROOT / "weights" / "tiny")
 
 def run(capsys, *argv):
   """(exit status, standard output, standard error)"""
-  try: status = console.run(lambda: attend.main([str(a) for a in argv]))
+  try: status = cli.run(lambda: attend.main([str(a) for a in argv]))
   except SystemExit as e: status = e.code
   said = capsys.readouterr()
   return status, said.out, said.err
@@ -72,7 +73,7 @@ def test_bad_input_is_a_line_and_exit_status_2(capsys, argv, message):
 
 def test_without_matplotlib_the_cure_is_told(capsys, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
-  monkeypatch.delitem(sys.modules, "look.picture", raising=False)
+  monkeypatch.delitem(sys.modules, "tinyformer.interpret.figure", raising=False)
   status, out, err = run(capsys, "-p", "a", "--png", tmp_path / "x.png")
   assert (status, out) == (2, "") and "pip install -e '.[plot]'" in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
@@ -112,7 +113,7 @@ def test_an_encoders_page_has_what_its_head_says(capsys, tmp_path, head, lens, a
 @pytest.mark.slow
 def test_a_picture_is_shown_under_its_patches(capsys, tmp_path, monkeypatch):
   Image = pytest.importorskip("PIL.Image")
-  from models.pictures import Preprocessor
+  from tinyformer.vision.image_processor import Preprocessor
   folder, file = shutil.copytree(FIXTURES / "vit-a", tmp_path / "vit"), tmp_path / "x.html"
   Preprocessor({"size": 12}).save(folder)
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
@@ -125,7 +126,7 @@ def test_a_picture_is_shown_under_its_patches(capsys, tmp_path, monkeypatch):
   assert out.startswith("layer 1, heads 0, 1, 2\n") and out.count("\n") == 5
   assert run(capsys, "-m", folder, "-p", "a cat")[::2] == (2, "error: there is no file a cat: this model looks at pictures\n")
   monkeypatch.setitem(sys.modules, "PIL", None)
-  monkeypatch.delitem(sys.modules, "models.pictures")
+  monkeypatch.delitem(sys.modules, "tinyformer.vision.image_processor")
   monkeypatch.delattr(sys.modules["models"], "pictures")
   status, out, err = run(capsys, "-m", folder, "-p", tmp_path / "cat.png", "--html", file)
   assert (status, out, err.count("\n")) == (2, "", 1) and "pip install -e '.[pictures]'" in err

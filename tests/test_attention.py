@@ -5,8 +5,8 @@ from conftest import normal
 from hypothesis import given, settings, strategies as st
 from tinygrad import Device, Tensor, UOp
 import transformer
-from parts.attention import attention
-from parts.cache import Cache
+from tinyformer.kernels.attention import attention
+from tinyformer.generation.kv_cache import Cache
 from transformer import causal_mask, dot_product, padding_mask, scaled_dot_product
 
 def both(q, k, v, mask=None, similarity=scaled_dot_product, gradients=True):

@@ -2,11 +2,13 @@ import collections, json, math
 from types import SimpleNamespace
 import numpy as np
 import pytest
-import console, evaluate, models
+import evaluate
+from tinyformer import cli
+from tinyformer import checkpoints
 from experiments import baselines
-from models import hub
-from text.documents import hold_out, read_documents
-from text.tokenizer import BytePairEncoding
+from tinyformer.checkpoints import hub
+from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 def chain(vocab:int, length:int, seed:int=0) -> list[int]:
   """A text of tokens, some of which often follow each other."""
@@ -84,9 +86,9 @@ def test_the_command_compares_all_three_on_the_same_bytes(tmp_path, capsys, monk
   tokenizer = BytePairEncoding.characters(learn)
   tokenizer.save(tmp_path)
   monkeypatch.setattr(hub, "find", lambda *_: tmp_path)
-  monkeypatch.setattr(models, "load", lambda _: SimpleNamespace(context=16))
+  monkeypatch.setattr(checkpoints, "load_module", lambda _: SimpleNamespace(context=16))
   monkeypatch.setattr(evaluate, "nats", lambda model, ids, stride: ((i, np.full(len(x) - 1, 2.0)) for i, x in enumerate(ids)))
-  monkeypatch.setattr(console, "note", lambda _: None)
+  monkeypatch.setattr(cli, "note", lambda _: None)
   for most in (None, 50):
     more = [] if most is None else ["--most", str(most)]
     assert baselines.main([str(tmp_path / "a.txt"), "-m", str(tmp_path), "--held-out", "3", "--hold-out", "0.1", "-o", str(tmp_path / "o.json"), *more]) == 0

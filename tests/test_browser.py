@@ -182,7 +182,7 @@ def test_a_patch_is_chosen_on_the_picture(chrome, tmp_path):
   Image = pytest.importorskip("PIL.Image")
   import shutil
   from conftest import FIXTURES
-  from models.pictures import Preprocessor
+  from tinyformer.vision.image_processor import Preprocessor
   Preprocessor({"size": 12}).save(shutil.copytree(FIXTURES / "vit-a", tmp_path / "vit"))
   Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
   chrome.open(made(tmp_path, "-m", str(tmp_path / "vit"), "-p", str(tmp_path / "cat.png")))

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-import console
+from tinyformer import cli
 from experiments.classify import GUESSED, Task, counted, encode, lines, masked, questions, reviews
-from text.tokenizer import BytePairEncoding
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 def test_counted_words_find_the_word_that_tells():
   """Also one among many that do not, and for three classes; a word that one sentence alone has counts for nothing."""
@@ -58,4 +58,4 @@ def test_questions_have_their_own_test(tmp_path):
   assert task.learn == ["how ?", "when is it ?"] and task.learn_labels.tolist() == [0, 5] and task.test == ["who ?"] and task.test_labels.tolist() == [3]
 
 def test_data_that_are_absent_are_named_with_what_belongs_there(tmp_path):
-  with pytest.raises(console.Usage, match="rt-polarity.pos.*TREC.train.all"): lines(tmp_path / "rt-polarity" / "rt-polarity.neg")
+  with pytest.raises(cli.Usage, match="rt-polarity.pos.*TREC.train.all"): lines(tmp_path / "rt-polarity" / "rt-polarity.neg")

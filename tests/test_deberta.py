@@ -3,18 +3,20 @@ import pytest
 from conftest import FIXTURES, close, with_head
 from test_encoders import expected
 from tinygrad import Tensor, nn
-import models, models.deberta
-from models import checkpoint
-from models.config import Config
+import models
+from tinyformer import checkpoints
+import models.deberta
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config
 from models.deberta import Relative
-from parts.positions import signed_bucket
+from layers.positions import signed_bucket
 from transformer import loss
 
 CASES = ["deberta-a", "deberta-b"]   # shared keys, buckets, a norm of the relative vectors; and keys of their own, no buckets, a convolution
 
 @pytest.mark.parametrize("case", ["deberta-a", pytest.param("deberta-b", marks=pytest.mark.slow)])
 def test_gradients_are_hugging_faces(case):
-  want, model = expected(case), models.load(FIXTURES / case)
+  want, model = expected(case), checkpoints.load_module(FIXTURES / case)
   ids, keep = Tensor(want["ids"]), Tensor(want["keep"])
   names = [n for n in want if n.startswith("grad.") and n.endswith(("query_proj.weight", "intermediate.dense.bias", "pos_key_proj.weight"))]
   ours = {theirs: our for theirs, [our] in models.deberta.NAMES.table(model).items()}
@@ -27,7 +29,7 @@ def test_gradients_are_hugging_faces(case):
 @pytest.mark.parametrize("case", CASES)
 def test_where_a_text_is_padded_does_not_matter(case):
   """Nor where it stands: only distances count."""
-  model, [_, text, _] = models.load(FIXTURES / case), expected(case)["ids"]
+  model, [_, text, _] = checkpoints.load_module(FIXTURES / case), expected(case)["ids"]
   ids, keep = np.zeros((3, 11), np.int32), np.zeros((3, 11), bool)
   for row, start in enumerate((0, 4, 2)): ids[row, start:start + 7], keep[row, start:start + 7] = text[:7], True
   first, *others = model.hidden(Tensor(ids), Tensor(keep)).numpy()[keep].reshape(3, 7, -1)
@@ -47,10 +49,10 @@ def test_the_row_of_a_relative_position():
 @pytest.mark.parametrize("key, value", [("architectures", ["DebertaV2ForMultipleChoice"]), ("relative_attention", False), ("position_biased_input", True), ("type_vocab_size", 2),
                                         ("pos_att_type", "p2p"), ("pos_att_type", None)])
 def test_what_is_not_built_is_told(tmp_path, key, value):
-  with pytest.raises(ValueError, match="ForMultipleChoice" if key == "architectures" else key): models.load(with_head("deberta-a", "Model", tmp_path, **{key: value}))
+  with pytest.raises(ValueError, match="ForMultipleChoice" if key == "architectures" else key): checkpoints.load_module(with_head("deberta-a", "Model", tmp_path, **{key: value}))
 
 def test_a_model_of_version_1_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="model_type 'deberta' is not one of"): models.load(with_head("deberta-a", "Model", tmp_path, model_type="deberta"))
+  with pytest.raises(ValueError, match="model_type 'deberta' is not one of"): checkpoints.load_module(with_head("deberta-a", "Model", tmp_path, model_type="deberta"))
 
 SIZES = dict(vocab_size=128100, hidden_size=768, num_attention_heads=12, num_hidden_layers=12, intermediate_size=3072, max_position_embeddings=512, relative_attention=True,
              position_biased_input=False, type_vocab_size=0, pos_att_type="p2c|c2p", position_buckets=256, share_att_key=True, norm_rel_ebd="layer_norm")
@@ -59,5 +61,5 @@ XLARGE = dict(hidden_size=1536, num_attention_heads=24, num_hidden_layers=24, in
 
 @pytest.mark.parametrize("change, count", [({}, 183_831_552), (LARGE, 434_012_160), (XLARGE, 884_593_152)], ids=["v3-base", "v3-large", "v2-xlarge"])
 def test_the_published_models_have_as_many_parameters(change, count):
-  with checkpoint.undrawn(): model = models.deberta.from_config(Config(SIZES | change))
+  with safetensors.undrawn(): model = models.deberta.from_config(Config(SIZES | change))
   assert sum(int(np.prod(t.shape)) for t in nn.state.get_parameters(model)) == count

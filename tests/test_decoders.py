@@ -5,14 +5,15 @@ import pytest
 import conftest
 from conftest import FIXTURES, randomise
 from tinygrad import Device, Tensor, nn
-import models
-from models import checkpoint
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer import checkpoints
+from tinyformer.checkpoints import safetensors
 from models.gpt2 import GPT2
 from models.llama import Llama
-from parts.cache import Cache
-from parts.feedforward import MixtureOfExperts
-from parts.positions import frequencies
-from text.generate import Reader, generate
+from tinyformer.generation.kv_cache import Cache
+from layers.feedforward import MixtureOfExperts
+from layers.positions import frequencies
+from tinyformer.generation.engine import Reader, generate
 from transformer import Linear, attention
 
 V, C = 37, 40
@@ -109,21 +110,21 @@ def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypa
 def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(family, model, plain, tmp_path, monkeypatch):
   monkeypatch.setattr(Reader, "PIECES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  fast = MODELS[family](**{name: part for name, part in models.FAST.items() if family == "gpt2" or name != "layer_norm"})
+  fast = MODELS[family](**{name: part for name, part in CPU_KERNELS.items() if family == "gpt2" or name != "layer_norm"})
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
   reader = Reader(fast, 2, key=family)
   for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(IDS[:, start:end]), plain[:, end - 1])
   if Device.DEFAULT == "CPU": assert list((tmp_path / "tinyformer" / "steps").iterdir())
 
 def rounded(x, dtype):
-  return x.astype(np.float16).astype(np.float32) if dtype == "float16" else (checkpoint.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+  return x.astype(np.float16).astype(np.float32) if dtype == "float16" else (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", ["gpt2-a", *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a", "mixtral-a"))])
 def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
   """Within 1e-4, as float32 does: only the numbers are rounded, not what is computed with them."""
-  narrow = models.load(FIXTURES / case, dtype)
-  wide = models.load(FIXTURES / case, linear=Linear, attend=attention)
+  narrow = checkpoints.load_module(FIXTURES / case, dtype)
+  wide = checkpoints.load_module(FIXTURES / case, linear=Linear, attend=attention)
   for t in nn.state.get_parameters(wide):
     if t.ndim == 2: t.replace(Tensor(rounded(t.numpy(), dtype)))
   ids = IDS[:1] % 61

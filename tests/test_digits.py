@@ -1,7 +1,7 @@
 import gzip, re, struct
 import numpy as np
 import pytest
-import console
+from tinyformer import cli
 from experiments.digits import digits, find, read_idx, shifted
 
 def idx(array:np.ndarray, kind:int=8) -> bytes:
@@ -51,7 +51,7 @@ def test_with_the_train_images_there_the_whole_test_is_the_test(tmp_path):
   assert (len(images), len(test)) == (30, 20)
 
 def test_an_empty_folder_says_what_belongs_there(tmp_path):
-  with pytest.raises(console.Usage, match="t10k-images-idx3-ubyte.*--download"): digits(tmp_path, False)
+  with pytest.raises(cli.Usage, match="t10k-images-idx3-ubyte.*--download"): digits(tmp_path, False)
 
 def test_shifts_move_a_picture_and_black_comes_in():
   images = np.arange(1, 26, dtype=np.uint8).reshape(1, 5, 5).repeat(400, 0)

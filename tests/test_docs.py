@@ -6,7 +6,7 @@ from conftest import ROOT
 DOCS = {f.relative_to(ROOT): f.read_text() for f in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 def commands(text:str) -> set[str]:
   """Those in its sh blocks, and those in its lines, without what the shell does with their input and output."""
-  shown = re.findall(r"^(?:.*(?:&&|\|) )?(python \S+\.py.*)", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M) + re.findall(r"`(python \S+\.py[^`…]*)`", text)
+  shown = re.findall(r"^(?:.*(?:&&|\|) )?(python (?:\S+\.py|-m tinyformer).*)", "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)), re.M) + re.findall(r"`(python (?:\S+\.py|-m tinyformer)[^`…]*)`", text)
   return {re.split(" [<>#] ?", c)[0].strip() for c in shown if "--help" not in c}
 COMMANDS = sorted({c for text in DOCS.values() for c in commands(text)})
 
@@ -20,8 +20,9 @@ def test_its_own_parser_takes_the_arguments(command, monkeypatch, capsys):
     raise Parsed
   monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
   _, file, *argv = shlex.split(command)
-  assert (ROOT / file).exists()
-  module = "lesson" if file == "transformer.py" else file.removesuffix(".py").replace("/", ".")
+  if file == "-m": module, *argv = argv
+  else: module = "tinyformer.walkthrough" if file == "transformer.py" else file.removesuffix(".py").replace("/", ".")
+  assert (ROOT / file).exists() or file == "-m"
   with pytest.raises(Parsed): importlib.import_module(module).main(argv)
 
 def test_a_command_that_does_not_exist_would_be_noticed(monkeypatch, capsys):

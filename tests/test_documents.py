@@ -1,6 +1,6 @@
 import gzip, lzma
 import pytest
-from text.documents import hold_out, read_documents
+from tinyformer.training.documents import hold_out, read_documents
 
 def test_text_is_read_from_files_folders_and_archives(tmp_path):
   (tmp_path / "f").mkdir()

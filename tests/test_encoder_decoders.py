@@ -3,11 +3,12 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, close
 from tinygrad import Tensor, dtypes, nn
-import models
-from models import bart, checkpoint, marian, t5
-from models.config import Config
-from text.generate import Reader, respond
-from text.settings import Settings
+from tinyformer import checkpoints
+from models import bart, marian, t5
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config
+from tinyformer.generation.engine import Reader, respond
+from tinyformer.generation.generation_config import Settings
 from transformer import Linear, attention
 
 FAMILIES = {"t5-a": t5, "t5-b": t5, "bart-a": bart, "marian-a": marian}
@@ -20,13 +21,13 @@ def logits(model, want): return model(Tensor(want["source"]), Tensor(want["targe
 @pytest.fixture(scope="module")
 def loaded():
   made = {}
-  return lambda case: made.setdefault(case, models.load(FIXTURES / case))
+  return lambda case: made.setdefault(case, checkpoints.load_module(FIXTURES / case))
 
 @pytest.mark.parametrize("case, parts", [*((case, {}) for case in FAMILIES), ("t5-b", PLAIN)], ids=["t5", "t5 1.1", "bart", "marian", "plain parts"])
 def test_logits_are_hugging_faces(loaded, case, parts):
   """Of a batch whose second source is padded."""
   want = expected(case)
-  error = np.abs(logits(models.load(FIXTURES / case, **parts) if parts else loaded(case), want) - want["logits"]).max()
+  error = np.abs(logits(checkpoints.load_module(FIXTURES / case, **parts) if parts else loaded(case), want) - want["logits"]).max()
   assert error < min(1e-4, 1e-5 * want["logits"].std())
 
 @pytest.mark.parametrize("case, way", [("t5-a", "beams"), ("bart-a", "beams"), ("marian-a", "beams"),
@@ -84,19 +85,19 @@ def test_a_source_may_have_any_length_where_only_distances_count(loaded):
 
 def test_narrow_weights_give_nearly_the_same_logits():
   want = expected("t5-a")
-  assert np.abs(logits(models.load(FIXTURES / "t5-a", "bfloat16"), want) - want["logits"]).max() < 0.1 * want["logits"].std()
+  assert np.abs(logits(checkpoints.load_module(FIXTURES / "t5-a", "bfloat16"), want) - want["logits"]).max() < 0.1 * want["logits"].std()
 
 @pytest.mark.parametrize("case", ["t5-a", "bart-a"])
 def test_biases_are_not_narrowed(case):
-  kinds = {name: t.dtype for name, t in nn.state.get_state_dict(models.load(FIXTURES / case, "int8")).items()}
+  kinds = {name: t.dtype for name, t in nn.state.get_state_dict(checkpoints.load_module(FIXTURES / case, "int8")).items()}
   assert {kind for name, kind in kinds.items() if "bias" in name} == {dtypes.float32} and kinds["tokens.weight"] == dtypes.int8
 
 # files
 
 def rewritten(case, folder, change, config=None):
-  arrays = change({name: entry.numpy() for name, entry in checkpoint.read(FIXTURES / case).items()})
+  arrays = change({name: entry.numpy() for name, entry in safetensors.read(FIXTURES / case).items()})
   folder.mkdir(parents=True)
-  checkpoint.write_safetensors(folder / "model.safetensors", arrays)
+  safetensors.write_safetensors(folder / "model.safetensors", arrays)
   (folder / "config.json").write_text(json.dumps(json.loads((FIXTURES / case / "config.json").read_text()) | (config or {})))
   return folder
 
@@ -110,10 +111,10 @@ def test_what_real_files_repeat_is_left(tmp_path, loaded):
     "bart-a": lambda a: {name.removeprefix("model."): t for name, t in a.items()} | {"encoder.embed_tokens.weight": a["model.shared.weight"], "encoder.version": np.ones(1, np.float32)},
     "marian-a": lambda a: a | {"lm_head.weight": a["model.shared.weight"], "model.decoder.embed_tokens.weight": a["model.shared.weight"],
                                "model.encoder.embed_positions.weight": np.ones((40, 12), np.float32)}}.items():
-    same(models.load(rewritten(case, tmp_path / case, change)), loaded(case))
+    same(checkpoints.load_module(rewritten(case, tmp_path / case, change)), loaded(case))
 
 def test_a_file_saved_without_a_head_has_no_bias_of_the_logits(tmp_path):
-  model = models.load(rewritten("bart-a", tmp_path / "x", lambda a: {name.removeprefix("model."): t for name, t in a.items() if name != "final_logits_bias"}))
+  model = checkpoints.load_module(rewritten("bart-a", tmp_path / "x", lambda a: {name.removeprefix("model."): t for name, t in a.items() if name != "final_logits_bias"}))
   assert not model.head_bias.numpy().any()
 
 def test_11_has_a_head_of_its_own_and_says_so_in_either_spelling(tmp_path):
@@ -122,9 +123,9 @@ def test_11_has_a_head_of_its_own_and_says_so_in_either_spelling(tmp_path):
     folder = rewritten("t5-b", tmp_path / str(len(config)), lambda a: a, {name: value for name, value in config.items()})
     text = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({name: value for name, value in text.items() if value is not None}))
-    np.testing.assert_array_equal(models.load(folder).head.weight.numpy(), checkpoint.read(FIXTURES / "t5-b")["lm_head.weight"].numpy())
+    np.testing.assert_array_equal(checkpoints.load_module(folder).head.weight.numpy(), safetensors.read(FIXTURES / "t5-b")["lm_head.weight"].numpy())
   with pytest.raises(ValueError, match="lacks lm_head.weight"):
-    models.load(rewritten("t5-b", tmp_path / "y", lambda a: {name: t for name, t in a.items() if name != "lm_head.weight"}))
+    checkpoints.load_module(rewritten("t5-b", tmp_path / "y", lambda a: {name: t for name, t in a.items() if name != "lm_head.weight"}))
 
 @pytest.mark.parametrize("case, change, word", [
   ("marian-a", {"share_encoder_decoder_embeddings": False}, "share_encoder_decoder_embeddings"), ("bart-a", {"tie_word_embeddings": False}, "tie_word_embeddings"),
@@ -144,5 +145,5 @@ def bart_sizes(dim, layers): return OPUS | dict(vocab_size=50265, d_model=dim, e
   (bart, bart_sizes(768, 6), 139_420_416), (bart, bart_sizes(1024, 12), 406_291_456), (marian, OPUS, 74_410_496)])
 def test_the_published_sizes_have_their_parameter_counts(family, sizes, count):
   """As transformers counts: without the bias of BART's logits, which it has as no parameter, and with Marian's computed positions, which it has as two."""
-  with checkpoint.undrawn(): params = nn.state.get_state_dict(family.from_config(Config(sizes)))
+  with safetensors.undrawn(): params = nn.state.get_state_dict(family.from_config(Config(sizes)))
   assert sum(math.prod(p.shape) for name, p in params.items() if name != "head_bias") + (2*512*512 if family is marian else 0) == count

@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 from tinygrad import Tensor
-import models
-from text.generate import Reader, beam_search, respond
-from text.settings import Settings
+from tinyformer import checkpoints
+from tinyformer.generation.engine import Reader, beam_search, respond
+from tinyformer.generation.generation_config import Settings
 from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
@@ -38,7 +38,7 @@ def test_logits_are_theirs(tmp_path, name, seed):
   model.save_pretrained(tmp_path)
   with torch.no_grad(): want = model(input_ids=torch.tensor(source), attention_mask=torch.tensor(keep), decoder_input_ids=torch.tensor(target)).logits.numpy()
   for parts in ({}, PLAIN):
-    error = np.abs(models.load(tmp_path, **parts)(Tensor(source), Tensor(target), Tensor(keep)).numpy() - want).max()
+    error = np.abs(checkpoints.load_module(tmp_path, **parts)(Tensor(source), Tensor(target), Tensor(keep)).numpy() - want).max()
     print(name, seed, error / want.std())
     assert error < min(1e-4, 1e-5 * want.std())
 
@@ -64,7 +64,7 @@ def test_texts_are_theirs(tmp_path, name, words):
   for seed in range(3):
     model = theirs(name, seed, words | {"max_length": 51})
     model.save_pretrained(tmp_path)
-    ours, settings = models.load(tmp_path), Settings.read(tmp_path)
+    ours, settings = checkpoints.load_module(tmp_path), Settings.read(tmp_path)
     for length in (5, 21):
       source = drawn(1, length, seed=seed).tolist()
       [want] = model.generate(torch.tensor(source)).tolist()
@@ -75,7 +75,7 @@ def test_texts_are_theirs(tmp_path, name, words):
 def test_all_beams_and_their_scores_are_theirs(tmp_path, name):
   model = theirs(name, 3, dict(max_length=24))
   model.save_pretrained(tmp_path)
-  ours, source = models.load(tmp_path), drawn(1, 9)
+  ours, source = checkpoints.load_module(tmp_path), drawn(1, 9)
   out = model.generate(torch.tensor(source), num_beams=4, num_return_sequences=4, length_penalty=1.5, return_dict_in_generate=True, output_scores=True)
   settings = Settings.read(tmp_path)
   reader = Reader(ours, 4, cache=ours.cache(4, Tensor(source), context=24))

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 from conftest import FIXTURES, close, with_head
 from tinygrad import Tensor, nn
-import models
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer import checkpoints
 from transformer import Linear, attention
 
-PARTS = {"plain": {"attend": attention, "linear": Linear, "layer_norm": nn.LayerNorm}, "fast": models.FAST}
+PARTS = {"plain": {"attend": attention, "linear": Linear, "layer_norm": nn.LayerNorm}, "fast": CPU_KERNELS}
 HEADS = ["ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
 # two of DeBERTa's: shared keys, buckets, a norm of the relative vectors; and keys of their own, no buckets, a convolution
 CASES = [(case, parts) for case in ("bert-a", "roberta-a", "deberta-a", "deberta-b") for parts in PARTS if (case, parts) != ("deberta-b", "plain")]
@@ -18,7 +19,7 @@ def vectors(request):
   """A fixture's name, parts, and the vectors that all heads read."""
   case, parts = request.param[0], PARTS[request.param[1]]
   want = expected(case)
-  return case, parts, models.load(FIXTURES / case, **parts).hidden(*(Tensor(want[name]) for name in ("ids", "keep", "segments"))).realize()
+  return case, parts, checkpoints.load_module(FIXTURES / case, **parts).hidden(*(Tensor(want[name]) for name in ("ids", "keep", "segments"))).realize()
 
 def test_vectors_are_hugging_faces(vectors):
   case, _, x = vectors
@@ -28,6 +29,6 @@ def test_vectors_are_hugging_faces(vectors):
 @pytest.mark.parametrize("head", HEADS)
 def test_what_each_head_says_is_hugging_faces(tmp_path, vectors, head):
   case, parts, x = vectors
-  want, model = expected(case), models.load(with_head(case, head, tmp_path), **parts)
+  want, model = expected(case), checkpoints.load_module(with_head(case, head, tmp_path), **parts)
   rows = np.s_[:] if model.task == "classify" else want["keep"] == 1
   close(model.head(x).numpy()[rows], want[head][rows])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import close
 from tinygrad import Tensor
-import models
-from models import checkpoint
+from tinyformer import checkpoints
+from tinyformer.checkpoints import safetensors
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -50,7 +50,7 @@ def family(request):
 def test_what_each_head_says_is_theirs(tmp_path, family, head):
   config, heads = family
   heads[head].save_pretrained(tmp_path)
-  model = models.load(tmp_path)
+  model = checkpoints.load_module(tmp_path)
   for padding in ("no padding", "right", "left") if model.task == "vectors" else ("right",):
     if padding == "left" and config.model_type == "bert": continue   # theirs counts the padding's places
     ids, keep, segments = batch(config, padding)
@@ -63,7 +63,7 @@ def test_what_each_head_says_is_theirs(tmp_path, family, head):
 def test_a_padded_text_gives_what_it_gives_alone(tmp_path, name, side):
   config = CONFIGS[name]()
   make_fixtures.encoders(config, 0)["ForMaskedLM"].save_pretrained(tmp_path)
-  model, (ids, keep, _) = models.load(tmp_path), batch(config, side)
+  model, (ids, keep, _) = checkpoints.load_module(tmp_path), batch(config, side)
   padded = model(Tensor(ids), Tensor(keep)).numpy()
   for row in range(3): close(padded[row][keep[row] == 1], model(Tensor(ids[row:row + 1, keep[row] == 1])).numpy()[0], 2e-5)
 
@@ -72,18 +72,18 @@ def test_pre_trainings_words_are_theirs(tmp_path):
   make_fixtures.randomise(model, 0)
   model.save_pretrained(tmp_path)
   ids, keep, segments = batch(model.config, "right")
-  got, want = models.load(tmp_path)(Tensor(ids), Tensor(keep), Tensor(segments)).numpy(), theirs(model, ids, keep, segments)
+  got, want = checkpoints.load_module(tmp_path)(Tensor(ids), Tensor(keep), Tensor(segments)).numpy(), theirs(model, ids, keep, segments)
   close(got[keep == 1], want[keep == 1])
 
 @pytest.mark.parametrize("old", [{"bert.": ""}, {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}], ids=["no prefix", "TensorFlow's norms"])
 def test_files_of_other_spellings_are_read_as_theirs(tmp_path, old):
   model = make_fixtures.encoders(CONFIGS["bert"](), 0)["ForMaskedLM"]
   model.save_pretrained(tmp_path)
-  arrays = {n: e.numpy() for n, e in checkpoint.read(tmp_path).items()}
+  arrays = {n: e.numpy() for n, e in safetensors.read(tmp_path).items()}
   for new, spelling in old.items(): arrays = {n.replace(new, spelling): a for n, a in arrays.items()}
-  checkpoint.write_safetensors(tmp_path / "model.safetensors", arrays)
+  safetensors.write_safetensors(tmp_path / "model.safetensors", arrays)
   ids, keep, segments = batch(model.config, "no padding")
-  close(models.load(tmp_path)(Tensor(ids), None, Tensor(segments)).numpy(), theirs(model, ids, keep, segments))
+  close(checkpoints.load_module(tmp_path)(Tensor(ids), None, Tensor(segments)).numpy(), theirs(model, ids, keep, segments))
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["bert", "deberta-v3"])
@@ -92,12 +92,12 @@ def test_narrow_weights_say_nearly_the_same(tmp_path, name, dtype):
   model.save_pretrained(tmp_path)
   ids, keep, segments = batch(model.config, "no padding")
   want = theirs(model, ids, keep, segments)
-  assert np.abs(models.load(tmp_path, dtype)(Tensor(ids), None, Tensor(segments)).numpy() - want).max() < 0.2 * want.std()
+  assert np.abs(checkpoints.load_module(tmp_path, dtype)(Tensor(ids), None, Tensor(segments)).numpy() - want).max() < 0.2 * want.std()
 
 @pytest.mark.parametrize("labels, problem", [(1, "regression"), (3, "single_label_classification")])
 def test_the_problem_is_theirs(tmp_path, labels, problem):
   model = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, num_labels=labels))
   model.save_pretrained(tmp_path)
-  ours = models.load(tmp_path)
+  ours = checkpoints.load_module(tmp_path)
   assert ours.head.problem == problem and ours.labels == [model.config.id2label[i] for i in range(labels)]
   assert "architectures" in json.loads((tmp_path / "config.json").read_text())

@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 from conftest import randomise
 from tinygrad import Tensor, nn
-import console, evaluate
+import evaluate
+from tinyformer import cli
 from models import gpt2
 from models.gpt2 import GPT2
-from text.tokenizer import BytePairEncoding
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 V, C = 11, 16
 
@@ -128,4 +129,4 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_stride_that_leaves_tokens_out_is_a_usage_error(tmp_path):
   (tmp_path / "a.txt").write_text("Once")
-  with pytest.raises(console.Usage, match="context is 256"): evaluate.main([str(tmp_path / "a.txt"), "--stride", "257"])
+  with pytest.raises(cli.Usage, match="context is 256"): evaluate.main([str(tmp_path / "a.txt"), "--stride", "257"])

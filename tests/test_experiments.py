@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED, randomise
 from tinygrad import Tensor, nn
-import console
+from tinyformer import cli
 from experiments import common, norms, positions, small
-from parts.positions import alibi, frequencies, rotations, turn_halves
+from layers.positions import alibi, frequencies, rotations, turn_halves
 from transformer import Linear, loss, post_norm, sinusoids
 
 FILES = sorted(f.stem for f in (ROOT / "experiments").glob("*.py") if "common.Lab(" in f.read_text())
@@ -39,9 +39,9 @@ def test_a_stopped_experiment_goes_on_as_if_it_had_not_been(whole, tmp_path, mon
     if done == 13 and len(stops) < 2:
       stops.append(bar.label)
       os.kill(os.getpid(), signal.SIGINT)
-  monkeypatch.setattr(console.Bar, "__call__", stop)
+  monkeypatch.setattr(cli.Bar, "__call__", stop)
   for run in ("seed 0", "seed 1"):
-    assert console.run(lambda: learned(tmp_path)) == 130 and stops[-1] == run
+    assert cli.run(lambda: learned(tmp_path)) == 130 and stops[-1] == run
     assert (tmp_path / f"{run}.safetensors").exists()
   assert learned(tmp_path)["runs"] == whole and sorted(f.name for f in tmp_path.iterdir()) == ["results.json"]
 
@@ -54,14 +54,14 @@ def lab(folder, *more): return common.Lab("pairs", common.parser("pairs", "A tes
 
 def test_a_finished_run_is_only_shown_again(tmp_path):
   assert lab(tmp_path).once("a", lambda: [1, 2]) == lab(tmp_path).once("a", lambda: pytest.fail("computed again")) == [1, 2]
-  with pytest.raises(console.Usage, match="--fresh"): lab(tmp_path, "--seed", "1")
-  with pytest.raises(console.Usage, match="--fresh"): lab(tmp_path, "--quick")
+  with pytest.raises(cli.Usage, match="--fresh"): lab(tmp_path, "--seed", "1")
+  with pytest.raises(cli.Usage, match="--fresh"): lab(tmp_path, "--quick")
   assert lab(tmp_path, "--seed", "1", "--fresh").once("a", lambda: 3) == 3
 
 def test_files_that_are_not_an_experiments_are_left_alone(tmp_path):
   (tmp_path / "model.safetensors").write_text("weights")
   for more in ([], ["--fresh"]):
-    with pytest.raises(console.Usage, match="holds other files"): lab(tmp_path, *more)
+    with pytest.raises(cli.Usage, match="holds other files"): lab(tmp_path, *more)
   assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
 
 def test_a_finding_that_does_not_hold_is_a_failed_run(tmp_path, capsys):

@@ -4,10 +4,12 @@ import pytest
 from conftest import FIXTURES, ROOT
 from tinygrad import Tensor, nn
 import models
-from models import checkpoint, llama, mixtral
-from models.config import ACTIVATIONS, Config
-from parts.activation import gelu
-from parts.feedforward import GatedFeedForward, MixtureOfExperts
+from tinyformer import checkpoints
+from models import llama, mixtral
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import ACTIVATIONS, Config
+from tinyformer.kernels.gelu import gelu
+from layers.feedforward import GatedFeedForward, MixtureOfExperts
 from transformer import Linear, attention, dot_product, pre_norm, scaled_dot_product
 
 def lla(of=llama, **sizes):
@@ -25,11 +27,11 @@ SIZES = {
 def test_a_published_model_has_its_number_of_parameters(name):
   """Counted from shapes: nothing is allocated."""
   count, make = SIZES[name]
-  with checkpoint.undrawn(): assert sum(t.numel() for t in nn.state.get_parameters(make())) == count
+  with safetensors.undrawn(): assert sum(t.numel() for t in nn.state.get_parameters(make())) == count
 
 def test_a_family_that_does_not_stand_here_is_told(tmp_path):
   (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
-  with pytest.raises(ValueError, match="model_type 'rwkv' is not one of gpt2"): models.load(tmp_path)
+  with pytest.raises(ValueError, match="model_type 'rwkv' is not one of gpt2"): checkpoints.load_module(tmp_path)
 
 # README.md's table of families by their parts, against the parts
 
@@ -56,16 +58,16 @@ def parts(model):
 
 @pytest.mark.parametrize("family", TABLE)
 def test_the_readmes_table_says_what_the_parts_are(family):
-  row, of = ROWS[family], parts(models.load(FIXTURES / TABLE[family], attend=attention, linear=Linear, layer_norm=nn.LayerNorm))
+  row, of = ROWS[family], parts(checkpoints.load_module(FIXTURES / TABLE[family], attend=attention, linear=Linear, layer_norm=nn.LayerNorm))
   for column, words in of.items():
     if (column, family) == ("head", "ViT"): continue
     assert words in row[column], f"{family}, {column}: {words}"
   assert row["feed-forward"] == of["feed-forward"] and ("causal" in row["attention"]) == ("decoder" in of["kind"])
 
 def test_a_family_is_a_short_file_and_no_part_knows_one():
-  """One file of at most 120 lines each; transformer.py and parts/ name none of them."""
+  """One file of at most 120 lines each; transformer.py and layers/ name none of them."""
   names = {*models.FAMILIES.values(), *(kind.split("-")[-1] for kind in models.FAMILIES)} - {"gpt", "v2"}
   for name in models.FAMILIES.values(): assert len((ROOT / "models" / f"{name}.py").read_text().splitlines()) <= 120, name
-  for path in [ROOT / "transformer.py", *(ROOT / "parts").glob("*.py")]:
+  for path in [ROOT / "transformer.py", *(ROOT / "layers").glob("*.py")]:
     identifiers = {getattr(n, field).lower() for n in ast.walk(ast.parse(path.read_text())) for field in ("id", "name", "attr", "arg") if isinstance(getattr(n, field, None), str)}
     assert not {i for i in identifiers if set(i.split("_")) & names}, path

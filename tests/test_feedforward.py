@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from conftest import normal, randomise
 from tinygrad import GlobalCounters, Tensor, nn
-from parts.feedforward import GatedFeedForward, MixtureOfExperts
+from layers.feedforward import GatedFeedForward, MixtureOfExperts
 from transformer import Linear
 
 def test_a_gate_says_how_much_of_each_feature_passes():

@@ -1,20 +1,22 @@
 import math
 import numpy as np
 import pytest
+from tinyformer.checkpoints import load_module
 from conftest import FIXTURES, close
 from tinygrad import Tensor, nn
-import models, transformer
-from models import checkpoint, gpt
-from models.config import Config
-from text.generate import Reader
+import transformer
+from tinyformer.checkpoints import safetensors
+from models import gpt1
+from tinyformer.checkpoints.config import Config
+from tinyformer.generation.engine import Reader
 
 WANT, FOLDER = np.load(FIXTURES / "gpt1-a" / "expected.npz"), FIXTURES / "gpt1-a"
 IDS = WANT["ids"]
 
 @pytest.fixture(scope="module")
-def model(): return gpt.load(FOLDER)
+def model(): return gpt1.load(FOLDER)
 
-@pytest.mark.parametrize("load", [gpt.load, models.load], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("load", [gpt1.load, load_module], ids=["plain parts", "fast parts"])
 def test_logits_are_hugging_faces(load): close(load(FOLDER)(Tensor(IDS)).numpy(), WANT["logits"])
 
 def test_each_layers_hidden_states_are_hugging_faces(model):
@@ -36,16 +38,16 @@ def test_a_text_that_is_padded_on_its_left_gives_the_same_logits(model):
 
 def test_openais_own_layout_is_read(tmp_path):
   """Without the prefix, with the masks that old checkpoints carry, and with a head that repeats the embeddings."""
-  arrays = {name.removeprefix("transformer."): entry.numpy() for name, entry in checkpoint.read(FOLDER).items()}
+  arrays = {name.removeprefix("transformer."): entry.numpy() for name, entry in safetensors.read(FOLDER).items()}
   arrays |= {"lm_head.weight": arrays["tokens_embed.weight"]} | {f"h.{i}.attn.bias": np.ones((1, 1, 23, 23), np.float32) for i in range(2)}
-  checkpoint.write_safetensors(tmp_path / "model.safetensors", arrays)
+  safetensors.write_safetensors(tmp_path / "model.safetensors", arrays)
   (tmp_path / "config.json").write_text((FOLDER / "config.json").read_text())
-  close(gpt.load(tmp_path)(Tensor(IDS)).numpy(), WANT["logits"])
+  close(gpt1.load(tmp_path)(Tensor(IDS)).numpy(), WANT["logits"])
 
 def test_it_has_its_published_parameter_count():
-  with checkpoint.undrawn(): model = gpt.from_config(Config({}))
+  with safetensors.undrawn(): model = gpt1.from_config(Config({}))
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == 116_534_784
 
 @pytest.mark.parametrize("key, value", [("afn", "mish"), ("n_embd", "wide"), ("tie_word_embeddings", False)])
 def test_what_is_not_built_is_told(key, value):
-  with pytest.raises(ValueError, match=f"config.json: .*{key}"): gpt.from_config(Config({key: value}))
+  with pytest.raises(ValueError, match=f"config.json: .*{key}"): gpt1.from_config(Config({key: value}))

@@ -4,13 +4,15 @@ import pytest
 from conftest import FIXTURES, ROOT, close, randomise, shared
 from tinygrad import GlobalCounters, Tensor, nn
 import transformer
-from models import FAST, checkpoint, gpt2
+from models import gpt2
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.checkpoints import safetensors
 
 CASES = ["gpt2-a", "gpt2-b"]
 
 def expected(case): return np.load(FIXTURES / case / "expected.npz")
 
-@pytest.mark.parametrize("parts", [{}, FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("parts", [{}, CPU_KERNELS], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_hugging_faces(case, parts):
   want = expected(case)
@@ -27,7 +29,7 @@ def test_each_layers_hidden_states_are_hugging_faces(case):
     last = i == len(model.blocks) - 1
     close((model.norm(x) if last else x).numpy(), want[f"hidden.{i+1}"])
 
-@pytest.mark.parametrize("case, parts", [pytest.param("gpt2-a", {}, marks=pytest.mark.slow), ("gpt2-b", FAST)])
+@pytest.mark.parametrize("case, parts", [pytest.param("gpt2-a", {}, marks=pytest.mark.slow), ("gpt2-b", CPU_KERNELS)])
 def test_a_steps_gradients_are_hugging_faces(case, parts):
   want, model = expected(case), gpt2.load(FIXTURES / case, **parts)
   ids = Tensor(want["ids"])
@@ -45,8 +47,8 @@ def test_a_steps_gradients_are_hugging_faces(case, parts):
 def variant(case, folder, change):
   """A copy of a fixture with its tensors changed: {name: array} to {name: (type, bytes, shape)} or arrays."""
   shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
-  arrays = {name: entry.numpy().copy() for name, entry in checkpoint.read(FIXTURES / case).items()}
-  checkpoint.write_safetensors(folder / "model.safetensors", change(arrays))
+  arrays = {name: entry.numpy().copy() for name, entry in safetensors.read(FIXTURES / case).items()}
+  safetensors.write_safetensors(folder / "model.safetensors", change(arrays))
   return folder
 
 def logits(folder, dtype="float32"): return gpt2.load(folder, dtype)(Tensor(expected("gpt2-a")["ids"])).numpy()
@@ -66,25 +68,26 @@ def test_sixteen_bit_files_are_read_exactly(tmp_path):
     def rounded(a, kind=kind): return a.astype(np.float16).astype(np.float32) if kind == "float16" else (a.view(np.uint32) & 0xffff0000).view(np.float32)
     plain = variant("gpt2-a", tmp_path / f"{kind}-as-float32", lambda arrays: {n: rounded(a) for n, a in arrays.items()})
     folder = variant("gpt2-a", tmp_path / kind, lambda arrays: {n: a.astype(np.float16) for n, a in arrays.items()})
-    if kind == "bfloat16": as_bfloat16(folder / "model.safetensors", {n: e.numpy() for n, e in checkpoint.read(plain).items()})
+    if kind == "bfloat16": as_bfloat16(folder / "model.safetensors", {n: e.numpy() for n, e in safetensors.read(plain).items()})
     np.testing.assert_array_equal(logits(folder), logits(plain))
 
 @pytest.mark.parametrize("dtype, tolerance", [("float16", 0.02), ("bfloat16", 0.15), ("int8", 0.15)])
 def test_narrow_weights_give_nearly_the_same_logits(dtype, tolerance):
   got, want = logits(FIXTURES / "gpt2-a", dtype), expected("gpt2-a")["logits"]
-  assert gpt2.load(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == checkpoint.DTYPES[dtype]
+  assert gpt2.load(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == safetensors.DTYPES[dtype]
   assert np.abs(got.astype(np.float32) - want).max() < tolerance * want.std()
 
 @pytest.mark.slow
 def test_a_device_without_c_computes_the_same():
   """tinygrad's emulated device stands for a GPU: no kernel of ours may be used there, and the fast parts are the plain ones."""
-  code = """import backend, sys; backend.prepare()
+  code = """import sys; from tinyformer.device import select_device; select_device()
 import models, numpy as np
+from tinyformer import checkpoints
 from tinygrad import Tensor
-from text.generate import Reader
+from tinyformer.generation.engine import Reader
 want = np.load("tests/fixtures/gpt2-a/expected.npz")
 for dtype in ("float32", "int8"):
-  model = models.load("tests/fixtures/gpt2-a", dtype)
+  model = checkpoints.load_module("tests/fixtures/gpt2-a", dtype)
   reader = Reader(model, key="nothing is kept here")
   reader(want["ids"][:1, :3])
   for got in (model(Tensor(want["ids"][:1, :5])).numpy()[:, 4], reader(want["ids"][:1, 3:5])):
@@ -100,10 +103,10 @@ def test_openais_own_layout_is_read(tmp_path):
   np.testing.assert_array_equal(logits(folder), logits(FIXTURES / "gpt2-a"))
 
 def shard(folder):
-  arrays = {name: entry.numpy().copy() for name, entry in checkpoint.read(folder).items()}
+  arrays = {name: entry.numpy().copy() for name, entry in safetensors.read(folder).items()}
   names = sorted(arrays)
   index = {name: f"model-{1 + (i >= 9):05}-of-00002.safetensors" for i, name in enumerate(names)}
-  for file in set(index.values()): checkpoint.write_safetensors(folder / file, {n: arrays[n] for n in names if index[n] == file})
+  for file in set(index.values()): safetensors.write_safetensors(folder / file, {n: arrays[n] for n in names if index[n] == file})
   (folder / "model.safetensors").unlink()
   (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
   return folder
@@ -133,7 +136,7 @@ def test_what_is_saved_loads_again(tmp_path, dtype):
 
 def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
   gpt2.save(gpt2.load(FIXTURES / "gpt2-a"), tmp_path)
-  saved, original = checkpoint.read(tmp_path), checkpoint.read(FIXTURES / "gpt2-a")
+  saved, original = safetensors.read(tmp_path), safetensors.read(FIXTURES / "gpt2-a")
   assert saved.keys() == original.keys()
   for name in saved: np.testing.assert_array_equal(saved[name].numpy(), original[name].numpy())
 
@@ -141,7 +144,7 @@ def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
 def test_the_sizes_have_their_published_parameter_counts(sizes, count):
   before = GlobalCounters.mem_used
   dim, heads, layers = sizes
-  with checkpoint.undrawn(): model = gpt2.GPT2(dim=dim, heads=heads, layers=layers)
+  with safetensors.undrawn(): model = gpt2.GPT2(dim=dim, heads=heads, layers=layers)
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count
   assert GlobalCounters.mem_used < before + 1_000_000   # from shapes alone
 

@@ -3,9 +3,11 @@ import fcntl, io, os, pty, select, signal, subprocess, sys, termios, time
 from pathlib import Path
 import pytest
 from conftest import ROOT, randomise
-import console, gpt
-from models import gpt2, hub
-from text.tokenizer import BytePairEncoding
+import gpt
+from tinyformer import cli
+from models import gpt2
+from tinyformer.checkpoints import hub
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 TEXT = "Once upon a time there was a king who had a daughter, and the daughter had a golden ball. "
 
@@ -35,7 +37,7 @@ def run(folder):
     out, err = Pipe(), Pipe()
     with pytest.MonkeyPatch.context() as m:
       for name, stream in (("stdin", Pipe(stdin)), ("stdout", out), ("stderr", err)): m.setattr(sys, name, stream)
-      try: status = console.run(lambda: gpt.main([*(["-m", model] if model else []), *argv]))
+      try: status = cli.run(lambda: gpt.main([*(["-m", model] if model else []), *argv]))
       except SystemExit as e: status = e.code
     call.pieces = out.pieces
     return status, out.text(), err.text()
@@ -114,7 +116,7 @@ def test_sixteen_bit_weights_write_too(run, dtype):
 def test_list_models_and_version(run):
   status, out, _ = run("--list-models", model=None)
   assert status == 0 and {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"} <= set(out.split())
-  assert run("--version") == (0, f"tinyformer {console.VERSION}\n", "")
+  assert run("--version") == (0, f"tinyformer {cli.VERSION}\n", "")
 
 # without a network
 

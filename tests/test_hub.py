@@ -2,7 +2,8 @@
 import contextlib, hashlib, http.server, json, multiprocessing, os, shutil, threading
 import pytest
 from conftest import FIXTURES
-from models import gpt2, hub
+from models import gpt2
+from tinyformer.checkpoints import hub
 
 FILES = {name: (FIXTURES / "gpt2-a" / name).read_bytes() for name in ("config.json", "model.safetensors")} | {
   "vocab.json": b"{}", "merges.txt": b"#version: 0.2\n"}

@@ -4,7 +4,7 @@ from conftest import normal
 from tinygrad import Device, Tensor, dtypes, nn
 import transformer
 from hypothesis import given, settings, strategies as st
-from parts.linear import PackedLinear, bytes_of, embed, floats_of, product
+from tinyformer.kernels.linear import PackedLinear, bytes_of, embed, floats_of, product
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
 

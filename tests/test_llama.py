@@ -3,10 +3,13 @@ import pytest
 import conftest
 from conftest import FIXTURES, randomise
 from tinygrad import Tensor, nn
-import models, models.llama
-from models.config import Config
+from tinyformer.kernels.parts import CPU_KERNELS
+import models
+from tinyformer import checkpoints
+import models.llama
+from tinyformer.checkpoints.config import Config
 from models.llama import Llama
-from parts.positions import frequencies
+from layers.positions import frequencies
 from transformer import Linear, attention
 
 V, C, B = 37, 40, 2
@@ -21,11 +24,11 @@ def plain(model): return model(Tensor(IDS)).numpy()
 
 def close(got, want): conftest.close(got, want, 2e-5)
 
-@pytest.mark.parametrize("case, parts", [("llama-a", {}), *((case, models.FAST) for case in ("llama-a", "mistral-a", "mixtral-a"))],
+@pytest.mark.parametrize("case, parts", [("llama-a", {}), *((case, CPU_KERNELS) for case in ("llama-a", "mistral-a", "mixtral-a"))],
                          ids=["llama of plain parts", "llama", "mistral", "mixtral"])
 def test_logits_are_hugging_faces(case, parts):
   want = np.load(FIXTURES / case / "expected.npz")
-  got = models.load(FIXTURES / case, **({"attend": attention, "linear": Linear} | parts))(Tensor(want["ids"])).numpy()
+  got = checkpoints.load_module(FIXTURES / case, **({"attend": attention, "linear": Linear} | parts))(Tensor(want["ids"])).numpy()
   assert np.abs(got - want["logits"]).max() < min(1e-4, 1e-5 * want["logits"].std())
 
 def test_a_query_never_sees_a_later_key_nor_one_before_its_window(model, plain):

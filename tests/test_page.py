@@ -2,10 +2,11 @@
 import html.parser, json
 import numpy as np
 import pytest
-from look import page, scene
-from look.labels import labels, leftward, safe
-from look.page import quantised, sharpest
-from look.terminal import plain, shaded
+from tinyformer.interpret import page
+from tinyformer.interpret import inspection
+from tinyformer.interpret.labels import labels, leftward, safe
+from tinyformer.interpret.page import quantised, sharpest
+from tinyformer.interpret.terminal import plain, shaded
 
 HOSTILE = ["</script><script>alert(1)</script>", "<!--<script>", "שלום", "\u202eevil", "😀 1/2", "\u2028", "\\u003c", '"', "&lt;", "a\0b", "]]>", "<img src=http://x.org/y onerror=alert(1)>"]
 
@@ -84,8 +85,8 @@ def test_specials_have_their_names():
   assert labels(Bytes(), [300, 0xc3, 0xa9, 300, 0xa9, 0xc3, 300]) == ["[SEP]", "é 1/2", "é 2/2", "[SEP]", "\ufffd", "\ufffd", "[SEP]"]
 
 def test_more_than_256_tokens_are_too_many():
-  scene.short("text", 256, "")
-  with pytest.raises(scene.TooLong, match="the text has 1,257 tokens, 256 can be shown: shorten it"): scene.short("text", 1257, "shorten it")
+  inspection.short("text", 256, "")
+  with pytest.raises(inspection.TooLong, match="the text has 1,257 tokens, 256 can be shown: shorten it"): inspection.short("text", 1257, "shorten it")
 
 def test_which_way_a_text_runs():
   assert leftward("«שלום» abc") and leftward("١ مرحبا") and not leftward("abc שלום") and not leftward("12 !")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from conftest import normal
 from tinygrad import Tensor, UOp
-from parts import positions
+from layers import positions
 from transformer import causal_mask, sinusoids
 
 def test_sinusoids_in_halves_are_the_papers_in_another_order():

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, close, randomise, shared
 from tinygrad import Tensor
-import models
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer import checkpoints
 from models import gpt2
-from parts.positions import alibi
-from text.generate import Reader, beam_search, generate
-from text.tokenizer import BytePairEncoding
-from text.wordpiece import WordPiece
+from layers.positions import alibi
+from tinyformer.generation.engine import Reader, beam_search, generate
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.tokenization.wordpiece import WordPiece
 from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
@@ -101,7 +102,7 @@ ROPES = {"plain": {}, "llama3": {"rope_parameters": {"rope_type": "llama3", "rop
                                                       "original_max_position_embeddings": 16}},
          "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}}
 
-@pytest.mark.parametrize("parts", [PLAIN, models.FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("parts", [PLAIN, CPU_KERNELS], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize("shape", [dict(num_key_value_heads=2), dict(num_key_value_heads=4, head_dim=6, tie_word_embeddings=True), dict(num_key_value_heads=1, rms_norm_eps=1e-3)])
 def test_llamas_logits_are_theirs(tmp_path, shape, rope, parts):
@@ -111,7 +112,7 @@ def test_llamas_logits_are_theirs(tmp_path, shape, rope, parts):
   make_fixtures.randomise(model, 0)
   model.save_pretrained(tmp_path)
   ids = ids_for({"vocab_size": 61}, 40)
-  close(models.load(tmp_path, **parts)(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)   # the first norm divides by 0.02
+  close(checkpoints.load_module(tmp_path, **parts)(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)   # the first norm divides by 0.02
 
 @pytest.mark.parametrize("window", [3, 16, None])
 def test_mistrals_logits_are_theirs(tmp_path, window):
@@ -121,7 +122,7 @@ def test_mistrals_logits_are_theirs(tmp_path, window):
   make_fixtures.randomise(model, 1)
   model.save_pretrained(tmp_path)
   ids = ids_for({"vocab_size": 61}, 40)
-  close(models.load(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
+  close(checkpoints.load_module(tmp_path)(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
 
 DECODER = dict(vocab_size=61, hidden_size=16, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=64,
                bos_token_id=None, eos_token_id=None)
@@ -137,11 +138,11 @@ def decoder(request, tmp_path_factory):
   model.save_pretrained(folder)
   return folder, model
 
-@pytest.mark.parametrize("parts", [PLAIN, models.FAST], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("parts", [PLAIN, CPU_KERNELS], ids=["plain parts", "fast parts"])
 def test_decoders_logits_are_theirs_padded_too(decoder, parts):
   folder, model = decoder
   ids = ids_for({"vocab_size": 61}, 40)
-  ours = models.load(folder, **parts)
+  ours = checkpoints.load_module(folder, **parts)
   close(ours(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
   keep = np.ones(ids.shape, bool)
   keep[0, :9] = keep[2, :1] = False
@@ -160,7 +161,7 @@ def test_alibi_is_blooms(heads):
 def test_decoders_texts_are_theirs(decoder, beams):
   folder, model = decoder
   want = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=50, num_beams=beams, do_sample=False, pad_token_id=0)[0, 3:].tolist()
-  reader = Reader(models.load(folder), beams)
+  reader = Reader(checkpoints.load_module(folder), beams)
   ours = beam_search(reader, [1, 2, 3], 50)[0][0] if beams > 1 else [t for [t] in generate(reader, [1, 2, 3], 50, temperature=0)]
   assert ours == want
 

@@ -1,10 +1,10 @@
 import itertools, json, struct
 import pytest
-import text
+from tinyformer import tokenization
 from hypothesis import given, settings, strategies as st
-from text import steps
-from text.sentencepiece import BYTES, CONTROL, NORMAL, UNKNOWN, SentencePiece, likeliest, merge, unigram
-from text.tokenizer import Stream
+from tinyformer.tokenization import normalizers
+from tinyformer.tokenization.sentencepiece import BYTES, CONTROL, NORMAL, UNKNOWN, SentencePiece, likeliest, merge, unigram
+from tinyformer.tokenization.byte_level_bpe import Stream
 
 # sentencepiece's own file, written by hand
 
@@ -40,7 +40,7 @@ T5 = model([("<pad>", 0, CONTROL), ("</s>", 0, CONTROL), ("<unk>", 0, UNKNOWN), 
 def saved(tmp_path):
   def load(file, content, **more):
     for name, data in {file: content, **more}.items(): (tmp_path / name).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    return text.load(tmp_path)
+    return tokenization.load(tmp_path)
   return load
 
 # the two ways to cut
@@ -82,7 +82,7 @@ def test_decoding_gives_the_text_back(tmp_path_factory, t):
 def llama(factory, known=[]):   # noqa: B006
   if not known:
     (folder := factory.mktemp("llama")).joinpath("tokenizer.model").write_bytes(LLAMA)
-    known.append(text.load(folder))
+    known.append(tokenization.load(folder))
   return known[0]
 
 def test_what_is_no_piece_is_bytes(saved):
@@ -150,15 +150,15 @@ def test_marians_ids_are_its_own(saved):
 
 def test_tokenizers_rewrites_by_what_a_reader_sees():
   table = {"e\u0301": "é", "½": "1/2", "\r": " ", "\n": "_"}
-  def rewrite(step, t): return [s for [s] in [step(steps.whole(t))]][0]
-  assert rewrite(steps.longest(table), "½e\u0301\r\n").text == "1/2é _" and rewrite(steps.by_grapheme(table), "½e\u0301\r\n").text == "1/2é "
-  assert rewrite(steps.longest(table), "a½b")[1:] == ([0, 1, 1, 1, 2], [1, 2, 2, 2, 3])
+  def rewrite(step, t): return [s for [s] in [step(normalizers.whole(t))]][0]
+  assert rewrite(normalizers.longest(table), "½e\u0301\r\n").text == "1/2é _" and rewrite(normalizers.by_grapheme(table), "½e\u0301\r\n").text == "1/2é "
+  assert rewrite(normalizers.longest(table), "a½b")[1:] == ([0, 1, 1, 1, 2], [1, 2, 2, 2, 3])
 
 @given(st.text())
 @settings(deadline=None)
 def test_a_unicode_form_keeps_the_places(t):
   for form in ("NFC", "NFD", "NFKC", "NFKD"):
-    [s] = steps.read({"type": form})[0](steps.whole(t))
+    [s] = normalizers.read({"type": form})[0](normalizers.whole(t))
     assert len(s.starts) == len(s.ends) == len(s.text) and list(s.starts) == sorted(s.starts)
 
 # damage
@@ -168,7 +168,7 @@ def test_a_damaged_model_is_told_in_a_line(tmp_path, name):
   if name == "source.spm": (tmp_path / "vocab.json").write_text("{}")
   for data in (T5[:-1], T5[:100], b"{}", b"", b"\xff" * 20, field(1, 7), model([], 1), model(WORDS, 3), model(WORDS, 1, unknown=99), T5.replace(b"1/2\0", b"1/2x").replace(b"\xc3\xa9\0", b"\xc3\xa9x")):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=f"^{tmp_path / name}: [^\n]+$"): text.load(tmp_path)
+    with pytest.raises(ValueError, match=f"^{tmp_path / name}: [^\n]+$"): tokenization.load(tmp_path)
 
 @pytest.mark.parametrize("full, words", [(b"{", "is not JSON"), (b"[]", "should hold an object"), ({"model": {"vocab": [["a", -1]], "unk_id": 0}, "normalizer": {"type": "Magic"}}, "the step Magic is not known"),
   ({"model": {}}, "'normalizer' is missing|'vocab' is missing"), ({"model": {"merges": ["a"], "vocab": {}}}, "tokenizer.json: "), ({"model": {"vocab": {"a": 1}}, "normalizer": None}, "tokenizer.json: "),
@@ -178,5 +178,5 @@ def test_a_damaged_tokenizer_json_is_told_in_a_line(saved, tmp_path, full, words
   assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
 
 def test_a_folder_without_a_tokenizer_is_told(tmp_path):
-  with pytest.raises(FileNotFoundError, match="has no tokenizer"): text.load(tmp_path)
+  with pytest.raises(FileNotFoundError, match="has no tokenizer"): tokenization.load(tmp_path)
   with pytest.raises(FileNotFoundError, match="has no tokenizer"): SentencePiece.load(tmp_path)

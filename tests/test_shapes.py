@@ -1,6 +1,6 @@
 import argparse, math, random
 import pytest
-import console
+from tinyformer import cli
 from experiments import shapes
 
 def test_a_shape_is_read_and_counted():
@@ -24,4 +24,4 @@ def test_equal_compute_is_given_once(tmp_path, capsys):
   assert least < one < 2 * least and least < two < 2 * least and one != two
   assert (tmp_path / "x" / "300-1x16" / "vocab.json").read_bytes() == (tmp_path / "x" / "300-2x16" / "vocab.json").read_bytes()
   assert rows("--flops", "2e8") == (0, found)   # nothing is taught again
-  with pytest.raises(console.Usage, match="name another folder"): rows("--flops", "4e8")
+  with pytest.raises(cli.Usage, match="name another folder"): rows("--flops", "4e8")

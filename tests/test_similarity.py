@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from conftest import normal, randomise
 from tinygrad import Tensor
-import oracle, transformer
-from parts import similarity
+import transformer
+from tinyformer import oracle
+from layers import similarity
 
 T, S, K, H = 5, 7, 4, 3
 

@@ -3,9 +3,12 @@ import json, math, struct
 import numpy as np
 import pytest
 from conftest import shared
-import console, gpt, models, text
-from models import checkpoint
-from text.generate import Reader, generate
+import gpt
+from tinyformer import cli
+from tinyformer import checkpoints
+from tinyformer import tokenization
+from tinyformer.checkpoints import safetensors
+from tinyformer.generation.engine import Reader, generate
 
 def read(path):
   """llama2.c's format: seven sizes, then the matrices of all layers together, one kind after the other."""
@@ -66,7 +69,7 @@ def to_folder(sizes, w, folder):
     for ours, name in names.items():
       x = w[ours][i]
       tensors[f"model.layers.{i}.{name}.weight"] = halves(x, sizes["heads"]) if ours == "q" else halves(x, sizes["kv_heads"]) if ours == "k" else x
-  checkpoint.write_safetensors(folder / "model.safetensors", tensors)
+  safetensors.write_safetensors(folder / "model.safetensors", tensors)
   (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": sizes["vocab"], "hidden_size": sizes["dim"], "num_attention_heads": sizes["heads"],
     "num_key_value_heads": sizes["kv_heads"], "num_hidden_layers": sizes["layers"], "intermediate_size": sizes["hidden"], "max_position_embeddings": sizes["context"],
     "rms_norm_eps": 1e-5, "tie_word_embeddings": True}))
@@ -80,10 +83,10 @@ def story(tmp_path_factory):
 
 def test_its_greedy_text_is_the_naive_ones_and_a_story(story):
   sizes, w, folder = story
-  ids = [t for [t] in generate(Reader(models.load(folder)), [1], 200, temperature=0)]
+  ids = [t for [t] in generate(Reader(checkpoints.load_module(folder)), [1], 200, temperature=0)]
   assert ids == naive(sizes, w, [1, *ids[:-1]])
-  assert text.load(folder).decode(ids).startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
+  assert tokenization.load(folder).decode(ids).startswith("Once upon a time, there was a little girl named Lily. She loved to play outside in the park.")
 
 def test_gpt_py_tells_it(story, capsys):
-  assert console.run(lambda: gpt.main(["-m", str(story[2]), "-p", "Once upon a time, there was a little", "-t", "0", "-n", "20"])) == 0
+  assert cli.run(lambda: gpt.main(["-m", str(story[2]), "-p", "Once upon a time, there was a little", "-t", "0", "-n", "20"])) == 0
   assert capsys.readouterr().out.startswith("Once upon a time, there was a little girl named Lily. She loved to play outside")

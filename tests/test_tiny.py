@@ -3,10 +3,12 @@ import json, re
 import numpy as np
 import pytest
 from conftest import ROOT, shared
-from models import FAST, gpt2, hub
-from text.documents import hold_out, read_documents
-from text.generate import Reader, generate
-from text.tokenizer import BytePairEncoding
+from models import gpt2
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.checkpoints import hub
+from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.generation.engine import Reader, generate
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 TINY = ROOT / "weights" / "tiny"
 
@@ -26,7 +28,7 @@ def test_it_predicts_english():
 
 def test_the_fast_parts_write_what_the_plain_ones_do():
   ids = BytePairEncoding.load(TINY).encode("Once upon a time")
-  fast, plain = (list(generate(Reader(gpt2.load(TINY, **parts)), ids, 100, temperature=0)) for parts in (FAST, {}))
+  fast, plain = (list(generate(Reader(gpt2.load(TINY, **parts)), ids, 100, temperature=0)) for parts in (CPU_KERNELS, {}))
   assert len(fast) == 100 and fast == plain
 
 @pytest.mark.slow
@@ -34,7 +36,7 @@ def test_nearly_all_its_words_occur_in_its_training_text():
   documents, _ = hold_out(read_documents([shared(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]), seed=1337)
   words = re.compile(r"[a-z]+(?:'[a-z]+)?")
   known = {word for d in documents for word in words.findall(d.lower())}
-  tokenizer, reader = BytePairEncoding.load(TINY), Reader(gpt2.load(TINY, **FAST), 8)
+  tokenizer, reader = BytePairEncoding.load(TINY), Reader(gpt2.load(TINY, **CPU_KERNELS), 8)
   texts = []
   for seed in range(1, 5):
     reader.place = 0

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from tinygrad import Tensor, nn
-import console, train
-from models import gpt2, hub
-from models.checkpoint import read_metadata, read_safetensors
-from parts.mixed import MixedLinear, attention
-from text.documents import hold_out, read_documents
-from text.tokenizer import BytePairEncoding
-from text.windows import windows
+import train
+from tinyformer import cli
+from models import gpt2
+from tinyformer.checkpoints import hub
+from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
+from tinyformer.kernels.mixed_precision import MixedLinear, attention
+from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.training.batches import windows
 
 SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2", "--sample", "0"]
 
@@ -27,7 +29,7 @@ def log(out): return [{name: value for name, value in row.items() if name != "se
 
 @pytest.fixture(scope="module", autouse=True)
 def no_picture():
-  """tests/test_curve.py draws them; here each look would take a fifth of a second."""
+  """tests/test_plot_loss.py draws them; here each look would take a fifth of a second."""
   with pytest.MonkeyPatch.context() as m:
     m.setitem(sys.modules, "matplotlib.figure", None)
     yield
@@ -59,7 +61,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, m
   def stop(bar, done, *_):
     if done == stopped_at: os.kill(os.getpid(), signal.SIGINT)
   with monkeypatch.context() as m:
-    m.setattr(console.Bar, "__call__", stop)
+    m.setattr(cli.Bar, "__call__", stop)
     assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", "--dropout", "0.2"]) == 130
   assert train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0   # the settings are those that it began with
   assert content(tmp_path / "x" / "model.safetensors") == content(finished / "model.safetensors")
@@ -96,14 +98,14 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
 
 def test_the_best_model_is_in_the_folder_and_the_last_in_last(data, finished, tmp_path, monkeypatch):
   losses = iter([3.0, 2.0, 2.5])
-  monkeypatch.setattr("parts.learner.Learner.measure", lambda *_: next(losses))
-  monkeypatch.setattr("text.windows.spread", lambda pieces, most, batch: pieces[None, :batch])
+  monkeypatch.setattr("tinyformer.training.trainer.Learner.measure", lambda *_: next(losses))
+  monkeypatch.setattr("tinyformer.training.batches.spread", lambda pieces, most, batch: pieces[None, :batch])
   best, last, told, notes = tmp_path / "x" / "model.safetensors", tmp_path / "x" / "last" / "model.safetensors", list[str](), list[str]()
   def note(text:str) -> None:
     notes.append(text)
     if text.startswith("step 30"): told.append(content(last))
-  monkeypatch.setattr(console, "note", note)
-  monkeypatch.setattr(console, "fancy", lambda _: True)
+  monkeypatch.setattr(cli, "note", note)
+  monkeypatch.setattr(cli, "fancy", lambda _: True)
   train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
   assert content(best) == told[0] != content(last)   # when step 30 is told, the last is still that of step 20
   assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()   # without matplotlib, at a terminal
@@ -118,9 +120,9 @@ def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
   assert float(log(tmp_path / "x")[0]["learned"]) > float(log(finished)[-1]["learned"]) + 0.5   # what is held out is not smoothed
   shutil.rmtree(tmp_path / "x")
   for wrong in (["--vocab", "400"], ["--dim", "32"], ["--layers", "2"], ["--heads", "1"], ["--context", "17"], ["--tokens", "characters"]):
-    with pytest.raises(console.Usage, match="--init"): main(*wrong)
+    with pytest.raises(cli.Usage, match="--init"): main(*wrong)
   assert not (tmp_path / "x").exists()
-  with pytest.raises(console.Usage, match="bert"): train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))])
+  with pytest.raises(cli.Usage, match="bert"): train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))])
 
 def bert(folder, finished):
   folder.mkdir()
@@ -133,10 +135,10 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, 
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
   assert gpt2.load(tmp_path / "c").vocab == 257 and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
   assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(math.log(257), rel=0.02)   # that of knowing nothing
-  monkeypatch.setattr("parts.learner.Learner", Idle)
+  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
-  with pytest.raises(console.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
+  with pytest.raises(cli.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
@@ -160,21 +162,21 @@ class Idle:
 def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_path, monkeypatch):
   """At each look the model that writes gets what was learned."""
   seen = list[int]()
-  monkeypatch.setattr("parts.learner.Learner", Idle)
-  monkeypatch.setattr("text.generate.Reader", lambda model: SimpleNamespace(model=model))
-  monkeypatch.setattr("text.generate.generate", lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()))   # type: ignore[func-returns-value]
+  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
+  monkeypatch.setattr("tinyformer.generation.engine.Reader", lambda model: SimpleNamespace(model=model))
+  monkeypatch.setattr("tinyformer.generation.engine.generate", lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()))   # type: ignore[func-returns-value]
   assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "2", "--steps", "3", "--every", "1", "--sample", "5"]) == 0
   assert seen == [1, 2, 3]
 
 def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
-  with pytest.raises(console.Usage, match="a batch of 4 cannot be shared by 3 devices"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
+  with pytest.raises(cli.Usage, match="a batch of 4 cannot be shared by 3 devices"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
 
 def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_path):
   args = train.parse([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
   model = train.make(args, [])[0]
   assert type(model.blocks[0].ff.up) is MixedLinear and model.blocks[0].attn.attend is attention and model.product is MixedLinear.product
-  with pytest.raises(console.Usage, match="small gradients"): train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
-  with pytest.raises(console.Usage, match="the run began with --precision float32"): train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+  with pytest.raises(cli.Usage, match="small gradients"): train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
+  with pytest.raises(cli.Usage, match="the run began with --precision float32"): train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_stopped(data, finished, tmp_path, monkeypatch, capsys):
@@ -186,7 +188,7 @@ def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_st
   def stop(bar, done, *_):
     if done == 17: os.kill(os.getpid(), signal.SIGINT)
   with monkeypatch.context() as m:
-    m.setattr(console.Bar, "__call__", stop)
+    m.setattr(cli.Bar, "__call__", stop)
     assert main("x") == 130
   assert main("x", "--resume") == 0
   assert log(tmp_path / "x") == log(tmp_path / "whole")
@@ -194,22 +196,22 @@ def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_st
   assert read_safetensors(tmp_path / "x" / "training.safetensors")["model.tokens.weight"].numpy().dtype == np.float32
 
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
-  with pytest.raises(console.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
-  with pytest.raises(console.Usage, match="the run began with --lr 0.01"): train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
+  with pytest.raises(cli.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
+  with pytest.raises(cli.Usage, match="the run began with --lr 0.01"): train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
   (tmp_path / "model").mkdir()
   (tmp_path / "model" / "vocab.json").write_text("{}")
-  with pytest.raises(console.Usage, match="holds vocab.json: name another folder"): train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
-  with pytest.raises(console.Usage, match="is not there"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
+  with pytest.raises(cli.Usage, match="holds vocab.json: name another folder"): train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
+  with pytest.raises(cli.Usage, match="is not there"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
 
 def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
   (tmp_path / "other.txt").write_text(data.read_text() + " more")
-  with pytest.raises(console.Usage, match="not the text"): train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
+  with pytest.raises(cli.Usage, match="not the text"): train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
 
 def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
   with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
 
 def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_path, monkeypatch):
-  monkeypatch.setattr("parts.learner.Learner", Idle)
+  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
   with pytest.raises(ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL])
   assert json.loads(read_metadata(tmp_path / "x" / "training.safetensors")["training"])["step"] == 10
   assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and gpt2.load(tmp_path / "x" / "last").vocab > 256

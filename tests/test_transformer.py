@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 from conftest import normal, randomise
 from tinygrad import Context, Tensor, nn
-import oracle, transformer
+import transformer
+from tinyformer import oracle
 from models.gpt2 import GPT2
-from parts import similarity
+from layers import similarity
 
 B, T, S, D, H, F = 2, 5, 7, 12, 3, 20   # all different: a swapped axis cannot fit
 

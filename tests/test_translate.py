@@ -2,10 +2,10 @@ import gzip
 import numpy as np
 import pytest
 from tinygrad import Tensor
-import console
+from tinyformer import cli
 from experiments.translate import CONTEXT, Translator, encode, paired, sentences
-from parts.cache import SourceCache
-from text.tokenizer import BytePairEncoding
+from tinyformer.generation.kv_cache import SourceCache
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from transformer import padding_mask
 
 def test_what_is_written_is_what_is_read_one_place_later_and_padding_counts_nowhere():
@@ -27,7 +27,7 @@ def test_damaged_files_are_refused_with_their_name(tmp_path, data):
 
 def test_files_that_do_not_belong_together_or_are_absent_are_refused(tmp_path):
   (tmp_path / "val.de").write_text("Eins.\nZwei.\n")
-  with pytest.raises(console.Usage, match="val.en is not there.*Multi30k"): paired(tmp_path, "val")
+  with pytest.raises(cli.Usage, match="val.en is not there.*Multi30k"): paired(tmp_path, "val")
   (tmp_path / "val.en").write_text("One.\n")
   with pytest.raises(ValueError, match="2 German sentences and 1 English ones"): paired(tmp_path, "val")
 

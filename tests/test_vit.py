@@ -1,11 +1,13 @@
 import json, math
 import numpy as np
 import pytest
+from tinyformer.checkpoints import load_module
 from conftest import FIXTURES, close, normal
 from tinygrad import Tensor, nn
-import models
-from models import checkpoint, vit
-from models.config import Config
+from tinyformer import checkpoints
+from models import vit
+from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints.config import Config
 
 FOLDER, WANT = FIXTURES / "vit-a", np.load(FIXTURES / "vit-a" / "expected.npz")
 PIXELS = WANT["pixels"]
@@ -13,7 +15,7 @@ PIXELS = WANT["pixels"]
 @pytest.fixture(scope="module")
 def model(): return vit.load(FOLDER)
 
-@pytest.mark.parametrize("load", [vit.load, models.load], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("load", [vit.load, load_module], ids=["plain parts", "fast parts"])
 def test_logits_are_hugging_faces(load):
   model = load(FOLDER)
   close(model(Tensor(PIXELS)).numpy(), WANT["logits"])
@@ -29,7 +31,7 @@ def test_each_layers_hidden_states_are_hugging_faces(model):
 
 def test_a_picture_of_another_size_has_hugging_faces_logits():
   """20 by 17 pixels where the checkpoint's are 12 by 12: positions of 5 by 4 patches for 3 by 3, and a column of pixels that no patch has."""
-  close(models.load(FOLDER)(Tensor(WANT["wide"])).numpy(), WANT["wide_logits"])
+  close(checkpoints.load_module(FOLDER)(Tensor(WANT["wide"])).numpy(), WANT["wide_logits"])
 
 def test_patches_are_cut_row_after_row_and_their_pixels_channel_by_channel():
   C, P, Q, D = 2, 3, 5, 7
@@ -64,9 +66,9 @@ def test_twice_as_many_points_lie_a_quarter_off_the_old_ones():
 
 def test_a_model_without_a_head_is_read(model, tmp_path):
   """As transformers' ViTModel is saved: without the prefix, with a pooler that nothing reads here."""
-  arrays = {name.removeprefix("vit."): entry.numpy() for name, entry in checkpoint.read(FOLDER).items() if not name.startswith("classifier")}
-  checkpoint.write_safetensors(tmp_path / "model.safetensors", arrays | {"pooler.dense.weight": normal(18, 18), "pooler.dense.bias": normal(18)})
-  (tmp_path / "config.json").write_text(json.dumps(checkpoint.read_json(FOLDER / "config.json") | {"architectures": ["ViTModel"]}))
+  arrays = {name.removeprefix("vit."): entry.numpy() for name, entry in safetensors.read(FOLDER).items() if not name.startswith("classifier")}
+  safetensors.write_safetensors(tmp_path / "model.safetensors", arrays | {"pooler.dense.weight": normal(18, 18), "pooler.dense.bias": normal(18)})
+  (tmp_path / "config.json").write_text(json.dumps(safetensors.read_json(FOLDER / "config.json") | {"architectures": ["ViTModel"]}))
   bare = vit.load(tmp_path)
   close(bare.hidden(Tensor(PIXELS)).numpy(), WANT["last"])
   assert not bare.labels
@@ -76,16 +78,16 @@ def test_a_model_without_a_head_is_read(model, tmp_path):
 
 def test_what_is_saved_has_the_layout_of_what_was_loaded(model, tmp_path):
   vit.save(model, tmp_path)
-  saved, original = checkpoint.read(tmp_path), checkpoint.read(FOLDER)
+  saved, original = safetensors.read(tmp_path), safetensors.read(FOLDER)
   assert saved.keys() == original.keys()
   for name in saved: np.testing.assert_array_equal(saved[name].numpy(), original[name].numpy())
-  config = checkpoint.read_json(FOLDER / "config.json")
-  for key, value in checkpoint.read_json(tmp_path / "config.json").items(): assert value == config[key] or key == "label2id"
+  config = safetensors.read_json(FOLDER / "config.json")
+  for key, value in safetensors.read_json(tmp_path / "config.json").items(): assert value == config[key] or key == "label2id"
 
 @pytest.mark.parametrize("dim, heads, layers, patch, count", [(192, 3, 12, 16, 5_717_416), (384, 6, 12, 16, 22_050_664), (768, 12, 12, 16, 86_567_656),
   (768, 12, 12, 32, 88_224_232), (1024, 16, 24, 16, 304_326_632), (1280, 16, 32, 14, 632_045_800)])
 def test_the_sizes_have_their_published_parameter_counts(dim, heads, layers, patch, count):
-  with checkpoint.undrawn(): model = vit.ViT([str(i) for i in range(1000)], patch=(patch, patch), dim=dim, heads=heads, layers=layers, hidden=4*dim)
+  with safetensors.undrawn(): model = vit.ViT([str(i) for i in range(1000)], patch=(patch, patch), dim=dim, heads=heads, layers=layers, hidden=4*dim)
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count
 
 @pytest.mark.parametrize("key, value", [("hidden_act", "mish"), ("qkv_bias", False), ("image_size", [8, 8, 8]), ("patch_size", "16"), ("hidden_size", -1)])

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from conftest import randomise
 from tinygrad import Tensor
-import models
+from tinyformer import checkpoints
 from models import vit
-from parts.learner import Learner
+from tinyformer.training.trainer import Learner
 
 pytestmark = pytest.mark.slow   # it compiles a step of learning
 CLASSES = ["across", "down", "chequered"]
@@ -20,7 +20,7 @@ def pictures(count, seed):
 
 def taught(folder, shuffled):
   """The folder's model with a new head after 150 steps, each on 32 pictures of its own, with their labels or with these shuffled."""
-  model = models.load(folder)
+  model = checkpoints.load_module(folder)
   model.new_head(CLASSES)
   learner = Learner(model, lambda pixels, kinds: model(pixels).sparse_categorical_crossentropy(kinds))
   for step in range(150):
@@ -38,6 +38,6 @@ def test_it_learns_other_classes_and_is_saved_with_them(tmp_path):
   model = taught(tmp_path / "old", shuffled=False)
   assert accuracy(model) > 0.95
   vit.save(model, tmp_path / "new")
-  again = models.load(tmp_path / "new")
+  again = checkpoints.load_module(tmp_path / "new")
   assert again.labels == CLASSES and accuracy(again) == accuracy(model)
   assert accuracy(taught(tmp_path / "old", shuffled=True)) < 0.5

@@ -2,16 +2,16 @@
 import json
 import numpy as np
 import pytest
+from tinyformer.checkpoints import load_module
 from conftest import FIXTURES, close, normal, randomise
 from tinygrad import Tensor
-import models
 from models import vit
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 Image = pytest.importorskip("PIL.Image")
 import make_fixtures
-from models.pictures import Preprocessor, read
+from tinyformer.vision.image_processor import Preprocessor, read
 from transformers.image_utils import load_image
 
 pytestmark = pytest.mark.slow
@@ -27,7 +27,7 @@ def of(model, pixels, **how):
   with torch.no_grad(): out = model(torch.tensor(pixels), **how)
   return (out.logits if hasattr(out, "logits") else out.last_hidden_state).numpy()
 
-@pytest.mark.parametrize("load", [vit.load, models.load], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("load", [vit.load, load_module], ids=["plain parts", "fast parts"])
 @pytest.mark.parametrize("sizes", [dict(image_size=12, patch_size=4), dict(image_size=14, patch_size=7, num_channels=1), dict(image_size=9, patch_size=2, layer_norm_eps=1e-3),
   dict(image_size=[12, 20], patch_size=[3, 5]), dict(image_size=[8, 24], patch_size=8, labels=2), dict(image_size=6, patch_size=6, hidden_act="gelu_new", num_channels=4)])
 def test_logits_are_theirs(tmp_path, sizes, load):

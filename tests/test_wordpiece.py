@@ -1,7 +1,7 @@
 import json
 import pytest
-import text
-from text.wordpiece import WordPiece
+from tinyformer import tokenization
+from tinyformer.tokenization.wordpiece import WordPiece
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##aff", "##able", "##a", "the", "cafe", "café", "The", ",", "[", "]", "mask", "!", "中", "国", "$", "i", "##̇"]
 VOCAB = {piece: i for i, piece in enumerate(PIECES)}
@@ -39,7 +39,7 @@ def test_spans_are_the_characters_that_pieces_came_from():
 
 def test_what_stands_around_texts(tmp_path):
   (tmp_path / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
-  tokenizer = text.load(tmp_path)
+  tokenizer = tokenization.load(tmp_path)
   assert tokenizer.single([9]) == [2, 9, 3] and tokenizer.pair([9], [13]) == ([2, 9, 3, 13, 3], [0, 0, 0, 1, 1])
   assert (tokenizer.mask, tokenizer.pad, tokenizer.end) == ((4, "[MASK]"), 0, None) and tokenizer.decode([2, 9, 13, 3, 0]) == "the ,"
 
@@ -47,7 +47,7 @@ def test_it_is_read_from_tokenizer_json(tmp_path):
   full = {"model": {"vocab": VOCAB, "unk_token": "[UNK]"}, "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
           "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": False}}
   (tmp_path / "tokenizer.json").write_text(json.dumps(full))
-  tokenizer = text.load(tmp_path)
+  tokenizer = tokenization.load(tmp_path)
   assert tokenizer.encode("The café") == [12, 11] and tokenizer.pair([9], [13]) == ([2, 9, 3, 13, 3], [0, 0, 0, 1, 1])
   (tmp_path / "tokenizer.json").write_text(json.dumps(full | {"pre_tokenizer": {"type": "Whitespace"}}))
-  with pytest.raises(ValueError, match="tokenizer.json: the text is not prepared as BERT's is"): text.load(tmp_path)
+  with pytest.raises(ValueError, match="tokenizer.json: the text is not prepared as BERT's is"): tokenization.load(tmp_path)

@@ -1,0 +1,36 @@
+"""Bugs planted in tinyformer/kernels; see tests/planted_bugs.py."""
+
+from planted_bugs import Bug
+
+BUGS = [
+  Bug("the slope of GELU without its cube's", 'tinyformer/kernels/gelu.py', 'BACK', '0.134145f*x*x', '0.044715f*x*x', 'gelu'),
+  Bug('an exponential that GELU lets overflow', 'tinyformer/kernels/gelu.py', 'GELU', '__builtin_elementwise_min(z, (vec)87.0f)', 'z', 'gelu'),
+  Bug("smoothing left out of the fast loss's gradient", 'tinyformer/kernels/cross_entropy.py', 'ROWS', 'slope - other * SMOOTHING / V;\n    for', 'slope;\n    for', 'cross_entropy'),
+  Bug('the fast loss without its largest number taken off', 'tinyformer/kernels/cross_entropy.py', 'ROWS', 'top = most(high);', 'top = 0;', 'cross_entropy'),
+  Bug('no smoothing times a logit of -inf', 'tinyformer/kernels/cross_entropy.py', 'ROWS', '(SMOOTHING > 0 ? SMOOTHING / V * sum_of_x : 0)', 'SMOOTHING / V * sum_of_x', 'cross_entropy'),
+  Bug('targets of another shape', 'tinyformer/kernels/cross_entropy.py', 'loss', 'logits.shape[:-1] != target.shape or ', '', 'cross_entropy'),
+  Bug('a target that is no token passed over', 'tinyformer/kernels/cross_entropy.py', 'ROWS', ': __builtin_nanf("")', ': 0', 'cross_entropy'),
+  Bug('a short list that trusts the copy', 'tinyformer/kernels/exact_top_k.py', 'LIKELY', 'near[m*N + n] + slack[n] * length < level[m]', 'near[m*N + n] < level[m]', 'exact_top_k'),
+  Bug('a short list by what logits are at most', 'tinyformer/kernels/exact_top_k.py', 'LEVEL', 'near[m*N + n] - slack[n] * length;', 'near[m*N + n] + slack[n] * length;', 'exact_top_k'),
+  Bug("rounding left out of a short list's slack", 'tinyformer/kernels/exact_top_k.py', 'SLACK', 'out[n] = __builtin_sqrtf(l) +', 'out[n] =', 'exact_top_k'),
+  Bug("what float32 loses left out of a short list's slack", 'tinyformer/kernels/exact_top_k.py', 'SLACK', '(K + 8) * 1.2e-7f', '0.0f', 'exact_top_k'),
+  Bug('a short list one too short', 'tinyformer/kernels/exact_top_k.py', 'Shortlist.__call__', 'COUNT=self.count, parts', 'COUNT=max(1, self.count // 2 - 1), parts', 'exact_top_k'),
+  Bug('a short list that drops what is no number', 'tinyformer/kernels/exact_top_k.py', 'LIKELY', '< level[m] ? -__builtin_inff() : dot(head + n*K, x, K)', '>= level[m] ? dot(head + n*K, x, K) : -__builtin_inff()', 'exact_top_k'),
+  Bug('a turned matrix read by the wrong stride', 'tinyformer/kernels/linear.py', 'multiplier', 'AC=M if turned_a else 1', 'AC=K if turned_a else 1', 'linear'),
+  Bug("a step's last columns left out of its sums", 'tinyformer/kernels/linear.py', 'ROWS', 'for (long l = k; l < K; l++) y += one(row[r][l]) * x[m*K + l];', '', 'linear'),
+  Bug('the last rows of a matrix left out where they fill no group', 'tinyformer/kernels/linear.py', 'ROWS', 'UNITS = (N + ABREAST - 1) / ABREAST', 'UNITS = N / ABREAST', 'linear'),
+  Bug('a bias added with every block', 'tinyformer/kernels/linear.py', 'PRODUCT', 'const float *more = k > 0 ? to : BIASED', 'if (k > 0 && BIASED) for (int r = 0; r < least(R, height - i); r++) for (int l = 0; l < least(C, width - j); l++) to[r*N + l] += bias[c + j + l];\n          const float *more = k > 0 ? to : BIASED', 'linear'),
+  Bug('bytes without their scale', 'tinyformer/kernels/linear.py', 'ROWS', 'BYTES ? y * *(const loose *)(row[r] + K) : y', 'y', 'linear'),
+  Bug('a kernel whose causal mask lets the next token through', 'tinyformer/kernels/attention.py', 'BLOCKS', 'least(n, keys - T + t + 1 - s)', 'least(n, keys - T + t + 2 - s)', 'attention'),
+  Bug('sums not scaled down when a larger score comes', 'tinyformer/kernels/attention.py', 'MANY', 'if (fade[i] != 1) for', 'if (0) for', 'attention'),
+  Bug('scores of nothing but -inf taken from -inf', 'tinyformer/kernels/attention.py', 'BLOCKS', 'level = (vec)((whole)*high & (*high != -INFINITE))', 'level = *high', 'attention'),
+  Bug('keys of another head', 'tinyformer/kernels/attention.py', 'SINGLE', 'enum { BLOCK = 64, VECTORS = (K + W - 1) / W };', 'enum { BLOCK = 64, VECTORS = (K + W - 1) / W };\n#undef GROUP\n#define GROUP 1', 'attention'),
+  Bug('a replayed step at its first place', 'tinyformer/kernels/graph_runner.py', 'Replay.__call__', 'self.table[words] = variables[name]', 'self.table[words] = self.table[words] or variables[name]', 'compiled_step'),
+  Bug('the first part of a kernel done again for each other', 'tinyformer/kernels/graph_runner.py', 'SOURCE', 'perform(c, ticket & 0xffffffff);', 'perform(c, 0);', 'compiled_step'),
+  Bug("a step's memory where a vector may lie across two lines", 'tinyformer/kernels/graph_runner.py', 'room', 'begin = -block.ctypes.data % 64', 'begin = 1', 'compiled_step'),
+  Bug('kernels kept for other sources', 'tinyformer/kernels/compiled_step.py', 'Jitted.file', 'for name, t in self.known.items()], machine()]', 'for name, t in self.known.items()]]', 'compiled_step'),
+  Bug('products of float32 all the same', 'tinyformer/kernels/mixed_precision.py', 'narrow', 'return x.cast(dtypes.bfloat16).contiguous()', 'return x.contiguous()', 'mixed_precision'),
+  Bug('products rounded to bfloat16', 'tinyformer/kernels/mixed_precision.py', 'product', 'narrow(a).dot(narrow(b), dtype=dtypes.float32)', 'narrow(a).dot(narrow(b)).float()', 'mixed_precision'),
+  Bug('a softmax in bfloat16', 'tinyformer/kernels/mixed_precision.py', 'attention', 'product(q, k.transpose(-2, -1)) / math', 'narrow(product(q, k.transpose(-2, -1))) / math', 'mixed_precision'),
+  Bug('a gradient that a cast holds back', 'tinyformer/kernels/mixed_precision.py', 'MixedLinear.product', 'narrow(x).float(), narrow(weight), bias)', 'narrow(x).float(), narrow(weight).detach(), bias)', 'mixed_precision'),
+]
