@@ -2,23 +2,43 @@
 
 Mistral and LLaMA 2's largest share keys among heads; Mistral's queries may see a window of keys alone (Jiang et al. 2023, sec. 2).
 """
+
 import functools
 from collections.abc import Callable
+
 from tinygrad import Tensor, nn
+
+from layers.feedforward import GatedFeedForward
+from layers.positions import frequencies, rotations, turn_halves, window_mask
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config, loader
 from tinyformer.generation.kv_cache import Cache, continues, one_place, padded
-from layers.feedforward import GatedFeedForward
 from tinyformer.kernels.linear import embed
-from layers.positions import frequencies, rotations, turn_halves, window_mask
-from transformer import Block, Linear, MultiHeadAttention, Size, attention, causal_mask, pre_norm, stored
+from transformer import (
+  Block,
+  Linear,
+  MultiHeadAttention,
+  Size,
+  attention,
+  causal_mask,
+  pre_norm,
+  stored,
+)
 
 NAMES = safetensors.Names(
-  ours={r"tokens": "model.embed_tokens", r"norm": "model.norm", r"head": "lm_head",
-        r"blocks\.(\d+)\.attn_norm": r"model.layers.\1.input_layernorm", r"blocks\.(\d+)\.ff_norm": r"model.layers.\1.post_attention_layernorm",
-        r"blocks\.(\d+)\.attn\.out": r"model.layers.\1.self_attn.o_proj", r"blocks\.(\d+)\.attn\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
-        r"blocks\.(\d+)\.ff\.(gate|up|down)": r"model.layers.\1.mlp.\2_proj"},
-  left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: layers/positions.py computes them"})
+  ours={
+    r"tokens": "model.embed_tokens",
+    r"norm": "model.norm",
+    r"head": "lm_head",
+    r"blocks\.(\d+)\.attn_norm": r"model.layers.\1.input_layernorm",
+    r"blocks\.(\d+)\.ff_norm": r"model.layers.\1.post_attention_layernorm",
+    r"blocks\.(\d+)\.attn\.out": r"model.layers.\1.self_attn.o_proj",
+    r"blocks\.(\d+)\.attn\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
+    r"blocks\.(\d+)\.ff\.(gate|up|down)": r"model.layers.\1.mlp.\2_proj",
+  },
+  left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: layers/positions.py computes them"},
+)
+
 
 class Llama:
   """Token ids to logits for the token that follows each of them.
@@ -27,38 +47,95 @@ class Llama:
   gives them.  window: how many keys a query sees, its own the last; None: all.  tied: the head is the embeddings.
   feed_forward: (dim, hidden, linear=) -> a block's network.
   """
+
   task = "continue"
 
-  def __init__(self, vocab:int, context:int, dim:int, heads:int, kv_heads:int, layers:int, hidden:int, head_dim:int, turning:list[float],
-               eps:float=1e-6, window:int|None=None, tied:bool=False, feed_forward:Callable=GatedFeedForward,
-               linear:type[Linear]=Linear, attend:Callable=attention):
-    self.vocab, self.context, self.kv_heads, self.head_dim, self.turning, self.window = vocab, context, kv_heads, head_dim, turning, window
+  def __init__(
+    self,
+    vocab: int,
+    context: int,
+    dim: int,
+    heads: int,
+    kv_heads: int,
+    layers: int,
+    hidden: int,
+    head_dim: int,
+    turning: list[float],
+    eps: float = 1e-6,
+    window: int | None = None,
+    tied: bool = False,
+    feed_forward: Callable = GatedFeedForward,
+    linear: type[Linear] = Linear,
+    attend: Callable = attention,
+  ):
+    self.vocab, self.context, self.kv_heads, self.head_dim, self.turning, self.window = (
+      vocab,
+      context,
+      kv_heads,
+      head_dim,
+      turning,
+      window,
+    )
     plain = functools.partial(linear, bias=False)
     self.tokens = nn.Embedding(vocab, dim)
-    self.blocks = [Block(MultiHeadAttention(dim, heads, plain, attend=attend, kv_heads=kv_heads, head_dim=head_dim),
-                         feed_forward(dim, hidden, linear=plain), lambda: nn.RMSNorm(dim, eps), pre_norm) for _ in range(layers)]
+    self.blocks = [
+      Block(
+        MultiHeadAttention(dim, heads, plain, attend=attend, kv_heads=kv_heads, head_dim=head_dim),
+        feed_forward(dim, hidden, linear=plain),
+        lambda: nn.RMSNorm(dim, eps),
+        pre_norm,
+      )
+      for _ in range(layers)
+    ]
     self.norm = nn.RMSNorm(dim, eps)
-    self.head:Callable = (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)   # (..., D) -> logits (..., V)
+    self.head: Callable = (
+      (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)
+    )  # (..., D) -> logits (..., V)
 
-  def cache(self, batch:int=1) -> Cache:
+  def cache(self, batch: int = 1) -> Cache:
     """An empty cache for `batch` texts of up to `context` tokens; of a model with a window, what some windows need."""
     return Cache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
 
-  def hidden(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None, at:Size|None=None) -> Tensor:
+  def hidden(
+    self,
+    ids: Tensor,
+    start: Size = 0,
+    cache: Cache | None = None,
+    keep: Tensor | None = None,
+    at: Size | None = None,
+  ) -> Tensor:
     """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; cache, keep and at as in GPT2.hidden."""
     T = continues(ids, start, cache, self.context)
-    def seen(T:Size, start:Size) -> tuple[Tensor|None, Callable]:   # the mask and the turning of T places from `start` on
-      mask = window_mask(T, start + T, self.window) if self.window else causal_mask(T, start + T) if T > 1 else None
-      angles = [t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)]
-      return padded(mask, None if keep is None else keep[:, :start + T]), lambda x: turn_halves(x, *angles)
+
+    def seen(
+      T: Size, start: Size
+    ) -> tuple[Tensor | None, Callable]:  # the mask and the turning of T places from `start` on
+      mask = (
+        window_mask(T, start + T, self.window)
+        if self.window
+        else causal_mask(T, start + T)
+        if T > 1
+        else None
+      )
+      angles = [
+        t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)
+      ]
+      return padded(mask, None if keep is None else keep[:, : start + T]), lambda x: turn_halves(
+        x, *angles
+      )
+
     mask, turn = seen(T, start)
     x = stored(embed(self.tokens, ids))
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
-        x, start = one_place(block, x, at, cache.layer(i, start) if cache else None, turn), start + at
+        x, start = (
+          one_place(block, x, at, cache.layer(i, start) if cache else None, turn),
+          start + at,
+        )
         mask, turn = seen(1, start)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=turn)
-      if cache: x.realize()
+      if cache:
+        x.realize()
     return stored(self.norm(x))
 
   @property
@@ -66,19 +143,45 @@ class Llama:
     """As GPT2's."""
     return getattr(self.head, "weight", self.tokens.weight)
 
-  def __call__(self, ids:Tensor, start:Size=0, cache:Cache|None=None, keep:Tensor|None=None) -> Tensor:
+  def __call__(
+    self, ids: Tensor, start: Size = 0, cache: Cache | None = None, keep: Tensor | None = None
+  ) -> Tensor:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
     return self.head(self.hidden(ids, start, cache, keep))
 
-def from_config(config:Config, feed_forward:Callable=GatedFeedForward, linear:type[Linear]=Linear, attend:Callable=attention, **_) -> Llama:
+
+def from_config(
+  config: Config,
+  feed_forward: Callable = GatedFeedForward,
+  linear: type[Linear] = Linear,
+  attend: Callable = attention,
+  **_,
+) -> Llama:
   """An untrained model of the sizes that a config.json of LLaMA or Mistral states. Raises ValueError for what is not built here."""
   config.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
   dim, heads = config.size("hidden_size"), config.size("num_attention_heads")
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}   # transformers 5 writes the first, older ones rope_theta and the second
+  rope = (
+    config.get("rope_parameters") or config.get("rope_scaling") or {}
+  )  # transformers 5 writes the first, older ones rope_theta and the second
   theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
   head_dim = config.size("head_dim", dim // heads)
-  return Llama(config.size("vocab_size"), config.size("max_position_embeddings", 2048), dim, heads, config.size("num_key_value_heads", heads),
-               config.size("num_hidden_layers"), config.size("intermediate_size"), head_dim, frequencies(head_dim, theta, rope),
-               config.get("rms_norm_eps", 1e-6), config.get("sliding_window"), config.get("tie_word_embeddings", False), feed_forward, linear, attend)
+  return Llama(
+    config.size("vocab_size"),
+    config.size("max_position_embeddings", 2048),
+    dim,
+    heads,
+    config.size("num_key_value_heads", heads),
+    config.size("num_hidden_layers"),
+    config.size("intermediate_size"),
+    head_dim,
+    frequencies(head_dim, theta, rope),
+    config.get("rms_norm_eps", 1e-6),
+    config.get("sliding_window"),
+    config.get("tie_word_embeddings", False),
+    feed_forward,
+    linear,
+    attend,
+  )
+
 
 load = loader(from_config, NAMES)

@@ -14,13 +14,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import FIXTURES, ROOT, with_head
 import numpy as np
+from conftest import FIXTURES, ROOT, with_head
+from test_ask import WORDS, unigram
 from tinygrad import Tensor, nn
 
-import ask, attend, evaluate, gpt
+import ask
+import attend
+import evaluate
+import gpt
 from tinyformer import checkpoints
-from test_ask import WORDS, unigram
 from tinyformer.generation.engine import Reader, generate, respond
 from tinyformer.generation.generation_config import Settings
 
@@ -128,7 +131,9 @@ def page_data(folder: Path) -> list[float]:
   """Return the numbers on attend.py's page: attention weights, contributions, everything else."""
   path = folder / "page.html"
   stdout(attend.main, "-p", "The man took his hat.", "--html", path, "-q")
-  data = json.loads(re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', path.read_text(), re.S)[1])
+  data = json.loads(
+    re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', path.read_text(), re.S)[1]
+  )
   result = []
   for attention_map in data["maps"]:
     result += list(base64.b64decode(attention_map["data"]))
@@ -148,7 +153,9 @@ def commands(folder: Path) -> dict:
     "gpt top-p, two texts": gpt_command(*prompt, "-s", "2", "-N", "2", "-k", "0", "--top-p", "0.9"),
     "gpt int8": gpt_command(*prompt, "-t", "0", "--dtype", "int8"),
     "ask fill": ask_command("ForMaskedLM", folder / "fill", "The capital of France is [MASK]."),
-    "ask classify": ask_command("ForSequenceClassification", folder / "classify", "who lives in rome?"),
+    "ask classify": ask_command(
+      "ForSequenceClassification", folder / "classify", "who lives in rome?"
+    ),
     "ask answer": ask_command("ForQuestionAnswering", folder / "answer", *question),
     "ask t5": ask_command("t5", folder / "t5", "a red house"),
     "evaluate": evaluate_command(folder, "--stride", "16"),

@@ -1,53 +1,108 @@
-import json, os, pickle, random
+import json
+import os
+import pickle
+import random
+
 import numpy as np
 import pytest
+
 from tinyformer.checkpoints import safetensors
 
-ARRAYS = {"a": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.ones(5, np.float16), "empty": np.zeros((0, 3), np.float32)}
+ARRAYS = {
+  "a": np.arange(12, dtype=np.float32).reshape(3, 4),
+  "b": np.ones(5, np.float16),
+  "empty": np.zeros((0, 3), np.float32),
+}
+
 
 def test_what_is_written_is_read(tmp_path):
   safetensors.write_safetensors(tmp_path / "x", ARRAYS, {"step": "7"})
   entries = safetensors.read_safetensors(tmp_path / "x")
-  assert entries.keys() == ARRAYS.keys() and safetensors.read_metadata(tmp_path / "x")["step"] == "7"
-  for name in ("a", "b"): np.testing.assert_array_equal(entries[name].numpy(), ARRAYS[name])
+  assert (
+    entries.keys() == ARRAYS.keys() and safetensors.read_metadata(tmp_path / "x")["step"] == "7"
+  )
+  for name in ("a", "b"):
+    np.testing.assert_array_equal(entries[name].numpy(), ARRAYS[name])
+
 
 def test_every_truncation_is_refused(tmp_path):
   safetensors.write_safetensors(tmp_path / "x", ARRAYS)
   data = (tmp_path / "x").read_bytes()
   for n in range(len(data)):
     (tmp_path / "x").write_bytes(data[:n])
-    with pytest.raises(ValueError, match="is not a whole safetensors file"): safetensors.read_safetensors(tmp_path / "x")
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+      safetensors.read_safetensors(tmp_path / "x")
+
 
 def test_random_bytes_are_refused(tmp_path):
   draw = random.Random(0)
   for n in range(200):
-    head = draw.choice([b"", (20).to_bytes(8, "little"), (2**63).to_bytes(8, "little"), (n).to_bytes(8, "little") + b'{"a":'])
+    head = draw.choice(
+      [
+        b"",
+        (20).to_bytes(8, "little"),
+        (2**63).to_bytes(8, "little"),
+        (n).to_bytes(8, "little") + b'{"a":',
+      ]
+    )
     (tmp_path / "x").write_bytes(head + draw.randbytes(n))
-    with pytest.raises(ValueError, match="is not a whole safetensors file"): safetensors.read_safetensors(tmp_path / "x")
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+      safetensors.read_safetensors(tmp_path / "x")
 
-@pytest.mark.parametrize("header", ['{"a": 1}', '{"a": {"dtype": "F32"}}', '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "[]", "null",
-  '{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}', '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
-  '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', '{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}',
-  '{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}'])
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    '{"a": 1}',
+    '{"a": {"dtype": "F32"}}',
+    '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+    "[]",
+    "null",
+    '{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+    '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}',
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+    '{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}',
+    '{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+  ],
+)
 def test_a_header_that_does_not_fit_is_refused(tmp_path, header):
   (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
-  with pytest.raises(ValueError, match="is not a whole safetensors file"): safetensors.read_safetensors(tmp_path / "x")
+  with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    safetensors.read_safetensors(tmp_path / "x")
+
 
 def test_a_pickle_is_refused_unread(tmp_path):
   class Bomb:
-    def __reduce__(self): return os.mkdir, (str(tmp_path / "boom"),)
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / "boom"),)
+
   (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-  with pytest.raises(ValueError, match="pickle, which can run any code"): safetensors.read(tmp_path)
+  with pytest.raises(ValueError, match="pickle, which can run any code"):
+    safetensors.read(tmp_path)
   assert not (tmp_path / "boom").exists()
 
-def test_a_folder_without_weights_is_refused(tmp_path):
-  with pytest.raises(FileNotFoundError, match="has no model.safetensors"): safetensors.read(tmp_path)
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": 3}, {"weight_map": {"a": "../x"}}, {"weight_map": {"a": 1}}, {"weight_map": {"z": "s.safetensors"}}])
+def test_a_folder_without_weights_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
+    safetensors.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "index",
+  [
+    {},
+    {"weight_map": 3},
+    {"weight_map": {"a": "../x"}},
+    {"weight_map": {"a": 1}},
+    {"weight_map": {"z": "s.safetensors"}},
+  ],
+)
 def test_a_bad_index_is_refused(tmp_path, index):
   safetensors.write_safetensors(tmp_path / "s.safetensors", ARRAYS)
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-  with pytest.raises(ValueError, match="weight_map|lacks z"): safetensors.read(tmp_path)
+  with pytest.raises(ValueError, match="weight_map|lacks z"):
+    safetensors.read(tmp_path)
+
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
   path = tmp_path / "x"
@@ -57,5 +112,6 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
       part.write_text("half")
       raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
-  with safetensors.replacing(path) as part: part.write_text("new")
+  with safetensors.replacing(path) as part:
+    part.write_text("new")
   assert path.read_text() == "new" and os.listdir(tmp_path) == ["x"]

@@ -1,56 +1,100 @@
 """Every decoder of the family, each way of running it against the plain one: a text at once, without a cache, in float32, of plain parts."""
+
 import functools
+
+import conftest
 import numpy as np
 import pytest
-import conftest
 from conftest import FIXTURES, randomise
 from tinygrad import Device, Tensor, nn
-from tinyformer.kernels.parts import CPU_KERNELS
-from tinyformer import checkpoints
-from tinyformer.checkpoints import safetensors
-from models.gpt2 import GPT2
-from models.llama import Llama
-from tinyformer.generation.kv_cache import Cache
+
 from layers.feedforward import MixtureOfExperts
 from layers.positions import frequencies
+from models.gpt2 import GPT2
+from models.llama import Llama
+from tinyformer import checkpoints
+from tinyformer.checkpoints import safetensors
 from tinyformer.generation.engine import Reader, generate
+from tinyformer.generation.kv_cache import Cache
+from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import Linear, attention
 
 V, C = 37, 40
-LLAMA = dict(vocab=V, context=C, dim=12, heads=4, kv_heads=2, layers=2, hidden=20, head_dim=6, turning=frequencies(6))
-MODELS = {"gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts), "llama": lambda **parts: Llama(**LLAMA, **parts),
-          "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
-          "mixtral": lambda **parts: Llama(**LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts)}
+LLAMA = dict(
+  vocab=V,
+  context=C,
+  dim=12,
+  heads=4,
+  kv_heads=2,
+  layers=2,
+  hidden=20,
+  head_dim=6,
+  turning=frequencies(6),
+)
+MODELS = {
+  "gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts),
+  "llama": lambda **parts: Llama(**LLAMA, **parts),
+  "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
+  "mixtral": lambda **parts: Llama(
+    **LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts
+  ),
+}
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
-def params(*families:str) -> list:
+
+
+def params(*families: str) -> list:
   """All families: these by default, the others in .ci/run."""
   return [pytest.param(name, marks=[] if name in families else pytest.mark.slow) for name in MODELS]
-SHORT = 7   # so much shorter is the second text where they are padded
+
+
+SHORT = 7  # so much shorter is the second text where they are padded
+
 
 @pytest.fixture(params=params("gpt2", "mistral"))
-def family(request): return request.param
+def family(request):
+  return request.param
+
 
 @functools.cache
-def made(family): return randomise(MODELS[family]())
+def made(family):
+  return randomise(MODELS[family]())
+
 
 @functools.cache
-def said(family, rows, end): return made(family)(Tensor(IDS[rows:, :end])).numpy()
+def said(family, rows, end):
+  return made(family)(Tensor(IDS[rows:, :end])).numpy()
+
 
 @pytest.fixture
-def model(family): return made(family)
+def model(family):
+  return made(family)
+
 
 @pytest.fixture
-def plain(family): return said(family, 0, None)
+def plain(family):
+  return said(family, 0, None)
+
 
 @pytest.fixture
-def alone(family): return said(family, 1, -SHORT)[0]
+def alone(family):
+  return said(family, 1, -SHORT)[0]
 
-def close(got, want): conftest.close(got, want, 2e-5)
+
+def close(got, want):
+  conftest.close(got, want, 2e-5)
+
 
 def in_pieces(model, ids, cuts, keep=None):
   """The logits of ids, read piece by piece with a cache."""
   cache, ends = model.cache(len(ids)), [0, *cuts, ids.shape[1]]
-  return np.concatenate([model(Tensor(ids[:, a:b]), a, cache, None if keep is None else Tensor(keep[:, :b])).numpy() for a, b in zip(ends, ends[1:])], 1)
+  return np.concatenate(
+    [
+      model(Tensor(ids[:, a:b]), a, cache, None if keep is None else Tensor(keep[:, :b])).numpy()
+      for a, b in zip(ends, ends[1:])
+    ],
+    1,
+  )
+
 
 def padded_left():
   """IDS, the second text without its end and moved to the right, and where there is text."""
@@ -58,8 +102,11 @@ def padded_left():
   ids[1, :SHORT], ids[1, SHORT:], keep[1, :SHORT] = 0, IDS[1, :-SHORT], False
   return ids, keep
 
-@pytest.mark.parametrize("family", params("mistral"))   # tests/test_cache.py has GPT-2's
-def test_a_cache_and_chunks_change_nothing(model, plain): close(in_pieces(model, IDS, [1, 12, 23]), plain)
+
+@pytest.mark.parametrize("family", params("mistral"))  # tests/test_cache.py has GPT-2's
+def test_a_cache_and_chunks_change_nothing(model, plain):
+  close(in_pieces(model, IDS, [1, 12, 23]), plain)
+
 
 @pytest.mark.parametrize("family", params("mistral"))
 def test_padding_on_the_left_changes_nothing(model, plain, alone):
@@ -67,6 +114,7 @@ def test_padding_on_the_left_changes_nothing(model, plain, alone):
   got = model(Tensor(ids), keep=Tensor(keep)).numpy()
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
+
 
 @pytest.mark.parametrize("family", params("mistral"))
 def test_padding_on_the_right_changes_nothing(model, plain, alone):
@@ -76,12 +124,14 @@ def test_padding_on_the_right_changes_nothing(model, plain, alone):
   close(got[0], plain[0])
   close(got[1, :-SHORT], alone)
 
+
 @pytest.mark.parametrize("family", params("gpt2"))
 def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain, alone):
   ids, keep = padded_left()
   got = in_pieces(model, ids, [1, 12], keep)
   close(got[0], plain[0])
   close(got[1, SHORT:], alone)
+
 
 @pytest.mark.parametrize("family", params("gpt2"))
 def test_one_place_alone_is_what_it_is_among_others_and_the_text_goes_on(model, plain, alone):
@@ -90,12 +140,15 @@ def test_one_place_alone_is_what_it_is_among_others_and_the_text_goes_on(model, 
   cache = model.cache(2)
   model(Tensor(ids[:, :9]), 0, cache, Tensor(keep[:, :9]))
   got = model.head(model.hidden(Tensor(ids[:, 9:20]), 9, cache, Tensor(keep[:, :20]), at=8)).numpy()
-  close(got, np.stack([plain[0, 17:18], alone[17 - SHORT:18 - SHORT]]))
+  close(got, np.stack([plain[0, 17:18], alone[17 - SHORT : 18 - SHORT]]))
   got = model(Tensor(ids[:, 20:]), 20, cache, Tensor(keep)).numpy()
-  close(got, np.stack([plain[0, 20:], alone[20 - SHORT:]]))
+  close(got, np.stack([plain[0, 20:], alone[20 - SHORT :]]))
+
 
 def test_one_place_alone_without_a_cache_is_refused():
-  with pytest.raises(ValueError, match="only with a cache"): made("gpt2").hidden(Tensor(IDS), at=3)
+  with pytest.raises(ValueError, match="only with a cache"):
+    made("gpt2").hidden(Tensor(IDS), at=3)
+
 
 @pytest.mark.parametrize("family", params("mistral"))
 def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypatch):
@@ -104,48 +157,84 @@ def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypa
   reader = Reader(model)
   for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
     reader.place, ids = 0, first[:]
-    for [token] in generate(reader, first, C - len(first), temperature=0): ids.append(token)
-    assert len(ids) == C and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1:-1].tolist() == ids[len(first):]
+    for [token] in generate(reader, first, C - len(first), temperature=0):
+      ids.append(token)
+    assert (
+      len(ids) == C
+      and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1 : -1].tolist()
+      == ids[len(first) :]
+    )
 
-def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(family, model, plain, tmp_path, monkeypatch):
+
+def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(
+  family, model, plain, tmp_path, monkeypatch
+):
   monkeypatch.setattr(Reader, "PIECES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  fast = MODELS[family](**{name: part for name, part in CPU_KERNELS.items() if family == "gpt2" or name != "layer_norm"})
+  fast = MODELS[family](
+    **{name: part for name, part in CPU_KERNELS.items() if family == "gpt2" or name != "layer_norm"}
+  )
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
   reader = Reader(fast, 2, key=family)
-  for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(IDS[:, start:end]), plain[:, end - 1])
-  if Device.DEFAULT == "CPU": assert list((tmp_path / "tinyformer" / "steps").iterdir())
+  for start, end in ((0, 20), (20, 21), (21, 24)):
+    close(reader(IDS[:, start:end]), plain[:, end - 1])
+  if Device.DEFAULT == "CPU":
+    assert list((tmp_path / "tinyformer" / "steps").iterdir())
+
 
 def rounded(x, dtype):
-  return x.astype(np.float16).astype(np.float32) if dtype == "float16" else (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+  return (
+    x.astype(np.float16).astype(np.float32)
+    if dtype == "float16"
+    else (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+  )
+
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", ["gpt2-a", *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a", "mixtral-a"))])
+@pytest.mark.parametrize(
+  "case",
+  [
+    "gpt2-a",
+    *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a", "mixtral-a")),
+  ],
+)
 def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
   """Within 1e-4, as float32 does: only the numbers are rounded, not what is computed with them."""
   narrow = checkpoints.load_module(FIXTURES / case, dtype)
   wide = checkpoints.load_module(FIXTURES / case, linear=Linear, attend=attention)
   for t in nn.state.get_parameters(wide):
-    if t.ndim == 2: t.replace(Tensor(rounded(t.numpy(), dtype)))
+    if t.ndim == 2:
+      t.replace(Tensor(rounded(t.numpy(), dtype)))
   ids = IDS[:1] % 61
   want = wide(Tensor(ids)).numpy()
   close(narrow(Tensor(ids)).numpy(), want)
   reader = Reader(narrow)
-  for start, end in ((0, 20), (20, 21), (21, 24)): close(reader(ids[:, start:end]), want[:, end - 1])
+  for start, end in ((0, 20), (20, 21), (21, 24)):
+    close(reader(ids[:, start:end]), want[:, end - 1])
+
 
 def test_a_window_bounds_the_cache(monkeypatch):
   """A text of many windows, of which only the last fits, gives at each place what those tokens that its windows reach give."""
   monkeypatch.setattr(Cache, "PIECE", 16)
   monkeypatch.setattr(Reader, "PIECES", (16, 1))
-  model, ids = randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5)), np.random.default_rng(1).integers(0, V, 90).astype(np.int32)
-  reader, ends = Reader(model), [14, *range(15, 31), 60, 90]   # at 26 it is full
+  model, ids = (
+    randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5)),
+    np.random.default_rng(1).integers(0, V, 90).astype(np.int32),
+  )
+  reader, ends = Reader(model), [14, *range(15, 31), 60, 90]  # at 26 it is full
   assert reader.cache.rows == 26
-  want = model(Tensor(np.stack([ids[end - 5:end] for end in ends]))).numpy()[:, -1:]
-  for start, end, logits in zip([0, *ends], ends, want): close(reader(ids[None, start:end]), logits)
+  want = model(Tensor(np.stack([ids[end - 5 : end] for end in ends]))).numpy()[:, -1:]
+  for start, end, logits in zip([0, *ends], ends, want):
+    close(reader(ids[None, start:end]), logits)
   reader.place = 0
   close(reader(ids[None, :14]), want[0])
 
+
 def test_a_text_that_went_too_far_back_is_read_again():
   cache = Cache(1, 1, 1, 4000, 2, window=5)
-  assert [cache.row(place, count) for place, count in ((0, 512), (512, 10), (522, 78))] == [0, 512, 4] and cache.dropped == 518
+  assert [cache.row(place, count) for place, count in ((0, 512), (512, 10), (522, 78))] == [
+    0,
+    512,
+    4,
+  ] and cache.dropped == 518
   assert cache.back(599) == 599 and cache.back(522) == 522 and cache.back(521) == 0

@@ -23,7 +23,8 @@ def test_logits_are_unchanged(case):
 
 
 @pytest.mark.parametrize(
-  "case", [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES]
+  "case",
+  [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES],
 )
 def test_gradients_are_unchanged(case):
   compare(frozen.gradients(case), SAVED["gradients"][case])

@@ -1,31 +1,80 @@
-import csv, hashlib, json, math, os, random, shutil, signal, subprocess, sys, time
+import csv
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from conftest import ROOT
 from tinygrad import Tensor, nn
+
 import train
-from tinyformer import cli
 from models import gpt2
+from tinyformer import cli
 from tinyformer.checkpoints import hub
 from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
 from tinyformer.kernels.mixed_precision import MixedLinear, attention
-from tinyformer.training.documents import hold_out, read_documents
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.batches import windows
+from tinyformer.training.documents import hold_out, read_documents
 
-SMALL = ["--vocab", "300", "--dim", "16", "--heads", "2", "--layers", "1", "--context", "16", "--batch", "4", "--warmup", "5", "--every", "10", "--lr", "1e-2", "--sample", "0"]
+SMALL = [
+  "--vocab",
+  "300",
+  "--dim",
+  "16",
+  "--heads",
+  "2",
+  "--layers",
+  "1",
+  "--context",
+  "16",
+  "--batch",
+  "4",
+  "--warmup",
+  "5",
+  "--every",
+  "10",
+  "--lr",
+  "1e-2",
+  "--sample",
+  "0",
+]
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  draw, words = random.Random(0), "the king queen had saw a golden ball horse and in wood".split()
+  draw, words = (
+    random.Random(0),
+    ["the", "king", "queen", "had", "saw", "a", "golden", "ball", "horse", "and", "in", "wood"],
+  )
   path = tmp_path_factory.mktemp("data") / "tales.txt"
-  path.write_text("<|endoftext|>".join(" ".join(draw.choice(words) for _ in range(60)) for _ in range(60)))
+  path.write_text(
+    "<|endoftext|>".join(" ".join(draw.choice(words) for _ in range(60)) for _ in range(60))
+  )
   return path
 
-def content(path): return hashlib.sha256(path.read_bytes()).hexdigest()   # of two files that differ, pytest would show each byte
 
-def log(out): return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(open(out / "log.csv"))]
+def content(path):
+  return hashlib.sha256(
+    path.read_bytes()
+  ).hexdigest()  # of two files that differ, pytest would show each byte
+
+
+def log(out):
+  return [
+    {name: value for name, value in row.items() if name != "seconds"}
+    for row in csv.DictReader(open(out / "log.csv"))
+  ]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def no_picture():
@@ -34,56 +83,105 @@ def no_picture():
     m.setitem(sys.modules, "matplotlib.figure", None)
     yield
 
+
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
   out = tmp_path_factory.mktemp("run") / "whole"
-  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--sample", "5", "--dropout", "0.2"]) == 0
+  assert (
+    train.main(
+      [str(data), "-o", str(out), *SMALL, "--steps", "40", "--sample", "5", "--dropout", "0.2"]
+    )
+    == 0
+  )
   return out
+
 
 def test_it_learns(finished):
   rows = log(finished)
   assert [r["step"] for r in rows] == ["10", "20", "30", "40"]
   assert float(rows[-1]["held_out"]) < 0.8 * float(rows[0]["held_out"])
 
+
 def test_what_it_writes_is_a_folder_that_loads(finished):
   model, tokenizer = gpt2.load(finished), BytePairEncoding.load(finished)
-  assert model.vocab == len(tokenizer) and json.loads((finished / "config.json").read_text())["eos_token_id"] == tokenizer.end
+  assert (
+    model.vocab == len(tokenizer)
+    and json.loads((finished / "config.json").read_text())["eos_token_id"] == tokenizer.end
+  )
   assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab
+
 
 def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
   _, held = hold_out(read_documents([data]), 1337)
   tokens = len(BytePairEncoding.load(finished).encode_documents(held))
   last = log(finished)[-1]
-  assert float(last["bits_per_byte"]) == pytest.approx(float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3)
+  assert float(last["bits_per_byte"]) == pytest.approx(
+    float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3
+  )
+
 
 @pytest.mark.parametrize("stopped_at", [17, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(data, finished, tmp_path, monkeypatch, stopped_at):
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+  data, finished, tmp_path, monkeypatch, stopped_at
+):
   def stop(bar, done, *_):
-    if done == stopped_at: os.kill(os.getpid(), signal.SIGINT)
+    if done == stopped_at:
+      os.kill(os.getpid(), signal.SIGINT)
+
   with monkeypatch.context() as m:
     m.setattr(cli.Bar, "__call__", stop)
-    assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", "--dropout", "0.2"]) == 130
-  assert train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0   # the settings are those that it began with
+    assert (
+      train.main(
+        [str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "40", "--dropout", "0.2"]
+      )
+      == 130
+    )
+  assert (
+    train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0
+  )  # the settings are those that it began with
   assert content(tmp_path / "x" / "model.safetensors") == content(finished / "model.safetensors")
   assert log(tmp_path / "x") == log(finished)
+
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path):
   out = tmp_path / "x"
-  p = subprocess.Popen([sys.executable, "train.py", str(data), "-o", str(out), *SMALL, "--steps", "40", "--dropout", "0.2"], cwd=ROOT, stderr=subprocess.DEVNULL)
-  while not (out / "training.safetensors").exists() and p.poll() is None: time.sleep(0.01)
+  p = subprocess.Popen(
+    [
+      sys.executable,
+      "train.py",
+      str(data),
+      "-o",
+      str(out),
+      *SMALL,
+      "--steps",
+      "40",
+      "--dropout",
+      "0.2",
+    ],
+    cwd=ROOT,
+    stderr=subprocess.DEVNULL,
+  )
+  while not (out / "training.safetensors").exists() and p.poll() is None:
+    time.sleep(0.01)
   p.send_signal(signal.SIGKILL)
   p.wait()
-  assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--dropout", "0.2", "--resume"]) == 0
+  assert (
+    train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--dropout", "0.2", "--resume"])
+    == 0
+  )
   assert content(out / "model.safetensors") == content(finished / "model.safetensors")
+
 
 def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, monkeypatch):
   """Whenever a file is about to take its name, what lies on the disk is kept: there a kill would leave it."""
   out, kept, fsync = tmp_path / "x", list[str](), os.fsync
+
   def keep(number):
     fsync(number)
     shutil.copytree(out, tmp_path / str(len(kept)))
     kept.append(next(f.name for f in out.rglob(".*.part")))
+
   with monkeypatch.context() as m:
     m.setattr(os, "fsync", keep)
     train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--every", "20"])
@@ -91,145 +189,322 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
     for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
       if (folder / "model.safetensors").exists():
         assert hub.whole(folder) and gpt2.load(folder).vocab == len(BytePairEncoding.load(folder))
-  last = max(i for i, name in enumerate(kept) if ".training." in name)   # the best and the last model are of step 40, what --resume reads of step 20
+  last = max(
+    i for i, name in enumerate(kept) if ".training." in name
+  )  # the best and the last model are of step 40, what --resume reads of step 20
   assert train.main([str(data), "-o", str(tmp_path / str(last)), "--resume"]) == 0
   assert not list((tmp_path / str(last)).rglob(".*.part"))
-  for folder in (".", "last"): assert content(tmp_path / str(last) / folder / "model.safetensors") == content(out / folder / "model.safetensors")
+  for folder in (".", "last"):
+    assert content(tmp_path / str(last) / folder / "model.safetensors") == content(
+      out / folder / "model.safetensors"
+    )
 
-def test_the_best_model_is_in_the_folder_and_the_last_in_last(data, finished, tmp_path, monkeypatch):
+
+def test_the_best_model_is_in_the_folder_and_the_last_in_last(
+  data, finished, tmp_path, monkeypatch
+):
   losses = iter([3.0, 2.0, 2.5])
   monkeypatch.setattr("tinyformer.training.trainer.Learner.measure", lambda *_: next(losses))
-  monkeypatch.setattr("tinyformer.training.batches.spread", lambda pieces, most, batch: pieces[None, :batch])
-  best, last, told, notes = tmp_path / "x" / "model.safetensors", tmp_path / "x" / "last" / "model.safetensors", list[str](), list[str]()
-  def note(text:str) -> None:
+  monkeypatch.setattr(
+    "tinyformer.training.batches.spread", lambda pieces, most, batch: pieces[None, :batch]
+  )
+  best, last, told, notes = (
+    tmp_path / "x" / "model.safetensors",
+    tmp_path / "x" / "last" / "model.safetensors",
+    list[str](),
+    list[str](),
+  )
+
+  def note(text: str) -> None:
     notes.append(text)
-    if text.startswith("step 30"): told.append(content(last))
+    if text.startswith("step 30"):
+      told.append(content(last))
+
   monkeypatch.setattr(cli, "note", note)
   monkeypatch.setattr(cli, "fancy", lambda _: True)
   train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
-  assert content(best) == told[0] != content(last)   # when step 30 is told, the last is still that of step 20
-  assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()   # without matplotlib, at a terminal
+  assert (
+    content(best) == told[0] != content(last)
+  )  # when step 30 is told, the last is still that of step 20
+  assert (
+    notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()
+  )  # without matplotlib, at a terminal
+
 
 def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
-  main = lambda *more: train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(finished), "--batch", "4", "--every", "1", *more])
+  main = lambda *more: train.main(
+    [
+      str(data),
+      "-o",
+      str(tmp_path / "x"),
+      "--init",
+      str(finished),
+      "--batch",
+      "4",
+      "--every",
+      "1",
+      *more,
+    ]
+  )
   assert main("--steps", "1", "--lr", "0", "--sample", "5", "--smoothing", "0.5") == 0
   assert "\n  | " in capsys.readouterr().err
   for name in ("model.safetensors", "vocab.json", "merges.txt", "config.json"):
-    assert content(tmp_path / "x" / "last" / name) == content(tmp_path / "x" / name) == content(finished / name), name
+    assert (
+      content(tmp_path / "x" / "last" / name)
+      == content(tmp_path / "x" / name)
+      == content(finished / name)
+    ), name
   assert log(tmp_path / "x")[0]["held_out"] == min(r["held_out"] for r in log(finished))
-  assert float(log(tmp_path / "x")[0]["learned"]) > float(log(finished)[-1]["learned"]) + 0.5   # what is held out is not smoothed
+  assert (
+    float(log(tmp_path / "x")[0]["learned"]) > float(log(finished)[-1]["learned"]) + 0.5
+  )  # what is held out is not smoothed
   shutil.rmtree(tmp_path / "x")
-  for wrong in (["--vocab", "400"], ["--dim", "32"], ["--layers", "2"], ["--heads", "1"], ["--context", "17"], ["--tokens", "characters"]):
-    with pytest.raises(cli.Usage, match="--init"): main(*wrong)
+  for wrong in (
+    ["--vocab", "400"],
+    ["--dim", "32"],
+    ["--layers", "2"],
+    ["--heads", "1"],
+    ["--context", "17"],
+    ["--tokens", "characters"],
+  ):
+    with pytest.raises(cli.Usage, match="--init"):
+      main(*wrong)
   assert not (tmp_path / "x").exists()
-  with pytest.raises(cli.Usage, match="bert"): train.main([str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))])
+  with pytest.raises(cli.Usage, match="bert"):
+    train.main(
+      [str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))]
+    )
+
 
 def bert(folder, finished):
   folder.mkdir()
-  for name in ("vocab.json", "merges.txt"): shutil.copy(finished / name, folder)
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(finished / name, folder)
   (folder / "config.json").write_text('{"model_type": "bert"}')
   return folder
 
-def test_the_vocabulary_may_be_the_characters_or_another_models(data, finished, tmp_path, monkeypatch):
+
+def test_the_vocabulary_may_be_the_characters_or_another_models(
+  data, finished, tmp_path, monkeypatch
+):
   args = [*SMALL[2:], "--steps", "1"]
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
-  assert gpt2.load(tmp_path / "c").vocab == 257 and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
-  assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(math.log(257), rel=0.02)   # that of knowing nothing
+  assert (
+    gpt2.load(tmp_path / "c").vocab == 257
+    and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
+  )
+  assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(
+    math.log(257), rel=0.02
+  )  # that of knowing nothing
   monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
-  with pytest.raises(cli.Usage, match="--tokens characters has --vocab 257, not 300"): train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
+  with pytest.raises(cli.Usage, match="--tokens characters has --vocab 257, not 300"):
+    train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
 def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, capsys, way):
-  for name, more in (("one", []), ("x", way)): assert train.main([str(data), "-o", str(tmp_path / name), *SMALL, "--steps", "40", "--sample", "5", *more]) == 0
+  for name, more in (("one", []), ("x", way)):
+    assert (
+      train.main(
+        [str(data), "-o", str(tmp_path / name), *SMALL, "--steps", "40", "--sample", "5", *more]
+      )
+      == 0
+    )
   assert capsys.readouterr().err.count("\n  | ") == 8
   one, other = log(tmp_path / "one"), log(tmp_path / "x")
   assert [r["tokens"] for r in other] == [r["tokens"] for r in one]
-  assert [float(r["learned"]) for r in other] == pytest.approx([float(r["learned"]) for r in one], abs=1e-3)
+  assert [float(r["learned"]) for r in other] == pytest.approx(
+    [float(r["learned"]) for r in one], abs=1e-3
+  )
+
 
 class Idle:
   """A learner that only counts. Its 15th loss is no number."""
+
   drawn, steps = dict[str, list[int]](), 0
-  def __init__(self, model, *_, **__): self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
-  def measure(self, *_): return 1.0
-  def copy_to(self, model): model.steps = self.steps
+
+  def __init__(self, model, *_, **__):
+    self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
+
+  def measure(self, *_):
+    return 1.0
+
+  def copy_to(self, model):
+    model.steps = self.steps
+
   def learn(self, *_):
     self.steps += 1
     return 1.0 if self.steps < 15 else math.nan
+
 
 def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_path, monkeypatch):
   """At each look the model that writes gets what was learned."""
   seen = list[int]()
   monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
-  monkeypatch.setattr("tinyformer.generation.engine.Reader", lambda model: SimpleNamespace(model=model))
-  monkeypatch.setattr("tinyformer.generation.engine.generate", lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()))   # type: ignore[func-returns-value]
-  assert train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "2", "--steps", "3", "--every", "1", "--sample", "5"]) == 0
+  monkeypatch.setattr(
+    "tinyformer.generation.engine.Reader", lambda model: SimpleNamespace(model=model)
+  )
+  monkeypatch.setattr(
+    "tinyformer.generation.engine.generate",
+    lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()),
+  )  # type: ignore[func-returns-value]
+  assert (
+    train.main(
+      [
+        str(data),
+        "-o",
+        str(tmp_path / "x"),
+        *SMALL,
+        "--devices",
+        "2",
+        "--steps",
+        "3",
+        "--every",
+        "1",
+        "--sample",
+        "5",
+      ]
+    )
+    == 0
+  )
   assert seen == [1, 2, 3]
 
+
 def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
-  with pytest.raises(cli.Usage, match="a batch of 4 cannot be shared by 3 devices"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
+  with pytest.raises(cli.Usage, match="a batch of 4 cannot be shared by 3 devices"):
+    train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
+
 
 def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_path):
   args = train.parse([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
   model = train.make(args, [])[0]
-  assert type(model.blocks[0].ff.up) is MixedLinear and model.blocks[0].attn.attend is attention and model.product is MixedLinear.product
-  with pytest.raises(cli.Usage, match="small gradients"): train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
-  with pytest.raises(cli.Usage, match="the run began with --precision float32"): train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+  assert (
+    type(model.blocks[0].ff.up) is MixedLinear
+    and model.blocks[0].attn.attend is attention
+    and model.product is MixedLinear.product
+  )
+  with pytest.raises(cli.Usage, match="small gradients"):
+    train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
+  with pytest.raises(cli.Usage, match="the run began with --precision float32"):
+    train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+
 
 @pytest.mark.slow
-def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_stopped(data, finished, tmp_path, monkeypatch, capsys):
-  main = lambda out, *more: train.main([str(data), "-o", str(tmp_path / out), *SMALL, "--steps", "40", "--dropout", "0.2", "--precision", "bfloat16", *more])
+def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_stopped(
+  data, finished, tmp_path, monkeypatch, capsys
+):
+  main = lambda out, *more: train.main(
+    [
+      str(data),
+      "-o",
+      str(tmp_path / out),
+      *SMALL,
+      "--steps",
+      "40",
+      "--dropout",
+      "0.2",
+      "--precision",
+      "bfloat16",
+      *more,
+    ]
+  )
   assert main("whole") == 0 and "a CPU only rounds to bfloat16" in capsys.readouterr().err
   for column in ("learned", "held_out"):
     got, want = ([float(r[column]) for r in log(out)] for out in (tmp_path / "whole", finished))
     assert got != want and got == pytest.approx(want, rel=0.01)
+
   def stop(bar, done, *_):
-    if done == 17: os.kill(os.getpid(), signal.SIGINT)
+    if done == 17:
+      os.kill(os.getpid(), signal.SIGINT)
+
   with monkeypatch.context() as m:
     m.setattr(cli.Bar, "__call__", stop)
     assert main("x") == 130
   assert main("x", "--resume") == 0
   assert log(tmp_path / "x") == log(tmp_path / "whole")
-  for file in ("model.safetensors", "training.safetensors"): assert content(tmp_path / "x" / file) == content(tmp_path / "whole" / file)
-  assert read_safetensors(tmp_path / "x" / "training.safetensors")["model.tokens.weight"].numpy().dtype == np.float32
+  for file in ("model.safetensors", "training.safetensors"):
+    assert content(tmp_path / "x" / file) == content(tmp_path / "whole" / file)
+  assert (
+    read_safetensors(tmp_path / "x" / "training.safetensors")["model.tokens.weight"].numpy().dtype
+    == np.float32
+  )
+
 
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
-  with pytest.raises(cli.Usage, match="--resume, or name another folder"): train.main([str(data), "-o", str(finished), *SMALL])
-  with pytest.raises(cli.Usage, match="the run began with --lr 0.01"): train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
+  with pytest.raises(cli.Usage, match="--resume, or name another folder"):
+    train.main([str(data), "-o", str(finished), *SMALL])
+  with pytest.raises(cli.Usage, match="the run began with --lr 0.01"):
+    train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
   (tmp_path / "model").mkdir()
   (tmp_path / "model" / "vocab.json").write_text("{}")
-  with pytest.raises(cli.Usage, match="holds vocab.json: name another folder"): train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
-  with pytest.raises(cli.Usage, match="is not there"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
+  with pytest.raises(cli.Usage, match="holds vocab.json: name another folder"):
+    train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
+  with pytest.raises(cli.Usage, match="is not there"):
+    train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
+
 
 def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
   (tmp_path / "other.txt").write_text(data.read_text() + " more")
-  with pytest.raises(cli.Usage, match="not the text"): train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
+  with pytest.raises(cli.Usage, match="not the text"):
+    train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
+
 
 def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
-  with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
+  with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"):
+    train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
+
 
 def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_path, monkeypatch):
   monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
-  with pytest.raises(ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"): train.main([str(data), "-o", str(tmp_path / "x"), *SMALL])
-  assert json.loads(read_metadata(tmp_path / "x" / "training.safetensors")["training"])["step"] == 10
-  assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and gpt2.load(tmp_path / "x" / "last").vocab > 256
+  with pytest.raises(
+    ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"
+  ):
+    train.main([str(data), "-o", str(tmp_path / "x"), *SMALL])
+  assert (
+    json.loads(read_metadata(tmp_path / "x" / "training.safetensors")["training"])["step"] == 10
+  )
+  assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and gpt2.load(
+    tmp_path / "x" / "last"
+  ).vocab > 256
+
 
 def test_the_rate_rises_and_falls():
   rates = [train.schedule(s, 1000, 100, 2.0) for s in range(1000)]
-  assert rates[0] == 0.02 and max(rates) == rates[99] == 2.0 and rates[-1] == pytest.approx(0.2, rel=0.01)
+  assert (
+    rates[0] == 0.02
+    and max(rates) == rates[99] == 2.0
+    and rates[-1] == pytest.approx(0.2, rel=0.01)
+  )
   assert rates[:100] == sorted(rates[:100]) and rates[99:] == sorted(rates[99:], reverse=True)
 
-@pytest.mark.parametrize("flag", [("--every", "0"), ("--heads", "0"), ("--batch", "0"), ("--steps", "-5"), ("--lr", "nan"), ("--vocab", "256"), ("--dropout", "2")])
+
+@pytest.mark.parametrize(
+  "flag",
+  [
+    ("--every", "0"),
+    ("--heads", "0"),
+    ("--batch", "0"),
+    ("--steps", "-5"),
+    ("--lr", "nan"),
+    ("--vocab", "256"),
+    ("--dropout", "2"),
+  ],
+)
 def test_a_flag_that_cannot_be_used_is_a_usage_error(data, flag, capsys):
-  with pytest.raises(SystemExit) as e: train.main([str(data), *flag])
+  with pytest.raises(SystemExit) as e:
+    train.main([str(data), *flag])
   assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
+
 
 def test_windows_use_each_token_once_as_a_target():
   pieces = windows(np.arange(11), 3)
   assert pieces.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
+
 def test_a_text_that_is_too_short_is_told(tmp_path):
   (tmp_path / "a.txt").write_text("hello")
-  with pytest.raises(ValueError, match="too short"): train.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "x"), *SMALL])
+  with pytest.raises(ValueError, match="too short"):
+    train.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "x"), *SMALL])

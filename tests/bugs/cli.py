@@ -3,5 +3,12 @@
 from planted_bugs import Bug
 
 BUGS = [
-  Bug('time left as if it had begun at nothing', 'tinyformer/cli/__init__.py', 'Bar.__call__', '/ (done - begun) * (total - done)', '/ max(1, done) * (total - done)', 'cli'),
+  Bug(
+    "time left as if it had begun at nothing",
+    "tinyformer/cli/__init__.py",
+    "Bar.__call__",
+    "/ (done - begun) * (total - done)",
+    "/ max(1, done) * (total - done)",
+    "cli",
+  ),
 ]

@@ -1,19 +1,27 @@
 """Attention as kernels of its own for the CPU: the same numbers as the plain one, and no (T, S) matrix (Dao et al. 2022, algorithm 1)."""
+
 import math
 from collections.abc import Callable
 from typing import Any
+
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.uop.ops import Ops
+
 import transformer
 from tinyformer.kernels.c_kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
 from tinyformer.kernels.linear import product
 from transformer import causal_mask, scaled_dot_product
 
-SOFTMAX = EXPONENTIAL + r"""
+SOFTMAX = (
+  EXPONENTIAL
+  + r"""
 #define INFINITE __builtin_inff()
 """
+)
 # Tiles of queries by keys: C keys, s and the following, of which n are there; `rows` queries, t and the following.
-BLOCKS = SOFTMAX + r"""
+BLOCKS = (
+  SOFTMAX
+  + r"""
 enum { BLOCK = 48, VALUES = K >= 4*W ? 4 : (K + W - 1) / W, PANEL = VALUES*W, PANELS = (K + PANEL - 1) / PANEL, WIDE = PANEL*PANELS };
 TILE(mix, 4, VALUES)
 INLINE void add(float *to, const float *a, long ra, long pa, const float *b, int depth) { mix(to, WIDE, a, ra, pa, b, depth, to, WIDE); }
@@ -55,9 +63,12 @@ INLINE void rise(float *top, float *now, float *fade) {   // from the maxima bef
   }
 }
 """
+)
 # For each head and BLOCK queries of it, C keys at a time: scores, their maximum so far, and the sums of exp(score) and of exp(score) v that go with
 # it. Row s of head h of k and v begins at (h*ROOM + s)*K; S of the ROOM rows count. HEADS heads share the k and v of HEADS/GROUP.
-MANY = BLOCKS + r"""
+MANY = (
+  BLOCKS
+  + r"""
 enum { EACH = (T + BLOCK - 1) / BLOCK, UNITS = HEADS*EACH };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
@@ -96,9 +107,12 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
   }
 }
 """
+)
 # The gradients of q, k and v, one after the other in out, from that of the output: with the weights P computed again (Dao et al. 2022, algorithm 4),
 # dP = dy v^T and dS = P (dP - sum of P dP over the keys), they are dS k, dS^T q and P^T dy.
-BACK = BLOCKS + r"""
+BACK = (
+  BLOCKS
+  + r"""
 // P and dP of a tile of queries by keys; dP becomes dS
 INLINE void slopes(float *weights, float *ds, const float *top, const float *total, const float *delta, int rows, long t, long s, int n) {
   for (int i = 0; i < rows; i++) {
@@ -165,8 +179,11 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
   }
 }
 """
+)
 # The same for one query: a step of generation, where each key and value is read once.
-SINGLE = SOFTMAX + r"""
+SINGLE = (
+  SOFTMAX
+  + r"""
 enum { BLOCK = 64, VECTORS = (K + W - 1) / W };
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict q, const float *restrict k, const float *restrict v, MASK VARIABLES int part) {
@@ -202,57 +219,120 @@ ABI void NAME(float *restrict out, const float *restrict q, const float *restric
   }
 }
 """
+)
 
-def all_rows(x:Tensor) -> Tensor:
+
+def all_rows(x: Tensor) -> Tensor:
   """Keys or values (B, H, S, K) that are the first S rows of a larger tensor: that tensor, the cache. Others: themselves, as they lie in memory."""
   u = x.uop
-  if u.op is Ops.SHRINK and u.src[0].shape[:2] == x.shape[:2] and u.src[0].shape[3] == x.shape[3] and all(s.op is Ops.CONST and s.val == 0 for s in u.src[1].src):
+  if (
+    u.op is Ops.SHRINK
+    and u.src[0].shape[:2] == x.shape[:2]
+    and u.src[0].shape[3] == x.shape[3]
+    and all(s.op is Ops.CONST and s.val == 0 for s in u.src[1].src)
+  ):
     return Tensor(u.src[0])
   return laid(x)
 
-def gradient(sizes:dict[str, Any]) -> Callable:
+
+def gradient(sizes: dict[str, Any]) -> Callable:
   """The gradient function of the kernel of these sizes."""
-  def collect(x:Tensor, like:Tensor) -> Tensor:   # of heads that shared keys
+
+  def collect(x: Tensor, like: Tensor) -> Tensor:  # of heads that shared keys
     return x if x.shape == like.shape else x.reshape(*like.shape[:2], -1, *like.shape[2:]).sum(2)
-  def backward(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:
+
+  def backward(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     d, q, k, v, *mask = Tensor(dy).contiguous(), *(Tensor(u) for u in call.src[2:])
-    if mask: return None, *masked(d, q, k, v, mask[0])
+    if mask:
+      return None, *masked(d, q, k, v, mask[0])
     (B, H, T, K), S = q.shape, k.shape[2]
-    parts = cut(sizes["HEADS"]*sizes["S"]*8*T*K)
-    room = parts * (T + 48) * (K + 63)   # no less than each part needs for a head's dq
-    out = empty(B*H*(T + 2*S)*K + room).custom_kernel(q, k, v, d, fxn=kernel("attention_back", BACK, 5, **sizes, parts=parts))[0]
-    dk, dv = (out[B*H*(T + i*S)*K:B*H*(T + (i + 1)*S)*K].reshape(B, H, S, K) for i in range(2))
-    return None, out[:B*H*T*K].reshape(q.shape).uop, collect(dk, k).uop, collect(dv, v).uop
-  def masked(d:Tensor, q:Tensor, k:Tensor, v:Tensor, mask:Tensor) -> tuple[UOp, ...]:
+    parts = cut(sizes["HEADS"] * sizes["S"] * 8 * T * K)
+    room = parts * (T + 48) * (K + 63)  # no less than each part needs for a head's dq
+    out = empty(B * H * (T + 2 * S) * K + room).custom_kernel(
+      q, k, v, d, fxn=kernel("attention_back", BACK, 5, **sizes, parts=parts)
+    )[0]
+    dk, dv = (
+      out[B * H * (T + i * S) * K : B * H * (T + (i + 1) * S) * K].reshape(B, H, S, K)
+      for i in range(2)
+    )
+    return None, out[: B * H * T * K].reshape(q.shape).uop, collect(dk, k).uop, collect(dv, v).uop
+
+  def masked(d: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[UOp, ...]:
     """The same with the mask's own gradient, which needs all of dS."""
     scale, ks, vs = float(sizes["SCALE"][:-1]), transformer.shared(k, q), transformer.shared(v, q)
-    weights = transformer.attention_weights(q, k, mask, lambda q, k: product(q, k, turned_b=True) * scale).contiguous()
+    weights = transformer.attention_weights(
+      q, k, mask, lambda q, k: product(q, k, turned_b=True) * scale
+    ).contiguous()
     slopes = product(d, vs, turned_b=True)
     scores = (weights * (slopes - (weights * slopes).sum(-1, keepdim=True))).contiguous()
-    dq, dk, dv = product(scores, ks) * scale, product(scores, q, turned_a=True) * scale, product(weights, d, turned_a=True)
-    return dq.uop, collect(dk, k).uop, collect(dv, v).uop, scores.sum([i for i, n in enumerate(mask.shape) if n == 1], keepdim=True).uop
+    dq, dk, dv = (
+      product(scores, ks) * scale,
+      product(scores, q, turned_a=True) * scale,
+      product(weights, d, turned_a=True),
+    )
+    return (
+      dq.uop,
+      collect(dk, k).uop,
+      collect(dv, v).uop,
+      scores.sum([i for i, n in enumerate(mask.shape) if n == 1], keepdim=True).uop,
+    )
+
   return backward
 
-def attention(q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, similarity:Callable=scaled_dot_product) -> Tensor:
+
+def attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  mask: Tensor | None = None,
+  similarity: Callable = scaled_dot_product,
+) -> Tensor:
   """transformer.attention as a kernel above: q (B, H, T, K), k and v (B, G, S, K), where H/G heads share keys and values -> (B, H, T, K).
 
   It serves on the CPU, in float32, for dot products, scaled or not; other calls go to transformer.attention.
   """
   (B, H, T, K), S = q.shape, k.shape[2]
   scale = {scaled_dot_product: K**-0.5, transformer.dot_product: 1.0}.get(similarity)
-  causal = mask is not None and T > 1 and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop   # equal expressions are one UOp
-  masks = [] if mask is None or causal else [mask.reshape(*[1]*(4 - mask.ndim), *mask.shape)]
-  fits = isinstance(T, int) and (isinstance(S, int) or not masks) and all(a in (1, b) for m in masks for a, b in zip(m.shape, (B, H, T, S)))
-  if scale is None or not fits or not T or {t.dtype for t in (q, k, v)} != {dtypes.float32} or not all(compiles(str(t.device)) for t in (q, k, v)):
+  causal = (
+    mask is not None and T > 1 and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop
+  )  # equal expressions are one UOp
+  masks = [] if mask is None or causal else [mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)]
+  fits = (
+    isinstance(T, int)
+    and (isinstance(S, int) or not masks)
+    and all(a in (1, b) for m in masks for a, b in zip(m.shape, (B, H, T, S)))
+  )
+  if (
+    scale is None
+    or not fits
+    or not T
+    or {t.dtype for t in (q, k, v)} != {dtypes.float32}
+    or not all(compiles(str(t.device)) for t in (q, k, v))
+  ):
     return transformer.attention(q, k, v, mask, similarity)
   k, v, masks = all_rows(k), all_rows(v), [laid(m.float()) for m in masks]
   bias = "0"
   for m in masks:
-    strides = [0 if n == 1 else math.prod(m.shape[i + 1:]) for i, n in enumerate(m.shape)]
+    strides = [0 if n == 1 else math.prod(m.shape[i + 1 :]) for i, n in enumerate(m.shape)]
     bias = f"mask[head/{H}*{strides[0]} + head%{H}*{strides[1]} + (t + i)*{strides[2]} + (s + j)*{strides[3]}]"
   names = () if isinstance(S, int) else tuple(S.unbind_all()[0].variables())
   length = S if isinstance(S, int) else f"({S.unbind_all()[0].render()})"
-  sizes = dict(HEADS=B*H, GROUP=H // k.shape[1], T=T, S=length, K=K, SCALE=f"{scale!r}f", CAUSAL=int(causal))
-  fxn = kernel("attention", MANY if T > 1 else SINGLE, 4 + len(masks), cut(B*H*T*k.shape[2]*K * (8 if T == 1 else 1)), names, **sizes, ROOM=k.shape[2],
-               MASKED=int(bool(masks)), BIAS=bias, MASK="const float *restrict mask," * len(masks), VARIABLES="".join(f"int {v.expr}, " for v in names))
-  return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes))[0]
+  sizes = dict(
+    HEADS=B * H, GROUP=H // k.shape[1], T=T, S=length, K=K, SCALE=f"{scale!r}f", CAUSAL=int(causal)
+  )
+  fxn = kernel(
+    "attention",
+    MANY if T > 1 else SINGLE,
+    4 + len(masks),
+    cut(B * H * T * k.shape[2] * K * (8 if T == 1 else 1)),
+    names,
+    **sizes,
+    ROOM=k.shape[2],
+    MASKED=int(bool(masks)),
+    BIAS=bias,
+    MASK="const float *restrict mask," * len(masks),
+    VARIABLES="".join(f"int {v.expr}, " for v in names),
+  )
+  return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes))[
+    0
+  ]

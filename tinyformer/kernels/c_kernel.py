@@ -1,14 +1,21 @@
 """A kernel written in C for tinygrad's CPU device, in clang's portable vectors, done in parts by as many cores as there are."""
-import functools, sys, zlib
+
+import functools
+import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
 from tinygrad import Device, Tensor, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
+
 from transformer import Size
 
-ABI = "__attribute__((ms_abi))" if sys.platform == "win32" else ""   # tinygrad compiles for a bare machine and calls as the system does
+ABI = (
+  "__attribute__((ms_abi))" if sys.platform == "win32" else ""
+)  # tinygrad compiles for a bare machine and calls as the system does
 # The vectors fit any CPU; only their width, and how many make a tile of R rows by C columns that stays in registers, are chosen for this one.
 # A matrix may be of float, half, bfloat16 or int8: row i of an int8 matrix holds K numbers and then the float that they are to be multiplied by.
 HEADER = r"""
@@ -100,45 +107,89 @@ INLINE vec exponential(vec x) {
   return (vec)((whole)(p * (vec)((__builtin_convertvector(n, whole) + 127) << 23)) & ~(x < -87.0f));
 }
 """
-TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16", dtypes.bfloat16: "unsigned short", dtypes.int8: "signed char"}
+TYPES = {
+  dtypes.float32: "float",
+  dtypes.float16: "_Float16",
+  dtypes.bfloat16: "unsigned short",
+  dtypes.int8: "signed char",
+}
 
-def narrow(dtype) -> dict[str, str|int]: return {"TYPE": TYPES[dtype], "BRAIN": int(dtype == dtypes.bfloat16)}
+
+def narrow(dtype) -> dict[str, str | int]:
+  return {"TYPE": TYPES[dtype], "BRAIN": int(dtype == dtypes.bfloat16)}
+
 
 @functools.cache
-def kernel(name:str, body:str, buffers:int=3, parts:int=1, variables:tuple[UOp, ...]=(), **sizes) -> Callable:
+def kernel(
+  name: str, body: str, buffers: int = 3, parts: int = 1, variables: tuple[UOp, ...] = (), **sizes
+) -> Callable:
   """What Tensor.custom_kernel takes: `void NAME(out, inputs..., variables..., part)`, with `sizes` defined; it is called once for each part."""
   name = f"{name}_{'_'.join(str(size) for size in sizes.values() if isinstance(size, int))}_{zlib.crc32(repr((body, parts, sizes)).encode()):08x}"
-  source = "".join(f"#define {key} {f'{value}L' if isinstance(value, int) else value}\n" for key, value in (sizes | {"PARTS": parts, "NAME": name, "ABI": ABI}).items())
-  def program(*given:UOp) -> UOp:
-    named = [*(v.replace(op=Ops.PARAM) for v in variables), UOp.variable("core_id", 0, parts - 1, dtypes.int, param=True)]
-    info = ProgramInfo(name=name, globals=tuple(range(buffers)), outs=(0,), ins=tuple(range(1, buffers)), target=Device["CPU"].renderer.target,
-                       vars=tuple(v.replace(arg=replace(v.arg, slot=buffers + i, dtype=dtypes.int)) for i, v in enumerate(named)), global_size=(parts, 1, 1))
-    return UOp(Ops.PROGRAM, src=(UOp.sink(*given, arg=KernelInfo(name=name)), UOp(Ops.LINEAR, src=given), UOp(Ops.SOURCE, arg=source + HEADER + body)), arg=info)
+  source = "".join(
+    f"#define {key} {f'{value}L' if isinstance(value, int) else value}\n"
+    for key, value in (sizes | {"PARTS": parts, "NAME": name, "ABI": ABI}).items()
+  )
+
+  def program(*given: UOp) -> UOp:
+    named = [
+      *(v.replace(op=Ops.PARAM) for v in variables),
+      UOp.variable("core_id", 0, parts - 1, dtypes.int, param=True),
+    ]
+    info = ProgramInfo(
+      name=name,
+      globals=tuple(range(buffers)),
+      outs=(0,),
+      ins=tuple(range(1, buffers)),
+      target=Device["CPU"].renderer.target,
+      vars=tuple(
+        v.replace(arg=replace(v.arg, slot=buffers + i, dtype=dtypes.int))
+        for i, v in enumerate(named)
+      ),
+      global_size=(parts, 1, 1),
+    )
+    return UOp(
+      Ops.PROGRAM,
+      src=(
+        UOp.sink(*given, arg=KernelInfo(name=name)),
+        UOp(Ops.LINEAR, src=given),
+        UOp(Ops.SOURCE, arg=source + HEADER + body),
+      ),
+      arg=info,
+    )
+
   return program
 
-def whole(n:Size) -> int:
+
+def whole(n: Size) -> int:
   """A size that is known now; one that is told only when a step runs has no kernel."""
   assert isinstance(n, int)
   return n
 
-def cut(work:Size) -> int:
+
+def cut(work: Size) -> int:
   """Into how many parts to cut so many multiplications, none too small to be worth the asking: a power of two, for two, four or eight cores to share them evenly."""
   return 1 << min(16, max(1, whole(work) // 500_000)).bit_length() - 1
 
+
 @functools.cache
-def compiles(device:str) -> bool:
+def compiles(device: str) -> bool:
   """Whether C can be compiled for the device: it is the CPU, and tinygrad's compiler for it is clang."""
   return device == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
 
-def laid(x:Tensor) -> Tensor:
+
+def laid(x: Tensor) -> Tensor:
   """x as its numbers lie in memory one after the other; stored now, unless it is already, if in another shape."""
   u = x.uop
-  while u.op is Ops.RESHAPE: u = u.src[0]
+  while u.op is Ops.RESHAPE:
+    u = u.src[0]
   return x if u.op in (Ops.CONTIGUOUS, Ops.AFTER, Ops.BUFFER) else x.contiguous()
 
-def memory_of(t:Tensor) -> Buffer:
+
+def memory_of(t: Tensor) -> Buffer:
   """Where a realized tensor's numbers are."""
-  buffer:Any = t.uop.base.buffer
+  buffer: Any = t.uop.base.buffer
   return buffer.ensure_allocated()
 
-def empty(*shape:Size) -> Tensor: return Tensor.empty(*shape, device="CPU")
+
+def empty(*shape: Size) -> Tensor:
+  return Tensor.empty(*shape, device="CPU")

@@ -1,12 +1,17 @@
 """The cross-entropy of transformer.loss as a kernel of its own for the CPU, with its gradient, which alone is stored in the size of the logits."""
+
 import math
+
 from tinygrad import Tensor, UOp, dtypes
+
 import transformer
 from tinyformer.kernels.c_kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
 
 # Of each row x of logits (M, V), with `top` its largest: the sum of e^(x - top), and what its logarithm is to be added to: top - (1 - SMOOTHING) x[target]
 # - SMOOTHING mean(x); out is (2, M). BACK gives instead the gradient (M, V) from theirs; what `top` adds to the one it takes from the other.
-ROWS = EXPONENTIAL + r"""
+ROWS = (
+  EXPONENTIAL
+  + r"""
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict logits, const int *restrict targets, GIVEN int part) {
   for (long m = M*part/PARTS; m < M*(part + 1)/PARTS; m++) {
@@ -33,16 +38,39 @@ ABI void NAME(float *restrict out, const float *restrict logits, const int *rest
   }
 }
 """
+)
 
-def loss(logits:Tensor, target:Tensor, smoothing:float=0.1, ignore:int=-1) -> Tensor:
+
+def loss(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore: int = -1) -> Tensor:
   """transformer.loss; on the CPU, in float32, as the kernel above, which gives nan for a target that is no token."""
   V, M = logits.shape[-1], math.prod(target.shape)
-  if logits.shape[:-1] != target.shape or not (isinstance(M, int) and isinstance(V, int) and M and V) or logits.dtype != dtypes.float32 or not compiles(str(logits.device)):
+  if (
+    logits.shape[:-1] != target.shape
+    or not (isinstance(M, int) and isinstance(V, int) and M and V)
+    or logits.dtype != dtypes.float32
+    or not compiles(str(logits.device))
+  ):
     return transformer.loss(logits, target, smoothing, ignore)
-  keep, sizes = target != ignore, dict(M=M, V=V, SMOOTHING=f"{float(smoothing)!r}f", parts=cut(8*M*V))
-  def gradient(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:
+  keep, sizes = (
+    target != ignore,
+    dict(M=M, V=V, SMOOTHING=f"{float(smoothing)!r}f", parts=cut(8 * M * V)),
+  )
+
+  def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     fxn = kernel("loss_back", ROWS, 4, **sizes, BACK=1, GIVEN="const float *restrict slopes,")
-    return None, empty(M, V).custom_kernel(*(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn)[0].uop, None
-  given = laid(logits.reshape(M, V)), keep.where(target, 0).cast(dtypes.int32).reshape(M).contiguous()
-  both = empty(2, M).custom_kernel(*given, fxn=kernel("loss", ROWS, 3, **sizes, BACK=0, GIVEN=""), grad_fxn=gradient)[0]
+    return (
+      None,
+      empty(M, V)
+      .custom_kernel(*(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn)[0]
+      .uop,
+      None,
+    )
+
+  given = (
+    laid(logits.reshape(M, V)),
+    keep.where(target, 0).cast(dtypes.int32).reshape(M).contiguous(),
+  )
+  both = empty(2, M).custom_kernel(
+    *given, fxn=kernel("loss", ROWS, 3, **sizes, BACK=0, GIVEN=""), grad_fxn=gradient
+  )[0]
   return keep.reshape(M).where(both[0].log() + both[1], 0).sum() / keep.sum()

@@ -1,8 +1,11 @@
 """The logits of the likeliest tokens without reading all of the head: a copy of it in 16 bits tells which they may be, and only these are computed in full."""
+
 import math
+
 from tinygrad import Tensor, dtypes
-from tinyformer.kernels.compiled_step import Jitted
+
 from tinyformer.kernels.c_kernel import NARROW, compiles, cut, empty, kernel, laid, narrow
+from tinyformer.kernels.compiled_step import Jitted
 from tinyformer.kernels.linear import PackedLinear
 
 # The head (N, K) in bfloat16: of each number the upper 16 bits, rounded.
@@ -14,7 +17,9 @@ ABI void NAME(unsigned short *restrict out, const float *restrict head, int part
 """
 # For each row w of it: how far w x may be from what the copy gives, for an x of length 1. That is the length of what rounding took off w
 # (the inequality of Cauchy and Schwarz), and what float32 may lose: 2^-24 K of |w| |x| in either sum, and a little in what is computed here.
-SLACK = NARROW + r"""
+SLACK = (
+  NARROW
+  + r"""
 __attribute__((min_vector_width(512)))
 ABI void NAME(float *restrict out, const float *restrict head, const TYPE *restrict copy, int part) {
   for (long n = N*part/PARTS; n < N*(part + 1)/PARTS; n++) {
@@ -29,6 +34,7 @@ ABI void NAME(float *restrict out, const float *restrict head, const TYPE *restr
   }
 }
 """
+)
 # For each row x of xs (M, K), whose logits by the copy are near (M, N): each logit is at least near - slack |x|, and out is the COUNTth largest of these.
 LEVEL = r"""
 __attribute__((min_vector_width(512)))
@@ -60,27 +66,60 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
 }
 """
 
+
 class Shortlist:
   """A head that gives the logits of the `count` likeliest tokens, and of those that may be among them; those of the others are -inf."""
-  def __init__(self, weight:Tensor, count:int, key:str|None=None):
+
+  def __init__(self, weight: Tensor, count: int, key: str | None = None):
     """weight (N, K): the head's.  key: as Jitted's, for the kernels that copy it."""
-    (N, K), self.weight, self.count = weight.shape, weight, 1 << (count - 1).bit_length()   # no less: numbers near each other share their kernels
-    self.copy, sizes = Tensor.empty(N, K, dtype=dtypes.bfloat16, device="CPU").realize(), dict(N=N, K=K, parts=cut(5*N*K))
+    (N, K), self.weight, self.count = (
+      weight.shape,
+      weight,
+      1 << (count - 1).bit_length(),
+    )  # no less: numbers near each other share their kernels
+    self.copy, sizes = (
+      Tensor.empty(N, K, dtype=dtypes.bfloat16, device="CPU").realize(),
+      dict(N=N, K=K, parts=cut(5 * N * K)),
+    )
+
     def fill() -> Tensor:
       copy = self.copy.custom_kernel(weight, fxn=kernel("copy", COPY, 2, **sizes))[0]
-      return empty(N).custom_kernel(weight, copy, fxn=kernel("slack", SLACK, 3, **sizes, **narrow(dtypes.bfloat16)))[0].realize()
-    self.slack = Tensor(Jitted(fill, known={"weight": weight, "copy": self.copy}, key=key)().copy(), device="CPU").realize()
+      return (
+        empty(N)
+        .custom_kernel(
+          weight, copy, fxn=kernel("slack", SLACK, 3, **sizes, **narrow(dtypes.bfloat16))
+        )[0]
+        .realize()
+      )
+
+    self.slack = Tensor(
+      Jitted(fill, known={"weight": weight, "copy": self.copy}, key=key)().copy(), device="CPU"
+    ).realize()
 
   @staticmethod
-  def serves(weight:Tensor, batch:int, count:int) -> bool:
+  def serves(weight: Tensor, batch: int, count: int) -> bool:
     """Whether it saves anything: on the CPU, for weights in float32, few texts (the product of many reads the head once for all) and a short list."""
-    return weight.dtype == dtypes.float32 and batch <= 16 and count <= 256 and compiles(str(weight.device))
+    return (
+      weight.dtype == dtypes.float32
+      and batch <= 16
+      and count <= 256
+      and compiles(str(weight.device))
+    )
 
-  def __call__(self, x:Tensor) -> Tensor:
+  def __call__(self, x: Tensor) -> Tensor:
     """x (..., K) in float32 -> logits (..., N)."""
     (N, K), M = self.weight.shape, math.prod(x.shape[:-1])
     xs = laid(x.reshape(M, K))
     near = laid(PackedLinear.product(xs, self.copy))
-    level = empty(M).custom_kernel(xs, near, self.slack, fxn=kernel("level", LEVEL, 4, M=M, N=N, K=K, COUNT=self.count, parts=cut(5*M*N)))[0]
-    fxn = kernel("likely", LIKELY, 6, M=M, N=N, K=K, parts=cut(5*N*K))
-    return empty(M, N).custom_kernel(xs, near, self.slack, level, self.weight, fxn=fxn)[0].reshape(*x.shape[:-1], N)
+    level = empty(M).custom_kernel(
+      xs,
+      near,
+      self.slack,
+      fxn=kernel("level", LEVEL, 4, M=M, N=N, K=K, COUNT=self.count, parts=cut(5 * M * N)),
+    )[0]
+    fxn = kernel("likely", LIKELY, 6, M=M, N=N, K=K, parts=cut(5 * N * K))
+    return (
+      empty(M, N)
+      .custom_kernel(xs, near, self.slack, level, self.weight, fxn=fxn)[0]
+      .reshape(*x.shape[:-1], N)
+    )

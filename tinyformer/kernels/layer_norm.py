@@ -1,6 +1,9 @@
 """Layer normalisation as a kernel of its own for the CPU, with its gradient: the numbers of tinygrad's, a row read once instead of three times."""
+
 import math
+
 from tinygrad import Tensor, UOp, dtypes, nn
+
 from tinyformer.kernels.c_kernel import compiles, cut, empty, kernel, laid
 
 # Rows of x (M, D): y = (x - mean) / sqrt(variance + EPS) * w + b. BACK gives instead, for the gradient dy of y, that of x, then for each part of the
@@ -45,17 +48,35 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
 }
 """
 
+
 class LayerNorm(nn.LayerNorm):
   """tinygrad's LayerNorm over the last axis; on the CPU, in float32, as the kernel above."""
-  def __call__(self, x:Tensor) -> Tensor:
+
+  def __call__(self, x: Tensor) -> Tensor:
     D, M, weight, bias = x.shape[-1], math.prod(x.shape[:-1]), self.weight, self.bias
-    if not isinstance(M, int) or not M or weight is None or bias is None or (D,) != self.normalized_shape or x.dtype != dtypes.float32 or not compiles(str(x.device)):
+    if (
+      not isinstance(M, int)
+      or not M
+      or weight is None
+      or bias is None
+      or self.normalized_shape != (D,)
+      or x.dtype != dtypes.float32
+      or not compiles(str(x.device))
+    ):
       return super().__call__(x)
-    sizes, parts = dict(M=M, D=D, EPS=f"{self.eps!r}f"), cut(8*M*D)
-    def gradient(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:
+    sizes, parts = dict(M=M, D=D, EPS=f"{self.eps!r}f"), cut(8 * M * D)
+
+    def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
       fxn = kernel("norm", ROWS, 4, **sizes, BACK=1, OTHER="slopes", parts=parts)
-      out = empty((M + 2*parts)*D).custom_kernel(*(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn)[0]
-      sums = out[M*D:].reshape(parts, 2, D).sum(0)
-      return None, out[:M*D].reshape(M, D).uop, sums[0].uop, sums[1].uop
+      out = empty((M + 2 * parts) * D).custom_kernel(
+        *(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn
+      )[0]
+      sums = out[M * D :].reshape(parts, 2, D).sum(0)
+      return None, out[: M * D].reshape(M, D).uop, sums[0].uop, sums[1].uop
+
     fxn = kernel("norm", ROWS, 4, **sizes, BACK=0, OTHER="b", parts=parts)
-    return empty(M, D).custom_kernel(laid(x.reshape(M, D)), laid(weight), laid(bias), fxn=fxn, grad_fxn=gradient)[0].reshape(x.shape)
+    return (
+      empty(M, D)
+      .custom_kernel(laid(x.reshape(M, D)), laid(weight), laid(bias), fxn=fxn, grad_fxn=gradient)[0]
+      .reshape(x.shape)
+    )

@@ -1,16 +1,31 @@
 """The product of a linear layer as kernels of its own for the CPU: the same numbers as the plain one, several times sooner; and weights in 8 bits."""
+
 import math
 from collections.abc import Callable
+
 import numpy as np
 from tinygrad import Tensor, UOp, dtypes, nn
+
 import transformer
-from tinyformer.kernels.c_kernel import NARROW, TYPES, compiles, cut, empty, kernel, laid, narrow, whole
+from tinyformer.kernels.c_kernel import (
+  NARROW,
+  TYPES,
+  compiles,
+  cut,
+  empty,
+  kernel,
+  laid,
+  narrow,
+  whole,
+)
 from transformer import Size, stored
 
 # out (BATCH, M, N) = a (M, K) b (K, N), element i, k of a at a[i*AR + k*AC], element k, j of b at b[k*BR + j*BC], a product's a and b AB and BB
 # after the last one's; with BIAS (N) added to each row of out. b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
 # (Goto & van de Geijn 2008, sec. 4). A part of the work is some of the products, or some of the columns of one, or of its rows.
-PRODUCT = NARROW + r"""
+PRODUCT = (
+  NARROW
+  + r"""
 enum { KB = 384, CB = 384 / C * C, MB = 48, BYTES = sizeof(TYPE) == 1 };   // a block of b, KB by CB, stays in the second cache, R rows of a in the first
 enum { UNITS = BATCH > 1 ? BATCH : BY_COLUMN ? (N + C - 1) / C : (M + R - 1) / R };
 __attribute__((min_vector_width(512)))
@@ -67,10 +82,13 @@ ABI void NAME(float *restrict output, const float *restrict as, const TYPE *rest
   }
 }
 """
+)
 
 # out (M, N) = x (M, K) w^T + bias, w (N, K), for the few rows of a step of generation: each weight is read once, up to four rows of w abreast, as
 # many as the registers have room for sums, and the memory asked for 8 KB ahead. Narrow weights are widened on the way; the sums are float32.
-ROWS = NARROW + r"""
+ROWS = (
+  NARROW
+  + r"""
 enum { BYTES = sizeof(TYPE) == 1, ROW = BYTES ? K + 4 : K, LINE = 64 / sizeof(TYPE) };   // LINE: of the memory, 64 bytes
 enum { FIT = (REGISTERS - 1) / (M + 1), ABREAST = FIT > 4 ? 4 : FIT < 1 ? 1 : FIT, UNITS = (N + ABREAST - 1) / ABREAST };
 INLINE void gather(vec s[M][ABREAST], const float *x, const TYPE *const *row, long k) {   // W columns from k on
@@ -102,6 +120,7 @@ ABI void NAME(float *restrict out, const float *restrict x, const TYPE *restrict
   }
 }
 """
+)
 
 # out (N) = the sum of the rows of a (M, N): W columns at a time.
 SUMS = r"""
@@ -117,63 +136,136 @@ ABI void NAME(float *restrict out, const float *restrict a, int part) {
 PLAIN = {"BIASED": 0, "BIAS": "", "bias": "((const float *)0)"}
 BIASED = {"BIASED": 1, "BIAS": "const float *restrict bias,"}
 
-def product(a:Tensor, b:Tensor, turned_a:bool=False, turned_b:bool=False) -> Tensor:
+
+def product(a: Tensor, b: Tensor, turned_a: bool = False, turned_b: bool = False) -> Tensor:
   """a (..., M, K) b (..., K, N) -> (..., M, N), on the CPU. turned: given as (..., K, M), as (..., N, K). Not differentiable."""
   M, K = a.shape[-2:][::-1] if turned_a else a.shape[-2:]
   N, batch = b.shape[-2 if turned_b else -1], math.prod(a.shape[:-2])
-  return empty(*a.shape[:-2], M, N).custom_kernel(laid(a), laid(b), fxn=multiplier(batch, M, N, K, b, turned_a, turned_b))[0]
+  return empty(*a.shape[:-2], M, N).custom_kernel(
+    laid(a), laid(b), fxn=multiplier(batch, M, N, K, b, turned_a, turned_b)
+  )[0]
 
-def multiplier(batch:Size, M:Size, N:Size, K:Size, b:Tensor, turned_a:bool=False, turned_b:bool=False, bias:bool=False) -> Callable:
+
+def multiplier(
+  batch: Size,
+  M: Size,
+  N: Size,
+  K: Size,
+  b: Tensor,
+  turned_a: bool = False,
+  turned_b: bool = False,
+  bias: bool = False,
+) -> Callable:
   """The kernel that `product` needs."""
-  row = b.shape[-1]   # of an int8 matrix it is 4 longer than K
-  by_column = not turned_a and N >= 192   # each part packs what it reads of a turned a, and of b
-  parts = min(cut(batch*M*N*K), 16 if by_column or batch > 1 else -(-whole(M) // 32))
-  return kernel("product", PRODUCT, 3 + bias, BATCH=batch, M=M, N=N, K=K, AR=1 if turned_a else K, AC=M if turned_a else 1, BR=1 if turned_b else row, BC=row if turned_b else 1,
-                AB=M*K, BB=math.prod(b.shape[-2:]), BY_COLUMN=int(by_column), **narrow(b.dtype), **(BIASED if bias else PLAIN), parts=parts)
+  row = b.shape[-1]  # of an int8 matrix it is 4 longer than K
+  by_column = not turned_a and N >= 192  # each part packs what it reads of a turned a, and of b
+  parts = min(cut(batch * M * N * K), 16 if by_column or batch > 1 else -(-whole(M) // 32))
+  return kernel(
+    "product",
+    PRODUCT,
+    3 + bias,
+    BATCH=batch,
+    M=M,
+    N=N,
+    K=K,
+    AR=1 if turned_a else K,
+    AC=M if turned_a else 1,
+    BR=1 if turned_b else row,
+    BC=row if turned_b else 1,
+    AB=M * K,
+    BB=math.prod(b.shape[-2:]),
+    BY_COLUMN=int(by_column),
+    **narrow(b.dtype),
+    **(BIASED if bias else PLAIN),
+    parts=parts,
+  )
 
-def gradient(dy:UOp, call:UOp) -> tuple[UOp|None, ...]:
+
+def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
   """Of y = x w^T + bias: dx = dy w, dw = dy^T x, and the sum of dy's rows."""
   d, x, w, *bias = Tensor(dy).contiguous(), *(Tensor(u) for u in call.src[2:])
   M, N = d.shape
-  return None, product(d, w).uop, product(d, x, turned_a=True).cast(w.dtype).uop, *(
-    empty(N).custom_kernel(d, fxn=kernel("sums", SUMS, 2, M=M, N=N, parts=cut(4*M*N)))[0].uop for _ in bias)
+  return (
+    None,
+    product(d, w).uop,
+    product(d, x, turned_a=True).cast(w.dtype).uop,
+    *(
+      empty(N).custom_kernel(d, fxn=kernel("sums", SUMS, 2, M=M, N=N, parts=cut(4 * M * N)))[0].uop
+      for _ in bias
+    ),
+  )
 
-def bytes_of(weight:np.ndarray) -> np.ndarray:
+
+def bytes_of(weight: np.ndarray) -> np.ndarray:
   """(N, K) -> (N, K + 4) in int8: each row as the nearest multiples of a scale, its largest number / 127; the scale's own 4 bytes end the row."""
   scale = np.abs(weight).max(1, keepdims=True, initial=0).astype(np.float32) / np.float32(127)
-  return np.concatenate([np.rint(weight / np.where(scale == 0, 1, scale)).astype(np.int8), scale.view(np.int8)], 1)
+  return np.concatenate(
+    [np.rint(weight / np.where(scale == 0, 1, scale)).astype(np.int8), scale.view(np.int8)], 1
+  )
 
-def floats_of(weight:Tensor) -> Tensor:
+
+def floats_of(weight: Tensor) -> Tensor:
   """(..., K + 4) in int8, as bytes_of makes it -> (..., K) in float32. Any other tensor only becomes float32."""
-  if weight.dtype != dtypes.int8: return weight.float()
+  if weight.dtype != dtypes.int8:
+    return weight.float()
   return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
 
-def embed(table:nn.Embedding, ids:Tensor) -> Tensor:
+
+def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
   """The table's rows for ids (...) -> (..., D) in float32."""
   return table(ids) if table.weight.dtype == dtypes.float32 else looked_up(table.weight, ids)
 
-def looked_up(weight:Tensor, ids:Tensor) -> Tensor:
+
+def looked_up(weight: Tensor, ids: Tensor) -> Tensor:
   """weight[ids] in float32. Numbers of 16 bits are looked up as whole ones: tinygrad's look-up is a sum with zeros, and a CPU without bfloat16
   arithmetic cannot round it."""
-  if weight.dtype == dtypes.float32: return weight[ids]
-  if weight.dtype == dtypes.int8: return floats_of(weight[ids].contiguous())
+  if weight.dtype == dtypes.float32:
+    return weight[ids]
+  if weight.dtype == dtypes.int8:
+    return floats_of(weight[ids].contiguous())
   return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
+
 
 class PackedLinear(transformer.Linear):
   """transformer.Linear with its product as a kernel above: on the CPU, for inputs in float32. Elsewhere it is transformer.Linear."""
+
   @staticmethod
-  def product(x:Tensor, weight:Tensor, bias:Tensor|None=None) -> Tensor:
+  def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K), weight (N, K) in float32, float16 or bfloat16, or as bytes_of makes it -> x weight^T + bias (..., N)."""
     N, M, K = weight.shape[0], math.prod(x.shape[:-1]), x.shape[-1]
-    if not (isinstance(M, int) and M and x.device == weight.device and compiles(str(x.device)) and x.dtype == dtypes.float32 and weight.dtype in TYPES):
-      y = transformer.Linear.product(stored(x), floats_of(weight) if weight.dtype == dtypes.int8 else weight)
+    if not (
+      isinstance(M, int)
+      and M
+      and x.device == weight.device
+      and compiles(str(x.device))
+      and x.dtype == dtypes.float32
+      and weight.dtype in TYPES
+    ):
+      y = transformer.Linear.product(
+        stored(x), floats_of(weight) if weight.dtype == dtypes.int8 else weight
+      )
       return y if bias is None else stored(y + bias)
     given = [] if bias is None else [laid(bias)]
-    fxn = multiplier(1, M, N, K, weight, turned_b=True, bias=bool(given)) if M > 16 else kernel(
-      "rows", ROWS, 3 + len(given), M=M, N=N, K=K, **narrow(weight.dtype), **(BIASED if given else PLAIN), parts=cut(5*N*K))
-    y = empty(M, N).custom_kernel(laid(x.reshape(M, K)), laid(weight), *given, fxn=fxn, grad_fxn=gradient)[0]
+    fxn = (
+      multiplier(1, M, N, K, weight, turned_b=True, bias=bool(given))
+      if M > 16
+      else kernel(
+        "rows",
+        ROWS,
+        3 + len(given),
+        M=M,
+        N=N,
+        K=K,
+        **narrow(weight.dtype),
+        **(BIASED if given else PLAIN),
+        parts=cut(5 * N * K),
+      )
+    )
+    y = empty(M, N).custom_kernel(
+      laid(x.reshape(M, K)), laid(weight), *given, fxn=fxn, grad_fxn=gradient
+    )[0]
     return y.reshape(*x.shape[:-1], N)
 
-  def __call__(self, x:Tensor) -> Tensor:
+  def __call__(self, x: Tensor) -> Tensor:
     """(..., inputs) -> (..., outputs)."""
     return self.product(x, self.weight, self.bias)

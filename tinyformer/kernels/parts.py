@@ -1,7 +1,9 @@
 """The parts that compute on a CPU what transformer.py and tinygrad define, faster."""
+
 from typing import Any
+
 from tinyformer.kernels.attention import attention
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
 
-CPU_KERNELS:dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}
+CPU_KERNELS: dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}
