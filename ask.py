@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "-n",
-    "--max-tokens",
+    "--max-new-tokens",
     type=cli.number(int, 1),
     help="the most tokens of a translation or summary (default: the checkpoint's)",
   )
@@ -78,16 +78,19 @@ class Encoder:
   def __init__(self, model, tokenizer, key: str):
     from tinygrad import Tensor, nn
 
-    from tinyformer.kernels.compiled_step import Jitted
+    from tinyformer.kernels.compiled_step import CompiledStep
 
     self.model, self.tokenizer, self.context = model, tokenizer, model.context
-    known = nn.state.get_state_dict(model)
-    Tensor.realize(*known.values())
+    captured_buffers = nn.state.get_state_dict(model)
+    Tensor.realize(*captured_buffers.values())
 
-    def step(ids: Tensor, keep: Tensor, segments: Tensor) -> Tensor:
-      return model(ids, keep, segments).float().realize()
+    def step(ids: Tensor, attention_mask: Tensor, segments: Tensor) -> Tensor:
+      return model(ids, attention_mask, segments).float().realize()
 
-    self.steps, self.make = dict[int, Jitted](), lambda: Jitted(step, known=known, key=key)
+    self.steps, self.make = (
+      dict[int, CompiledStep](),
+      lambda: CompiledStep(step, captured_buffers=captured_buffers, key=key),
+    )
 
   def __call__(self, ids: list[int], segments: list[int] | None = None) -> np.ndarray:
     """What the model says of one text: its output without the batch. Raises Usage for a text that is too long."""
@@ -157,9 +160,9 @@ def classify(encoder: Encoder, text: str, top: int) -> Iterator[str]:
 
 def tag(encoder: Encoder, text: str, _: int) -> Iterator[str]:
   """The words that have a label other than O: where labels begin with B- and I-, names of several words as one."""
-  spans, labels = encoder.tokenizer.spans(text), encoder.model.labels
+  spans, labels = encoder.tokenizer.encode_with_offsets(text), encoder.model.labels
   chances = softmax(encoder(encoder.tokenizer.single([i for i, *_ in spans])))[
-    len(encoder.tokenizer.before) :
+    len(encoder.tokenizer.prefix_ids) :
   ]
   firsts: dict[tuple[int, int], np.ndarray] = {}  # a word has the label of its first token
   words = [m.span() for m in re.finditer(r"\w+|[^\w\s]", text)]
@@ -189,7 +192,7 @@ def answer(
 ) -> Iterator[str]:
   """The parts of the passage, of at most `longest` tokens, that best answer the question. A long passage is read in windows that overlap by half."""
   tokenizer = encoder.tokenizer
-  asked, spans = tokenizer.encode(question), tokenizer.spans(passage)
+  asked, spans = tokenizer.encode(question), tokenizer.encode_with_offsets(passage)
   room = encoder.context - len(tokenizer.pair(asked, [])[0])
   if room < 2:
     raise cli.Usage(
@@ -198,7 +201,7 @@ def answer(
   found: dict[tuple[int, int], float] = {}
   for first in range(0, max(1, len(spans) - room // 2), room // 2):
     ids, segments = tokenizer.pair(asked, [i for i, *_ in spans[first : first + room]])
-    begin = len(tokenizer.before) + len(asked) + len(tokenizer.between)
+    begin = len(tokenizer.prefix_ids) + len(asked) + len(tokenizer.sep_ids)
     starts, ends = softmax(encoder(ids, segments)[begin : begin + room][: len(spans) - first].T)
     both = np.triu(starts[:, None] * ends) - np.triu(starts[:, None] * ends, longest)
     for at in np.argsort(-both, axis=None, kind="stable")[:top]:
@@ -228,15 +231,15 @@ def respond(
   """What writes an encoder-decoder's answer to a text."""
   from tinyformer import tokenization
   from tinyformer.generation import engine
-  from tinyformer.generation.generation_config import Settings
+  from tinyformer.generation.generation_config import GenerationConfig
 
-  tokenizer, settings = tokenization.load(folder, model.vocab), Settings.read(folder)
+  tokenizer, settings = tokenization.load(folder, model.vocab), GenerationConfig.read(folder)
   if args.beams:
     settings = settings._replace(num_beams=args.beams)
 
   def write(source: str) -> Iterator[str]:
     ids = tokenizer.single(tokenizer.encode(source))
-    yield tokenizer.decode(engine.respond(model, ids, settings, args.max_tokens, key))
+    yield tokenizer.decode(engine.generate_seq2seq(model, ids, settings, args.max_new_tokens, key))
 
   return write
 
@@ -264,23 +267,23 @@ def answers(args: argparse.Namespace, folder: Path, texts: list[str]) -> Iterato
 
   model = checkpoints.load_module(folder, args.dtype)
   task, key = model.task, f"{args.dtype} {(folder / 'config.json').read_text(encoding='utf-8')}"
-  if task == "continue":
+  if task == "text-generation":
     raise cli.Usage(f"{args.model} writes on from a text: gpt.py runs it")
-  if task == "respond":
+  if task == "text2text-generation":
     return map(respond(folder, model, key, args), texts)
-  if task == "picture":
+  if task == "image-classification":
     return map(name(folder, model, args.top), texts)
   tokenizer = tokenization.load(folder, model.vocab)
   encoder = Encoder(model, tokenizer, key)
-  if task == "vectors":
+  if task == "feature-extraction":
     return iter([compare(encoder, texts)])
-  if task == "answer":
+  if task == "question-answering":
     if len(texts) != 2:
       raise cli.Usage(
         "this model answers a question from a passage: give it the two, in this order (- is standard input)"
       )
     return iter([answer(encoder, texts[0], texts[1], args.top)])
-  say = {"fill": fill, "classify": classify, "tag": tag}[task]
+  say = {"fill-mask": fill, "text-classification": classify, "token-classification": tag}[task]
   return (say(encoder, text, args.top) for text in texts)
 
 

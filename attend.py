@@ -80,23 +80,23 @@ def observe(args: argparse.Namespace, folder: Path, prompt: str):
   from tinyformer.interpret.recorder import Recorder
   from tinyformer.tokenization import load
 
-  attend = Recorder()
-  model = checkpoints.load_module(folder, args.dtype, attend=attend)
-  if args.target is not None and model.task != "respond":
+  recorder = Recorder()
+  model = checkpoints.load_module(folder, args.dtype, attention_fn=recorder)
+  if args.target is not None and model.task != "text2text-generation":
     raise cli.Usage(f"{args.model or 'tiny'} is no encoder-decoder: it has no --target")
-  if args.picture and model.task != "picture":
+  if args.picture and model.task != "image-classification":
     raise cli.Usage(f"{args.model or 'tiny'} reads text: -p takes it, not --picture")
   try:
-    if model.task == "picture":
+    if model.task == "image-classification":
       if args.last:
         raise cli.Usage("a picture has no end to see alone: leave --last out")
       if not Path(prompt).is_file():
         raise cli.Usage(f"there is no file {prompt}: this model looks at pictures")
-      return inspection.of_picture(model, attend, folder, prompt)
+      return inspection.of_picture(model, recorder, folder, prompt)
     tokenizer = load(folder, model.vocab)
-    if model.task == "respond":
-      return inspection.of_pair(model, tokenizer, attend, folder, prompt, args.target, args.last)
-    return inspection.of_text(model, tokenizer, attend, prompt, args.last)
+    if model.task == "text2text-generation":
+      return inspection.of_pair(model, tokenizer, recorder, folder, prompt, args.target, args.last)
+    return inspection.of_text(model, tokenizer, recorder, prompt, args.last)
   except (inspection.TooLong, ImportError) as e:
     raise cli.Usage(str(e)) from e
 

@@ -66,7 +66,12 @@ def make_weights(folder: Path) -> None:
   from tinygrad import Tensor, nn
 
   from models import gpt2
-  from tinyformer.tokenization.byte_level_bpe import END, LETTERS, BytePairEncoding, spell
+  from tinyformer.tokenization.byte_level_bpe import (
+    END,
+    LETTERS,
+    BytePairEncoding,
+    bytes_to_unicode,
+  )
 
   model, draw = gpt2.GPT2(), np.random.default_rng(0)
   for t in nn.state.get_parameters(model):
@@ -78,7 +83,9 @@ def make_weights(folder: Path) -> None:
   gpt2.save(model, folder, eos_token_id=50256, bos_token_id=50256)
   merges = [(bytes([a]), bytes([b])) for a in LETTERS for b in LETTERS][:50_000]
   tokens = [bytes([b]) for b in LETTERS] + [a + b for a, b in merges]
-  BytePairEncoding(merges, {spell(t): i for i, t in enumerate(tokens)} | {END: 50256}).save(folder)
+  BytePairEncoding(
+    merges, {bytes_to_unicode(t): i for i, t in enumerate(tokens)} | {END: 50256}
+  ).save(folder)
 
 
 def ids_of(batch: int, length: int) -> np.ndarray:
@@ -91,13 +98,13 @@ class Tinyformer:
 
     select_device()
     from tinyformer import checkpoints
-    from tinyformer.generation.engine import Reader
+    from tinyformer.generation.engine import Engine
 
     model = checkpoints.load_module(folder, kind)
-    self.reader = functools.cache(lambda batch: Reader(model, batch, likeliest=1))
+    self.reader = functools.cache(lambda batch: Engine(model, batch, top_k=1))
 
   def prefill(self, batch: int, length: int) -> np.ndarray:
-    self.reader(batch).place = 0
+    self.reader(batch).position = 0
     return self.reader(batch)(ids_of(batch, length))
 
   def decode(self, batch: int, logits: np.ndarray) -> None:
@@ -223,13 +230,13 @@ def training(name: str, folder: Path, threads: int) -> Callable[[str], list[floa
     from models.gpt2 import GPT2
     from tinyformer.kernels.cross_entropy import loss
     from tinyformer.kernels.parts import CPU_KERNELS
-    from tinyformer.training.trainer import Learner
+    from tinyformer.training.trainer import Trainer
 
     model = GPT2(**NANOGPT, **CPU_KERNELS)
-    learner = Learner(model, lambda x, y: loss(model(x), y, smoothing=0))
+    learner = Trainer(model, lambda x, y: loss(model(x), y, smoothing=0))
 
     def step():
-      learner.learn(1e-3, x, y)
+      learner.train_step(1e-3, x, y)
   else:
     import torch
     import transformers
@@ -549,7 +556,7 @@ def main() -> int:
   def look() -> None:
     machine.update({key: max(value, machine.get(key, 0)) for key, value in limits().items()})
 
-  def keep(found: dict[str, dict[str, Any]]) -> None:
+  def attention_mask(found: dict[str, dict[str, Any]]) -> None:
     for name, figures in found.items():
       results[name] |= figures
     args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
@@ -567,11 +574,11 @@ def main() -> int:
     )  # memory that it took is given back
     if made.returncode:
       raise RuntimeError(f"the weights cannot be made: {complaint(made.stderr)}")
-    keep(rounds("speeds", names, folder, TASKS, args.repeat, 2, look))
-    keep(first_tokens(names, folder, args.repeat))
-    keep(rounds("memory", names, folder, ["peak memory, MB"], 1))
-    keep({name: {"installed, MB": installed(list(PEERS[name][1]))} for name in names})
-    keep(
+    attention_mask(rounds("speeds", names, folder, TASKS, args.repeat, 2, look))
+    attention_mask(first_tokens(names, folder, args.repeat))
+    attention_mask(rounds("memory", names, folder, ["peak memory, MB"], 1))
+    attention_mask({name: {"installed, MB": installed(list(PEERS[name][1]))} for name in names})
+    attention_mask(
       rounds(
         "training",
         [n for n in names if n in ("tinyformer float32", "torch float32")],

@@ -36,20 +36,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help="tokens that each window adds; those before them are context alone (default: half of the model's context)",
   )
   p.add_argument(
-    "--held-out",
+    "--val-seed",
     type=cli.number(int, 0),
     metavar="SEED",
     help="only the documents that train.py held out with this seed",
   )
   p.add_argument(
-    "--hold-out",
+    "--val-fraction",
     type=cli.number(float, 1e-9, 0.5),
     default=0.05,
     metavar="SHARE",
     help="of the text, as train.py was told",
   )
   p.add_argument(
-    "--most",
+    "--max-tokens-per-document",
     type=cli.number(int, 1),
     help="look at no more than the first so many tokens of each document",
   )
@@ -93,14 +93,14 @@ def nats(
   """For each document of token ids, in windows: (which document, the negative log-probabilities of the window's tokens that count)."""
   from tinygrad import Tensor, nn
 
-  from tinyformer.kernels.compiled_step import Jitted
+  from tinyformer.kernels.compiled_step import CompiledStep
 
   C = model.context
 
   def look(x: Tensor, y: Tensor) -> Tensor:
     return -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1).realize()
 
-  step = Jitted(look, known=nn.state.get_state_dict(model))
+  step = CompiledStep(look, captured_buffers=nn.state.get_state_dict(model))
   pieces = [
     (i, *window) for i, ids in enumerate(documents) for window in windows(len(ids), C, stride)
   ]
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
   device = select_device(args.device)
   from tinyformer import checkpoints
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-  from tinyformer.training.documents import hold_out, read_documents
+  from tinyformer.training.documents import train_val_split, read_documents
 
   folder = cli.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder, args.dtype)
@@ -131,9 +131,9 @@ def main(argv: list[str] | None = None) -> int:
   if stride > model.context:
     raise cli.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
   documents = read_documents(args.data)
-  if args.held_out is not None:
-    documents = hold_out(documents, args.held_out, args.hold_out)[1]
-  ids, texts = begun(tokenizer, documents, args.most)
+  if args.val_seed is not None:
+    documents = train_val_split(documents, args.val_seed, args.val_fraction)[1]
+  ids, texts = begun(tokenizer, documents, args.max_tokens_per_document)
   total, counted, bar = 0.0, 0, cli.Bar("evaluate")
   whole = sum(max(0, len(x) - 1) for x in ids)
   if not whole:

@@ -22,7 +22,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "-n",
-    "--max-tokens",
+    "--max-new-tokens",
     type=cli.number(int, 1),
     default=100,
     help="tokens to write (default: %(default)s)",
@@ -102,15 +102,15 @@ class Writer:
     from tinyformer.generation import engine
 
     model = checkpoints.load_module(folder, args.dtype)
-    if model.task != "continue":
+    if model.task != "text-generation":
       raise cli.Usage(f"{args.model} does not write on from a text: ask.py runs it")
     self.args, self.tokenizer = args, tokenization.load(folder, model.vocab)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    self.reader = engine.Reader(
+    self.reader = engine.Engine(
       model,
       args.num_samples,
       key=f"{args.dtype} {config}",
-      likeliest=args.top_k if args.temperature else 1,
+      top_k=args.top_k if args.temperature else 1,
     )
     self.history: list[int] = []  # of a text that goes on from turn to turn
 
@@ -126,7 +126,14 @@ class Writer:
     )
     a = self.args
     for tokens in engine.generate(
-      self.reader, ids, a.max_tokens, a.temperature, a.top_k, a.top_p, a.seed, self.tokenizer.end
+      self.reader,
+      ids,
+      a.max_new_tokens,
+      a.temperature,
+      a.top_k,
+      a.top_p,
+      a.seed,
+      self.tokenizer.end,
     ):
       if not count:
         first = time.monotonic()
@@ -141,13 +148,13 @@ class Writer:
         else ""
       )
       cli.note(f"\nfirst token after {first - begun:.2f} s{rate}")
-    if count < a.max_tokens and self.reader.place >= self.reader.context - 1 and not a.quiet:
+    if count < a.max_new_tokens and self.reader.position >= self.reader.context - 1 and not a.quiet:
       cli.note(f"\nthe context of {self.reader.context:,} tokens is full")
 
 
 def once(writer: Writer, prompt: str) -> None:
   """Writes the prompt and what follows it: the first text token by token, the others after it."""
-  from tinyformer.generation.engine import until
+  from tinyformer.generation.engine import stop_at
 
   ids = writer.tokenizer.single(writer.tokenizer.encode(prompt))
   if len(ids) >= writer.reader.context:
@@ -165,14 +172,14 @@ def once(writer: Writer, prompt: str) -> None:
         return
 
   pieces = first()
-  say(prompt := prompt + writer.tokenizer.joint)
-  for piece in until(pieces, writer.args.stop):
+  say(prompt := prompt + writer.tokenizer.continuation_joiner)
+  for piece in stop_at(pieces, writer.args.stop):
     say(piece)
   if len(texts) > 1:
     for _ in pieces:
       pass  # the first text may have met a stop before the others
   for text in texts[1:]:
-    say(f"\n---\n{prompt}{''.join(until([text], writer.args.stop))}")
+    say(f"\n---\n{prompt}{''.join(stop_at([text], writer.args.stop))}")
   say("\n")
 
 
@@ -180,7 +187,7 @@ def loop(writer: Writer) -> None:
   """Goes on from what is typed, each turn from all that stands so far. Ctrl-C ends an answer, Ctrl-D the loop."""
   import contextlib
 
-  from tinyformer.generation.engine import until
+  from tinyformer.generation.engine import stop_at
 
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives input() its editing and history
@@ -197,13 +204,13 @@ def loop(writer: Writer) -> None:
         tokenizer.encode(f"\n{line}") if history else tokenizer.single(tokenizer.encode(line))
       )
       if (
-        len(history) + min(writer.args.max_tokens, reader.context // 2) > reader.context
+        len(history) + min(writer.args.max_new_tokens, reader.context // 2) > reader.context
       ):  # drop the oldest text, and enough of it for some turns
         del history[: -(reader.context // 2)]
-        reader.place = 0
+        reader.position = 0
       asked, shown = len(history), ""
-      for piece in until(
-        (piece for i, piece in writer.write(history[reader.place :]) if i == 0), writer.args.stop
+      for piece in stop_at(
+        (piece for i, piece in writer.write(history[reader.position :]) if i == 0), writer.args.stop
       ):
         say(piece)
         shown += piece
@@ -212,7 +219,7 @@ def loop(writer: Writer) -> None:
         and b"".join(map(tokenizer.token, history[asked:])).decode(errors="replace") != shown
       ):  # what was not shown was not said
         history[asked:] = tokenizer.encode(shown)
-        reader.place = reader.cache.back(asked)
+        reader.position = reader.cache.resume_position(asked)
     except EOFError:
       return say("\n" if sys.stdin.isatty() else "")
     except KeyboardInterrupt:

@@ -69,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help="texts of --context tokens that are read at once",
   )
   p.add_argument(
-    "--accumulate",
+    "--grad-accum-steps",
     type=cli.number(int, 1),
     default=1,
     help="batches in a step: it learns what it would from one so much larger",
@@ -97,7 +97,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help="of the labels: the share that goes to all tokens alike, in what is learned, not in what is held out",
   )
   p.add_argument(
-    "--hold-out",
+    "--val-fraction",
     type=cli.number(float, 1e-9, 0.5),
     default=0.05,
     metavar="SHARE",
@@ -105,7 +105,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument("--seed", type=cli.number(int, 0), default=1337)
   p.add_argument(
-    "--every",
+    "--eval-interval",
     type=cli.number(int, 1),
     default=250,
     help="steps between two looks at the held-out text, each of which saves",
@@ -132,7 +132,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument(
     "--resume",
     action="store_true",
-    help="go on from the folder's last checkpoint, with the settings that it began with; --every, --sample and --dtype may change",
+    help="go on from the folder's last checkpoint, with the settings that it began with; --eval-interval, --sample and --dtype may change",
   )
   p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
   p.add_argument(
@@ -257,7 +257,7 @@ def begin(args: argparse.Namespace, text: str) -> dict[str, Any]:
   if saved["text"] != text:
     raise cli.Usage("--resume: this is not the text that the run began with")
   for name, value in saved["settings"].items():
-    if name in ("every", "sample", "dtype") and name in args.given:
+    if name in ("eval_interval", "sample", "dtype") and name in args.given:
       continue
     if name in args.given and getattr(args, name) != value:
       raise cli.Usage(f"--resume: the run began with --{name.replace('_', '-')} {value}")
@@ -272,11 +272,11 @@ def main(argv: list[str] | None = None) -> int:
 
   from models import gpt2
   from tinyformer.checkpoints import safetensors
-  from tinyformer.generation.engine import Reader, generate
+  from tinyformer.generation.engine import Engine, generate
   from tinyformer.kernels.cross_entropy import loss
-  from tinyformer.training.batches import by_lot, split, spread, windows
-  from tinyformer.training.documents import hold_out, read_documents
-  from tinyformer.training.trainer import Learner
+  from tinyformer.training.batches import sample_batch, inputs_and_targets, eval_batches, windows
+  from tinyformer.training.documents import train_val_split, read_documents
+  from tinyformer.training.trainer import Trainer
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
   if args.precision == "float16":
@@ -289,7 +289,7 @@ def main(argv: list[str] | None = None) -> int:
     raise cli.Usage(
       f"a batch of {args.batch} cannot be shared by {args.devices} devices: make --batch a multiple"
     )
-  learn, held = hold_out(documents, args.seed, args.hold_out)
+  learn, held = train_val_split(documents, args.seed, args.val_fraction)
   Tensor.manual_seed(args.seed)
   model, tokenizer, source = make(args, learn)
   settings = {
@@ -303,13 +303,13 @@ def main(argv: list[str] | None = None) -> int:
   bits_per_byte = (
     len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)
   )  # for each nat per token
-  learner = Learner(
+  learner = Trainer(
     model,
     lambda x, y: loss(model(x), y, args.smoothing),
     args.weight_decay,
     args.clip,
     measured=lambda x, y: loss(model(x), y, smoothing=0),
-    pieces=args.accumulate,
+    pieces=args.grad_accum_steps,
     devices=[f"{device}:{i}" for i in range(args.devices)] if args.devices > 1 else (),
   )
   opening = (
@@ -338,10 +338,10 @@ def main(argv: list[str] | None = None) -> int:
   alone = (
     model if args.devices == 1 or not args.sample else gpt2.load(out / "last")
   )  # a text is written on one device
-  reader = Reader(alone) if args.sample and model.context > len(opening) else None
+  reader = Engine(alone) if args.sample and model.context > len(opening) else None
   step, best, lines = state["step"], state["best"], plot_loss.rows(log, state["step"])
   batch, recent, pictured = (
-    args.batch * args.accumulate,
+    args.batch * args.grad_accum_steps,
     state["recent"],
     False,
   )  # recent: the losses since the last look
@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> int:
         "recent": recent,
         "text": state["text"],
         "settings": settings,
-        "drawn": learner.drawn,
+        "drawn": learner.rng_state,
       }
     )
     safetensors.write_safetensors(
@@ -388,12 +388,12 @@ def main(argv: list[str] | None = None) -> int:
     while True:
       if (
         step
-        and (step % args.every == 0 or step == args.steps)
+        and (step % args.eval_interval == 0 or step == args.steps)
         and not lines[-1].startswith(f"{step},")
       ):
-        pieces = spread(windows(held_ids, args.context), 128, args.batch)
+        pieces = eval_batches(windows(held_ids, args.context), 128, args.batch)
         now, learned, recent = (
-          float(np.mean([learner.measure(*split(p)) for p in pieces])),
+          float(np.mean([learner.evaluate(*inputs_and_targets(p)) for p in pieces])),
           float(np.mean(recent)),
           [],
         )
@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> int:
         if reader:
           if alone is not model:
             learner.copy_to(alone)
-          reader.place = 0
+          reader.position = 0
           written = generate(reader, opening, args.sample, seed=args.seed, end=tokenizer.end)
           cli.note(
             textwrap.indent(
@@ -427,9 +427,9 @@ def main(argv: list[str] | None = None) -> int:
       if step >= args.steps or interrupted():
         break
       recent.append(
-        learner.learn(
+        learner.train_step(
           schedule(step, args.steps, args.warmup, args.lr),
-          *split(by_lot(ids, args.context, batch, args.seed, step)),
+          *inputs_and_targets(sample_batch(ids, args.context, batch, args.seed, step)),
         )
       )
       step += 1

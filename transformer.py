@@ -17,7 +17,7 @@ Size = int | UOp  # a UOp is a size that a traced step is told each time it runs
 Memory = Tensor | tuple[Tensor, Tensor]
 
 
-def stored(x: Tensor) -> Tensor:
+def materialize(x: Tensor) -> Tensor:
   """x itself, computed once and kept: tinygrad would fuse x into the next product and compute it again for each output row."""
   return x.contiguous_backward().contiguous()
 
@@ -57,32 +57,32 @@ class Block:
     mask: Tensor | None = None,
     memory_mask: Tensor | None = None,
     cache=None,
-    turn=None,
+    rope=None,
   ) -> Tensor:
     """x (B, T, D), the encoder's output `memory` (B, S, D) -> (B, T, D). Masks as in attention_weights; memory, cache, turn as in MultiHeadAttention."""
     if self.cross and memory is None:
       raise ValueError("this block attends to a memory too: give it one")
-    x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache, turn=turn), self.attn_norm)
+    x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache, rope=rope), self.attn_norm)
     if self.cross:
       x = self.residual(x, lambda x: self.cross(x, memory, memory_mask), self.cross_norm)
     return self.residual(x, self.ff, self.ff_norm)
 
 
-def encoder_block(dim: int, heads: int, hidden: int, dropout: float = 0.1) -> Block:
+def encoder_block(dim: int, heads: int, ff_dim: int, dropout: float = 0.1) -> Block:
   """Self-attention and a feed-forward network, as in the left half of the paper's figure 1."""
   return Block(
     MultiHeadAttention(dim, heads),
-    FeedForward(dim, hidden),
+    FeedForward(dim, ff_dim),
     lambda: nn.LayerNorm(dim),
     functools.partial(post_norm, dropout=dropout),
   )
 
 
-def decoder_block(dim: int, heads: int, hidden: int, dropout: float = 0.1) -> Block:
+def decoder_block(dim: int, heads: int, ff_dim: int, dropout: float = 0.1) -> Block:
   """The same with attention to the encoder's output between the two, the right half of figure 1."""
   return Block(
     MultiHeadAttention(dim, heads),
-    FeedForward(dim, hidden),
+    FeedForward(dim, ff_dim),
     lambda: nn.LayerNorm(dim),
     functools.partial(post_norm, dropout=dropout),
     cross=MultiHeadAttention(dim, heads),
@@ -93,9 +93,9 @@ class Encoder:
   """A stack of identical layers on vectors."""
 
   def __init__(
-    self, layers: int = 6, dim: int = 512, heads: int = 8, hidden: int = 2048, dropout: float = 0.1
+    self, layers: int = 6, dim: int = 512, heads: int = 8, ff_dim: int = 2048, dropout: float = 0.1
   ):
-    self.blocks = [encoder_block(dim, heads, hidden, dropout) for _ in range(layers)]
+    self.blocks = [encoder_block(dim, heads, ff_dim, dropout) for _ in range(layers)]
 
   def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """x (B, S, D) -> (B, S, D). mask: usually a padding_mask."""
@@ -108,9 +108,9 @@ class Decoder:
   """A stack of identical layers on vectors, each of which sees the encoder's output, and no later position of its own input."""
 
   def __init__(
-    self, layers: int = 6, dim: int = 512, heads: int = 8, hidden: int = 2048, dropout: float = 0.1
+    self, layers: int = 6, dim: int = 512, heads: int = 8, ff_dim: int = 2048, dropout: float = 0.1
   ):
-    self.blocks = [decoder_block(dim, heads, hidden, dropout) for _ in range(layers)]
+    self.blocks = [decoder_block(dim, heads, ff_dim, dropout) for _ in range(layers)]
 
   def __call__(self, y: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
     """y (B, T, D), memory (B, S, D) -> (B, T, D). memory_mask: the encoder's padding_mask."""
@@ -141,8 +141,8 @@ def attention_weights(
   Each row sums to 1; the row of a query all of whose keys are masked is 0 everywhere. mask: anything that broadcasts to (..., T, S).
   similarity: (q, k) -> (..., T, S).
   """
-  k = shared(k, q)
-  scores = stored(similarity(q, k) if mask is None else similarity(q, k) + mask)
+  k = repeat_kv(k, q)
+  scores = materialize(similarity(q, k) if mask is None else similarity(q, k) + mask)
   top = scores.max(-1, keepdim=True).detach()
   weights = (scores - (top == -math.inf).where(0, top)).exp()  # -inf minus -inf would be NaN
   total = weights.sum(-1, keepdim=True)
@@ -157,10 +157,10 @@ def attention(
   similarity: Callable = scaled_dot_product,
 ) -> Tensor:
   """softmax(q k^T / sqrt(d_k)) v, equation 1: q (..., T, K), k (..., S, K), v (..., S, K) -> (..., T, K)."""
-  return stored(attention_weights(q, k, mask, similarity)) @ shared(v, q)
+  return materialize(attention_weights(q, k, mask, similarity)) @ repeat_kv(v, q)
 
 
-def shared(x: Tensor, q: Tensor) -> Tensor:
+def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
   """Keys or values (B, G, S, K) for queries (B, H, T, K), each given to H / G heads in a row (Ainslie et al. 2023, sec. 2.2)."""
   return (
     x if x.shape[:-2] == q.shape[:-2] else x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)
@@ -196,8 +196,8 @@ class Linear:
 
   def __call__(self, x: Tensor) -> Tensor:
     """(..., inputs) -> (..., outputs)."""
-    y = self.product(stored(x), self.weight)
-    return stored(y if self.bias is None else y + self.bias)
+    y = self.product(materialize(x), self.weight)
+    return materialize(y if self.bias is None else y + self.bias)
 
 
 class SingleHeadAttention:
@@ -233,7 +233,7 @@ class MultiHeadAttention:
     heads: int,
     linear: Callable = Linear,
     similarity: Callable = scaled_dot_product,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
     kv_heads: int | None = None,
     head_dim: int | None = None,
   ):
@@ -242,7 +242,11 @@ class MultiHeadAttention:
       raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
     if heads % kv_heads:
       raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
-    self.head_dim, self.similarity, self.attend = head_dim or dim // heads, similarity, attend
+    self.head_dim, self.similarity, self.attention_fn = (
+      head_dim or dim // heads,
+      similarity,
+      attention_fn,
+    )
     self.q, self.k, self.v = (linear(dim, n * self.head_dim) for n in (heads, kv_heads, kv_heads))
     self.out = linear(heads * self.head_dim, dim)
 
@@ -260,7 +264,7 @@ class MultiHeadAttention:
     memory: Memory | None = None,
     mask: Tensor | None = None,
     cache: Callable | None = None,
-    turn: Callable | None = None,
+    rope: Callable | None = None,
   ) -> Tensor:
     """x (B, T, D) -> (B, T, D). The keys are x's own (self-attention), or those of memory (cross-attention): (B, S, D), or its `keys_values`.
 
@@ -271,11 +275,13 @@ class MultiHeadAttention:
     k, v = (
       memory if isinstance(memory, tuple) else self.keys_values(x if memory is None else memory)
     )
-    if turn:
-      q, k = turn(q), turn(k)
+    if rope:
+      q, k = rope(q), rope(k)
     if cache:
       k, v = cache(k, v)
-    return self.out(self.attend(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)"))
+    return self.out(
+      self.attention_fn(q, k, v, mask, self.similarity).rearrange("b h t k -> b t (h k)")
+    )
 
 
 # **************** 3.3 Position-wise feed-forward networks ****************
@@ -285,9 +291,9 @@ class FeedForward:
   """Two linear maps with an activation between, the same at every position: max(0, x W1 + b1) W2 + b2, equation 2."""
 
   def __init__(
-    self, dim: int, hidden: int, activation: Callable = Tensor.relu, linear: Callable = Linear
+    self, dim: int, ff_dim: int, activation: Callable = Tensor.relu, linear: Callable = Linear
   ):
-    self.up, self.down, self.activation = linear(dim, hidden), linear(hidden, dim), activation
+    self.up, self.down, self.activation = linear(dim, ff_dim), linear(ff_dim, dim), activation
 
   def __call__(self, x: Tensor) -> Tensor:
     """(..., D) -> (..., D), by way of (..., F)."""
@@ -309,21 +315,21 @@ class Transformer:
     vocab: int,
     dim: int = 512,
     heads: int = 8,
-    hidden: int = 2048,
+    ff_dim: int = 2048,
     layers: int = 6,
     dropout: float = 0.1,
   ):
     self.tokens = nn.Embedding(vocab, dim)
     self.tokens.weight = Tensor.normal(vocab, dim, std=dim**-0.5)
     self.encoder, self.decoder = (
-      Encoder(layers, dim, heads, hidden, dropout),
-      Decoder(layers, dim, heads, hidden, dropout),
+      Encoder(layers, dim, heads, ff_dim, dropout),
+      Decoder(layers, dim, heads, ff_dim, dropout),
     )
     self.dim, self.dropout = dim, dropout
 
   def embed(self, ids: Tensor) -> Tensor:
     """ids (B, T) -> (B, T, D): embeddings and positions added, with dropout on the sum (5.4)."""
-    return stored(
+    return materialize(
       add_positions(
         self.tokens(ids) * math.sqrt(self.dim), sinusoids(ids.shape[1], self.dim)
       ).dropout(self.dropout)

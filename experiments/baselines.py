@@ -33,17 +33,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     help="gpt2, owner/repo, or a folder: the model, whose tokens the 5-grams are made of",
   )
   p.add_argument(
-    "--held-out", type=cli.number(int, 0), default=1337, metavar="SEED", help="train.py's --seed"
+    "--val-seed", type=cli.number(int, 0), default=1337, metavar="SEED", help="train.py's --seed"
   )
   p.add_argument(
-    "--hold-out",
+    "--val-fraction",
     type=cli.number(float, 1e-9, 0.5),
     default=0.05,
     metavar="SHARE",
     help="of the text, as train.py was told",
   )
   p.add_argument(
-    "--most",
+    "--max-tokens-per-document",
     type=cli.number(int, 1),
     help="look at no more than the first so many tokens of each document",
   )
@@ -163,12 +163,12 @@ def main(argv: list[str] | None = None) -> int:
   from tinyformer import checkpoints
   from tinyformer.checkpoints import safetensors
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-  from tinyformer.training.documents import hold_out, read_documents
+  from tinyformer.training.documents import train_val_split, read_documents
 
   folder = cli.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder)
-  learn, held = hold_out(read_documents(args.data), args.held_out, args.hold_out)
-  ids, texts = evaluate.begun(tokenizer, held, args.most)
+  learn, held = train_val_split(read_documents(args.data), args.val_seed, args.val_fraction)
+  ids, texts = evaluate.begun(tokenizer, held, args.max_tokens_per_document)
   size, stride, bits = (
     sum(len(t.encode()) for t in texts),
     max(1, model.context // 2),

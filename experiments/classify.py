@@ -13,7 +13,7 @@ from experiments import common
 from models.bert import Bert
 from models.heads import Classify, Fill
 from tinyformer import cli
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
@@ -108,9 +108,9 @@ def masked(
   new = np.where(
     chance < 0.8, vocab, np.where(chance < 0.9, draw.integers(0, vocab - 1, was.shape), was)
   )
-  hidden = ids.copy()
-  np.put_along_axis(hidden, order, np.where(was < vocab - 1, new, was).astype(np.int32), 1)
-  return hidden, order.astype(np.int32), np.where(was < vocab - 1, was, -1).astype(np.int32)
+  ff_dim = ids.copy()
+  np.put_along_axis(ff_dim, order, np.where(was < vocab - 1, new, was).astype(np.int32), 1)
+  return ff_dim, order.astype(np.int32), np.where(was < vocab - 1, was, -1).astype(np.int32)
 
 
 def counted(task: Task, steps: int = 300) -> np.ndarray:
@@ -258,7 +258,7 @@ def study(lab: common.Lab, name: str, task: Task, steps: int, guesses: int) -> d
     )
 
   def guess(model: Bert, ids: Tensor, places: Tensor, was: Tensor) -> Tensor:
-    x = model.hidden(ids, ids != vocab + 1)
+    x = model.last_hidden_state(ids, ids != vocab + 1)
     return loss(model.head(x.gather(1, places.unsqueeze(-1).expand(-1, -1, DIM))), was, smoothing=0)
 
   def rows(step: int) -> np.ndarray:  # every sentence once, in another order each time round
@@ -273,7 +273,9 @@ def study(lab: common.Lab, name: str, task: Task, steps: int, guesses: int) -> d
         classifier,
         lambda model, ids, y: loss(model(ids, ids != vocab + 1).unsqueeze(1), y, smoothing=0),
       )
-      made.extend((teacher, Jitted(lambda ids: teacher.model(ids, ids != vocab + 1).realize())))
+      made.extend(
+        (teacher, CompiledStep(lambda ids: teacher.model(ids, ids != vocab + 1).realize()))
+      )
     teacher, look = made
     teacher.teach(
       lab,

@@ -17,14 +17,14 @@ from tinyformer import cli
 from tinyformer.checkpoints.safetensors import (
   read_metadata,
   read_safetensors,
-  replacing,
-  undrawn,
+  atomic_write,
+  skip_init,
   write_safetensors,
   write_text,
 )
 from tinyformer.device import select_device
-from tinyformer.kernels.compiled_step import Jitted
-from tinyformer.training.trainer import Learner
+from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.training.trainer import Trainer
 
 
 def parser(name: str, finding: str) -> argparse.ArgumentParser:
@@ -136,7 +136,7 @@ class Lab:
         ]
       ),
     }  # Okabe & Ito's, for all eyes
-    with rc_context(style), replacing(self.out / f"{self.name}.png") as part:
+    with rc_context(style), atomic_write(self.out / f"{self.name}.png") as part:
       figure = Figure(figsize=(width, height), layout="constrained")
       draw(figure)
       figure.savefig(part, format="png", dpi=90, pil_kwargs={"optimize": True})
@@ -162,12 +162,12 @@ class Teacher:
 
   @functools.cached_property
   def model(self) -> Any:
-    with undrawn():
+    with skip_init():
       return self.make()  # `begin` draws its numbers
 
   @functools.cached_property
-  def learner(self) -> Learner:
-    return Learner(self.model, lambda *batch: self.loss(self.model, *batch), **self.more)
+  def learner(self) -> Trainer:
+    return Trainer(self.model, lambda *batch: self.loss(self.model, *batch), **self.more)
 
   @functools.cached_property
   def blank(self) -> dict[str, np.ndarray]:
@@ -179,7 +179,7 @@ class Teacher:
     }
 
   @functools.cached_property
-  def draw(self) -> Jitted:
+  def draw(self) -> CompiledStep:
     """Gives the model numbers as `make` does, traced once: to plan it anew for each seed would take longer than many a run."""
 
     def fresh() -> Tensor:
@@ -187,7 +187,7 @@ class Teacher:
       drawn = [mine[name].assign(t) for name, t in nn.state.get_state_dict(self.make()).items()]
       return drawn[0].sum().realize(*drawn, *counts)
 
-    return Jitted(fresh)
+    return CompiledStep(fresh)
 
   def begin(self, seed: int) -> None:
     """The model as the seed draws it, and an optimizer that has seen nothing. Dropout draws on from there."""
@@ -230,7 +230,7 @@ class Teacher:
       )
 
     def save() -> None:
-      told = {"step": step, "rows": rows, "recent": recent, "drawn": self.learner.drawn}
+      told = {"step": step, "rows": rows, "recent": recent, "drawn": self.learner.rng_state}
       write_safetensors(
         file, {name: t.numpy() for name, t in self.learner.state.items()}, {"run": json.dumps(told)}
       )
@@ -238,7 +238,7 @@ class Teacher:
     bar, saved = cli.Bar(run), time.monotonic()
     with cli.deferred_interrupt() as interrupted:  # half a step could not be gone on from
       while step < steps:
-        recent.append(self.learner.learn(rate(step) if callable(rate) else rate, *batch(step)))
+        recent.append(self.learner.train_step(rate(step) if callable(rate) else rate, *batch(step)))
         step += 1
         if step % every == 0 or step == steps:
           rows.append(

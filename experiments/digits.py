@@ -13,7 +13,7 @@ from tinygrad import Tensor, nn
 from experiments import common
 from models.vit import ViT
 from tinyformer import cli
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import attention, loss
 
@@ -104,7 +104,7 @@ def vit(layers: int) -> ViT:
     layers,
     256,
     Tensor.relu,
-    **CPU_KERNELS | {"attend": attention},
+    **CPU_KERNELS | {"attention_fn": attention},
   )
 
 
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
           lambda model, x, y: loss(model(x).unsqueeze(1), y, smoothing=0),
           weight_decay=decay,
         )
-        made[decay] = teacher, Jitted(lambda x: teacher.model(x).realize())
+        made[decay] = teacher, CompiledStep(lambda x: teacher.model(x).realize())
       teacher, look = made[decay]
 
       def batch(step: int) -> tuple[np.ndarray, np.ndarray]:

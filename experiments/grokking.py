@@ -9,20 +9,20 @@ from tinygrad import Tensor, nn
 
 from experiments import common
 from tinyformer import cli
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.linear import PackedLinear
-from transformer import Block, FeedForward, MultiHeadAttention, loss, pre_norm, stored
+from transformer import Block, FeedForward, MultiHeadAttention, loss, pre_norm, materialize
 
 
 class Adder:
   """Tokens a, b, = to logits for a + b mod p, through one layer without norms (Nanda et al. 2023, sec. 3)."""
 
-  def __init__(self, p: int, dim: int = 64, heads: int = 4, hidden: int = 256):
+  def __init__(self, p: int, dim: int = 64, heads: int = 4, ff_dim: int = 256):
     self.tokens, self.positions = nn.Embedding(p + 1, dim), Tensor.normal(3, dim, std=dim**-0.5)
     self.tokens.weight = Tensor.normal(p + 1, dim, std=dim**-0.5)
     self.block = Block(
       MultiHeadAttention(dim, heads, PackedLinear),
-      FeedForward(dim, hidden, linear=PackedLinear),
+      FeedForward(dim, ff_dim, linear=PackedLinear),
       lambda: lambda x: x,
       pre_norm,
     )
@@ -30,7 +30,7 @@ class Adder:
 
   def __call__(self, ids: Tensor) -> Tensor:
     """(B, 3) -> (B, 1, p)."""
-    x = stored(self.tokens(ids) + self.positions)
+    x = materialize(self.tokens(ids) + self.positions)
     return self.head(
       self.block(x[:, 2:], cache=lambda k, v: self.block.attn.keys_values(x))
     )  # the sum is read at = alone, so = alone asks
@@ -71,7 +71,7 @@ def nats(logits: np.ndarray, right: np.ndarray) -> float:
 
 
 def mechanism(
-  model: Adder, look: Jitted, ids: np.ndarray, sums: np.ndarray, count: int = 6
+  model: Adder, look: CompiledStep, ids: np.ndarray, sums: np.ndarray, count: int = 6
 ) -> dict[str, Any]:
   """The `count` strongest frequencies of the embedding, and the loss over all pairs with it whole, with these and the mean alone, and without these."""
   whole = model.tokens.weight.numpy().copy()
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         weight_decay=decay,
         b2=0.98,
       )
-      look = Jitted(lambda ids: teacher.model(ids).realize())
+      look = CompiledStep(lambda ids: teacher.model(ids).realize())
 
       def accuracy() -> list[float]:
         right = look(ids)[:, 0].argmax(1) == sums[:, 0]

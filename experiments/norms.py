@@ -39,7 +39,7 @@ class After(Decoder):
 
 def gradients(teacher: common.Teacher, batch: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
   """The loss's gradient in each matrix: after the first step, at a rate of 0, AdamW's first moment is a tenth of it."""
-  teacher.learner.learn(0.0, *batch)
+  teacher.learner.train_step(0.0, *batch)
   names = [name for name, t in nn.state.get_state_dict(teacher.model).items() if t.ndim > 1]
   return {
     name: 10 * teacher.learner.state[f"optimizer.0.0.{i}"].numpy() for i, name in enumerate(names)
@@ -139,8 +139,10 @@ def main(argv: list[str] | None = None) -> int:
   }
 
   ends = {name: [r["curve"][-1][1] for r in runs[name]] for name in runs}
-  known = (FLOOR + math.log(SYMBOLS)) / 2  # half of what there is to learn
-  learned = {name: sum(end is not None and end < known for end in ends[name]) for name in runs}
+  captured_buffers = (FLOOR + math.log(SYMBOLS)) / 2  # half of what there is to learn
+  learned = {
+    name: sum(end is not None and end < captured_buffers for end in ends[name]) for name in runs
+  }
   gradient = {name: np.mean([r["gradient"] for r in runs[name]], 0) for name in runs}
   common.table(
     [

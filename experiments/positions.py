@@ -13,7 +13,7 @@ from tinygrad import Tensor
 
 from experiments import common
 from experiments.small import FLOOR, SYMBOLS, Decoder, losses, markov
-from layers.positions import RelativeBias, alibi, frequencies, rotations, turn_halves
+from layers.positions import RelativeBias, alibi, rope_inv_freq, rope_cos_sin, apply_rope_half
 from tinyformer import cli
 from transformer import loss, sinusoids
 
@@ -39,14 +39,14 @@ class Placed(Decoder):
     return self(
       ids,
       added + share[0] * self.learned[:T],
-      lambda x: turn_halves(x, cos, sin),
+      lambda x: apply_rope_half(x, cos, sin),
       bias + share[1] * self.relative(T, T),
     )
 
 
 def numbers(scheme: str, T: int) -> tuple[np.ndarray, ...]:
   """What `places` takes of a scheme, for T places."""
-  cos, sin = (t.numpy() for t in rotations(0, T, frequencies(DIM // HEADS)))
+  cos, sin = (t.numpy() for t in rope_cos_sin(0, T, rope_inv_freq(DIM // HEADS)))
   added, bias = sinusoids(T, DIM).numpy(), alibi(T, T, HEADS).numpy()
   turned = scheme == "rotary"
   return (

@@ -16,8 +16,16 @@ from tinygrad import Tensor
 from experiments import common, small
 from experiments.small import START, SYMBOLS, losses, palindromes, reversal
 from tinyformer import cli
-from tinyformer.kernels.compiled_step import Jitted
-from transformer import Decoder, Transformer, causal_mask, learning_rate, loss, sinusoids, stored
+from tinyformer.kernels.compiled_step import CompiledStep
+from transformer import (
+  Decoder,
+  Transformer,
+  causal_mask,
+  learning_rate,
+  loss,
+  sinusoids,
+  materialize,
+)
 
 DIM, HEADS = 32, 4
 
@@ -35,7 +43,7 @@ class Unplaced(Transformer):
   """A control: no positions."""
 
   def embed(self, ids: Tensor) -> Tensor:
-    return stored(self.tokens(ids) * math.sqrt(self.dim))
+    return materialize(self.tokens(ids) * math.sqrt(self.dim))
 
 
 def paper(layers: int, kind: type[Transformer] = Transformer) -> Transformer:
@@ -58,7 +66,7 @@ ALONE: dict[str, Callable] = {"decoder alone": causal_mask, "alone, no mask": la
 
 def exact(model: Callable, source: np.ndarray) -> int:
   """How many of the sources (B, S) it reverses without a fault: greedy, each symbol from those that it wrote before."""
-  write = Jitted(lambda source, target: model(source, target).argmax(-1).realize())
+  write = CompiledStep(lambda source, target: model(source, target).argmax(-1).realize())
   target = np.full((len(source), source.shape[1] + 1), START, np.int32)
   for t in range(source.shape[1]):
     target[:, t + 1] = write(source, target[:, :-1].copy())[:, t]

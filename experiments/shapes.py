@@ -76,7 +76,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument("--context", type=cli.number(int, 1), default=256)
   p.add_argument("--batch", type=cli.number(int, 1), default=8)
   p.add_argument(
-    "--most",
+    "--max-tokens-per-document",
     type=cli.number(int, 100),
     default=8000,
     metavar="CHARACTERS",
@@ -112,9 +112,12 @@ def bits(folder: Path, documents: list[str]) -> float:
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   select_device(args.device)
-  from tinyformer.training.documents import hold_out, read_documents
+  from tinyformer.training.documents import train_val_split, read_documents
 
-  held = [d[: args.most] for d in hold_out(read_documents(args.data), args.seed)[1]]
+  held = [
+    d[: args.max_tokens_per_document]
+    for d in train_val_split(read_documents(args.data), args.seed)[1]
+  ]
   rows, vocabularies = list[tuple[float, list]](), dict[int, Path]()
   for s in args.shape or SHAPES:
     out, each = args.out / str(s), args.batch * args.context
@@ -146,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
         args.seed,
         "--warmup",
         min(200, steps // 10),
-        "--every",
+        "--eval-interval",
         -(-steps // 4),
         "--sample",
         0,
@@ -186,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
       )
     )
   print(
-    f"{args.flops:.1e} FLOPs each, {len(held):,} held-out documents, the first {args.most:,} characters of each\n"
+    f"{args.flops:.1e} FLOPs each, {len(held):,} held-out documents, the first {args.max_tokens_per_document:,} characters of each\n"
   )
   common.table(
     [

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     spent = []
     for _ in range(30):  # the model is measured already: these steps are for the clock
       begun = time.perf_counter()
-      teacher.learner.learn(0.0, *palindromes(LENGTH, seed, steps))
+      teacher.learner.train_step(0.0, *palindromes(LENGTH, seed, steps))
       spent.append(time.perf_counter() - begun)
     return {
       "curve": curve,

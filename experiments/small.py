@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from tinygrad import Tensor, nn
 
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import (
   Block,
@@ -16,7 +16,7 @@ from transformer import (
   causal_mask,
   pre_norm,
   scaled_dot_product,
-  stored,
+  materialize,
 )
 
 
@@ -35,14 +35,14 @@ class Decoder:
     residual: Callable = pre_norm,
     similarity: Callable = lambda: scaled_dot_product,
     mask: Callable = causal_mask,
-    attend: Callable = CPU_KERNELS["attend"],
+    attention_fn: Callable = CPU_KERNELS["attention_fn"],
   ):
     linear, norm = CPU_KERNELS["linear"], CPU_KERNELS["layer_norm"]
     self.tokens = nn.Embedding(vocab, dim)
     self.tokens.weight = Tensor.normal(vocab, dim, std=dim**-0.5)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, similarity(), attend),
+        MultiHeadAttention(dim, heads, linear, similarity(), attention_fn),
         FeedForward(dim, 4 * dim, linear=linear),
         lambda: norm(dim),
         residual,
@@ -55,22 +55,22 @@ class Decoder:
     self,
     ids: Tensor,
     positions: Tensor | None = None,
-    turn: Callable | None = None,
+    rope: Callable | None = None,
     bias: Tensor | None = None,
   ) -> Tensor:
     """ids (B, T) -> logits (B, T, V) for what follows each. positions (T, D): added.  turn: of queries and keys.  bias (H, T, T): added to the scores."""
     x, mask = self.tokens(ids) * math.sqrt(self.dim), self.mask(ids.shape[1], ids.shape[1])
-    x = stored(x if positions is None else add_positions(x, positions))
+    x = materialize(x if positions is None else add_positions(x, positions))
     if bias is not None:
-      mask = stored(bias if mask is None else mask + bias)
+      mask = materialize(bias if mask is None else mask + bias)
     for block in self.blocks:
-      x = block(x, mask=mask, turn=turn)
-    return self.product(stored(self.norm(x)), self.tokens.weight)
+      x = block(x, mask=mask, rope=rope)
+    return self.product(materialize(self.norm(x)), self.tokens.weight)
 
 
-def losses(model: Callable) -> Jitted:
+def losses(model: Callable) -> CompiledStep:
   """A traced step that measures: what the model takes, and the symbols that follow, (B, T) -> nats at each place (B, T)."""
-  return Jitted(
+  return CompiledStep(
     lambda *batch: (
       -model(*batch[:-1]).log_softmax(-1).gather(-1, batch[-1].unsqueeze(-1)).squeeze(-1).realize()
     )

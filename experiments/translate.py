@@ -15,10 +15,10 @@ from tinygrad import Tensor
 from experiments import common
 from tinyformer import cli
 from tinyformer.checkpoints.safetensors import write_text
-from tinyformer.generation.engine import respond
-from tinyformer.generation.generation_config import Settings
+from tinyformer.generation.engine import generate_seq2seq
+from tinyformer.generation.generation_config import GenerationConfig
 from tinyformer.kernels.attention import attention
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.cross_entropy import loss
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
@@ -34,7 +34,7 @@ from transformer import (
   padding_mask,
   post_norm,
   sinusoids,
-  stored,
+  materialize,
 )
 
 CONTEXT = 64
@@ -43,17 +43,17 @@ CONTEXT = 64
 class Translator(Transformer):
   """The paper's, with products, attention and norms that a CPU does sooner, and with what text.generate asks of an encoder-decoder. The last id is padding."""
 
-  def __init__(self, vocab: int, dim: int, heads: int, hidden: int, layers: int, dropout: float):
-    super().__init__(vocab, dim, heads, hidden, 0, dropout)
+  def __init__(self, vocab: int, dim: int, heads: int, ff_dim: int, layers: int, dropout: float):
+    super().__init__(vocab, dim, heads, ff_dim, 0, dropout)
 
     def attn() -> MultiHeadAttention:
-      return MultiHeadAttention(dim, heads, PackedLinear, attend=attention)
+      return MultiHeadAttention(dim, heads, PackedLinear, attention_fn=attention)
 
     def blocks(cross: bool) -> list[Block]:
       return [
         Block(
           attn(),
-          FeedForward(dim, hidden, linear=PackedLinear),
+          FeedForward(dim, ff_dim, linear=PackedLinear),
           lambda: LayerNorm(dim),
           functools.partial(post_norm, dropout=dropout),
           attn() if cross else None,
@@ -70,7 +70,7 @@ class Translator(Transformer):
 
   def embed(self, ids: Tensor, start=0) -> Tensor:
     """ids (B, T) of the places from `start` on -> (B, T, D)."""
-    return stored(
+    return materialize(
       (
         self.tokens(ids) * math.sqrt(self.dim)
         + sinusoids(CONTEXT, self.dim)[start : start + ids.shape[1]]
@@ -83,23 +83,23 @@ class Translator(Transformer):
   def __call__(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
     mask = padding_mask(source != self.padding)
     return self.head(
-      stored(self.decoder(self.embed(target), self.encoder(self.embed(source), mask), mask))
+      materialize(self.decoder(self.embed(target), self.encoder(self.embed(source), mask), mask))
     )
 
-  def memories(self, source: Tensor, keep: Tensor) -> Tensor:
+  def cross_kv(self, source: Tensor, keep: Tensor) -> Tensor:
     """(B, S) -> (L, 2, B, H, S, K): what each block of the decoder attends to."""
     memory = self.encoder(self.embed(source), padding_mask(keep))
     return Tensor.stack(
       *(Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks)
     )
 
-  def hidden(self, ids: Tensor, start, cache, at=None) -> Tensor:
+  def last_hidden_state(self, ids: Tensor, start, cache, at=None) -> Tensor:
     """The target's ids (B, T) from place `start` on -> (B, T, D); at: of these T the only place that is asked for -> (B, 1, D)."""
     x, T = self.embed(ids, start), ids.shape[1]
     for i, block in enumerate(self.decoder.blocks):
       x = block(
         x,
-        cache.memories[i],
+        cache.cross_kv[i],
         causal_mask(T, start + T) if T > 1 else None,
         cache.mask,
         cache.layer(i, start),
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
           for a in encode(tokenizer, check, length)
         ],
       )
-      measure = Jitted(
+      measure = CompiledStep(
         lambda source, read, target: loss(
           teacher.model(source, read), target, smoothing=0
         ).realize()
@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         lambda: [float(np.mean([measure(*b) for b in zip(*held)]))],
       )
       settings, key, texts = (
-        Settings(end, end, num_beams=4, length_penalty=0.6, max_length=CONTEXT),
+        GenerationConfig(end, end, num_beams=4, length_penalty=0.6, max_length=CONTEXT),
         f"translate {len(tokenizer)} {sizes}",
         list[str](),
       )
@@ -213,7 +213,9 @@ def main(argv: list[str] | None = None) -> int:
       for german, _ in test:
         texts.append(
           tokenizer.decode(
-            respond(teacher.model, tokenizer.encode(f" {german}")[:CONTEXT], settings, key=key)
+            generate_seq2seq(
+              teacher.model, tokenizer.encode(f" {german}")[:CONTEXT], settings, key=key
+            )
           ).strip()
         )
         bar(len(texts), len(test))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tinygrad import Tensor
 
-from tinyformer.kernels.linear import looked_up
+from tinyformer.kernels.linear import gather_rows
 from transformer import Linear
 
 
@@ -12,12 +12,12 @@ class GatedFeedForward:
   """down(activation(gate x) * up x): the gate says how much of each hidden feature passes (Shazeer 2020; SwiGLU with silu, GeGLU with gelu)."""
 
   def __init__(
-    self, dim: int, hidden: int, activation: Callable = Tensor.silu, linear: Callable = Linear
+    self, dim: int, ff_dim: int, activation: Callable = Tensor.silu, linear: Callable = Linear
   ):
     self.gate, self.up, self.down, self.activation = (
-      linear(dim, hidden),
-      linear(dim, hidden),
-      linear(hidden, dim),
+      linear(dim, ff_dim),
+      linear(dim, ff_dim),
+      linear(ff_dim, dim),
       activation,
     )
 
@@ -38,7 +38,7 @@ class MixtureOfExperts:
     experts: int,
     chosen: int,
     dim: int,
-    hidden: int,
+    ff_dim: int,
     activation: Callable = Tensor.silu,
     linear: Callable = Linear,
   ):
@@ -47,10 +47,10 @@ class MixtureOfExperts:
     self.experts, self.chosen, self.activation = experts, chosen, activation
     self.router = linear(dim, experts, bias=False)
     self.gate, self.up = (
-      linear(dim, experts * hidden, bias=False),
-      linear(dim, experts * hidden, bias=False),
+      linear(dim, experts * ff_dim, bias=False),
+      linear(dim, experts * ff_dim, bias=False),
     )
-    self.down = linear(hidden, experts * dim, bias=False)
+    self.down = linear(ff_dim, experts * dim, bias=False)
 
   def __call__(self, x: Tensor) -> Tensor:
     """(..., D) -> (..., D), by way of (..., F) in each chosen expert."""
@@ -67,7 +67,7 @@ class MixtureOfExperts:
     ) -> Tensor:  # y (chosen or 1, inputs) -> (chosen, outputs)
       return (
         y.unsqueeze(1)
-        * looked_up(matrices.reshape(self.experts, -1, matrices.shape[-1]), choice.flatten())
+        * gather_rows(matrices.reshape(self.experts, -1, matrices.shape[-1]), choice.flatten())
       ).sum(-1)
 
     y = x.reshape(1, -1)

@@ -27,7 +27,7 @@ def places(start: Size | Tensor, T: Size) -> Tensor:
 # **************** rotations (Su et al. 2021, RoFormer, sec. 3.2) ****************
 
 
-def frequencies(
+def rope_inv_freq(
   dim: int, theta: float = 10000.0, scaling: dict[str, Any] | None = None
 ) -> list[float]:
   """Radians a place for each of the D / 2 planes: theta^(-2i / D).
@@ -64,21 +64,23 @@ def frequencies(
   return [stretched(f) for f in plain]
 
 
-def rotations(start: Size | Tensor, T: Size, frequencies: list[float]) -> tuple[Tensor, Tensor]:
+def rope_cos_sin(
+  start: Size | Tensor, T: Size, rope_inv_freq: list[float]
+) -> tuple[Tensor, Tensor]:
   """The cosines and sines (T, D/2) of the angles at the places from `start` on."""
   angle = places(start, T).reshape(T, 1) * Tensor.stack(
-    *map(Tensor, frequencies)
+    *map(Tensor, rope_inv_freq)
   )  # constants of the kernel: a list would be a tensor to keep with it
   return angle.cos(), angle.sin()
 
 
-def turn_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
   """x (..., T, D) with each pair (x_i, x_{i + D/2}) turned by its angle: the order of Hugging Face's LLaMA checkpoints and of GPT-NeoX."""
   a, b = x.chunk(2, dim=-1)
   return (a * cos - b * sin).cat(b * cos + a * sin, dim=-1)
 
 
-def turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
   """x (..., T, D) with each pair (x_{2i}, x_{2i+1}) turned by its angle: the paper's order, and that of Meta's own LLaMA files."""
   a, b = x[..., 0::2], x[..., 1::2]
   return Tensor.stack(a * cos - b * sin, b * cos + a * sin, dim=-1).flatten(-2)

@@ -29,11 +29,11 @@ class Additive:
 class Bahdanau:
   """v^T tanh(W q + U k): a network with one hidden layer (Bahdanau et al. 2015, A.1.2); the additive form that queries do matter in."""
 
-  def __init__(self, query_dim: int, key_dim: int, hidden: int):
+  def __init__(self, query_dim: int, key_dim: int, hidden_dim: int):
     self.q, self.k, self.v = (
-      Tensor.glorot_uniform(query_dim, hidden),
-      Tensor.glorot_uniform(key_dim, hidden),
-      Tensor.glorot_uniform(hidden, 1),
+      Tensor.glorot_uniform(query_dim, hidden_dim),
+      Tensor.glorot_uniform(key_dim, hidden_dim),
+      Tensor.glorot_uniform(hidden_dim, 1),
     )
 
   def __call__(self, q: Tensor, k: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from tinygrad import Tensor, nn
 from models.encoder_decoder import EncoderDecoder, Stack
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config, loader
-from tinyformer.kernels.linear import floats_of
+from tinyformer.kernels.linear import to_float32
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention
 
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"tokens": "model.shared",
     r"head_bias": "final_logits_bias",
     r"(en|de)coder\.positions": r"model.\1coder.embed_positions",
@@ -27,15 +27,15 @@ NAMES = safetensors.Names(
     r"(en|de)coder\.blocks\.(\d+)\.ff\.up": r"model.\1coder.layers.\2.fc1",
     r"(en|de)coder\.blocks\.(\d+)\.ff\.down": r"model.\1coder.layers.\2.fc2",
   },
-  older={
+  legacy={
     r"^(?!model\.|lm_head|final_logits_bias)": "model."
   },  # Facebook's own files were saved without a head, and so without the prefix
-  left={
+  ignored={
     r"model\.(en|de)coder\.embed_tokens\.weight": "the token embeddings again: source and target share them",
     r"lm_head\.weight": "the token embeddings again: the head is tied to them",
     r"model\.(en|de)coder\.version": "of fairseq's file format",
   },
-  absent={"final_logits_bias": "zeros, where the file was saved without a head"},
+  optional={"final_logits_bias": "zeros, where the file was saved without a head"},
 )
 
 
@@ -49,7 +49,7 @@ class LearnedPositions:
     """(T, D), from place `start` on. Raises ValueError beyond the last place."""
     if isinstance(start, int) and start + T > self.context:
       raise ValueError(f"{start + T} tokens are more than the {self.context} places")
-    return floats_of(self.weight[start + 2 : start + T + 2])
+    return to_float32(self.weight[start + 2 : start + T + 2])
 
 
 class Bart(EncoderDecoder):
@@ -64,24 +64,24 @@ class Bart(EncoderDecoder):
     context: int,
     dim: int,
     heads: tuple[int, int],
-    hidden: tuple[int, int],
+    ff_dim: tuple[int, int],
     layers: tuple[int, int],
     activation: Callable,
     positions: Callable,
     embed_norm: Callable | None,
     scale: float = 1.0,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
     def attn(n: int) -> MultiHeadAttention:
-      return MultiHeadAttention(dim, heads[n], linear, attend=attend)
+      return MultiHeadAttention(dim, heads[n], linear, attention_fn=attention_fn)
 
     def stack(n: int) -> Stack:
       blocks = [
         Block(
           attn(n),
-          FeedForward(dim, hidden[n], activation, linear),
+          FeedForward(dim, ff_dim[n], activation, linear),
           lambda: layer_norm(dim),
           cross=attn(n) if n else None,
         )
@@ -100,7 +100,7 @@ class Bart(EncoderDecoder):
 def from_config(
   config: Config,
   linear: type[Linear] = Linear,
-  attend: Callable = attention,
+  attention_fn: Callable = attention,
   layer_norm: Callable = nn.LayerNorm,
   positions: Callable = LearnedPositions,
   embed_norm: bool = True,
@@ -124,9 +124,9 @@ def from_config(
     layer_norm if embed_norm else None,
     math.sqrt(dim) if config.get("scale_embedding") else 1.0,
     linear,
-    attend,
+    attention_fn,
     layer_norm,
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

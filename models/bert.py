@@ -10,7 +10,7 @@ from pathlib import Path
 from tinygrad import Tensor, nn
 
 from models.heads import LEFT, Vectors, for_config
-from models.heads import NAMES as HEADS
+from models.heads import KEY_MAP as HEADS
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed
@@ -22,15 +22,15 @@ from transformer import (
   attention,
   padding_mask,
   post_norm,
-  stored,
+  materialize,
 )
 
 
-def names(trunk: str, head: dict[str, str]) -> safetensors.Names:
+def names(trunk: str, head: dict[str, str]) -> safetensors.KeyMap:
   """trunk: what comes before the names of all but the head's tensors."""
   layer = rf"{trunk}.encoder.layer.\1."
-  return safetensors.Names(
-    ours={
+  return safetensors.KeyMap(
+    rules={
       r"tokens": f"{trunk}.embeddings.word_embeddings",
       r"positions": f"{trunk}.embeddings.position_embeddings",
       r"segments": f"{trunk}.embeddings.token_type_embeddings",
@@ -45,19 +45,19 @@ def names(trunk: str, head: dict[str, str]) -> safetensors.Names:
       r"blocks\.(\d+)\.ff\.down": layer + "output.dense",
     }
     | head,
-    older={
+    legacy={
       r"^(embeddings|encoder|pooler)\.": rf"{trunk}.\1.",  # saved without a head, and so without the prefix
       r"LayerNorm\.gamma$": "LayerNorm.weight",
       r"LayerNorm\.beta$": "LayerNorm.bias",
     },  # converted from TensorFlow
-    left={
+    ignored={
       rf"{trunk}\.embeddings\.(position|token_type)_ids": "0, 1, 2 ... and zeros: hidden makes them"
     }
     | LEFT,
   )
 
 
-NAMES = names("bert", HEADS | {r"head\.pool": "bert.pooler.dense"})
+KEY_MAP = names("bert", HEADS | {r"head\.pool": "bert.pooler.dense"})
 ROBERTA = names(
   "roberta",
   {
@@ -73,15 +73,19 @@ ROBERTA = names(
 )
 
 
-def from_the_first(ids: Tensor, keep: Tensor | None) -> Tensor:
+def from_the_first(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
   """(T), or (B, T): which place each token has, 0 the first that is kept."""
-  return Tensor.arange(ids.shape[1]) if keep is None else (keep.int().cumsum(1) - 1).maximum(0)
+  return (
+    Tensor.arange(ids.shape[1])
+    if attention_mask is None
+    else (attention_mask.int().cumsum(1) - 1).maximum(0)
+  )
 
 
 def after_padding(pad: int) -> Callable[[Tensor, Tensor | None], Tensor]:
   """RoBERTa's places: the tokens that are not `pad` count from pad + 1; those that are have place `pad`, wherever they stand."""
 
-  def places(ids: Tensor, keep: Tensor | None) -> Tensor:
+  def places(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     word = (ids != pad).int()
     return word.cumsum(1) * word + pad
 
@@ -102,7 +106,7 @@ class Bert:
     dim: int,
     heads: int,
     layers: int,
-    hidden: int,
+    ff_dim: int,
     segments: int = 2,
     activation: Callable = ACTIVATIONS["gelu"],
     eps: float = 1e-12,
@@ -111,7 +115,7 @@ class Bert:
     head: Callable = lambda tokens: Vectors(),
     dropout: float = 0.0,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
     self.vocab, self.context, self.places, self.dropout = vocab, context, places, dropout
@@ -123,8 +127,8 @@ class Bert:
     self.norm = layer_norm(dim, eps)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, attend=attend),
-        FeedForward(dim, hidden, activation, linear),
+        MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
+        FeedForward(dim, ff_dim, activation, linear),
         lambda: layer_norm(dim, eps),
         functools.partial(post_norm, dropout=dropout),
       )
@@ -136,8 +140,8 @@ class Bert:
       if t.ndim == 2:
         t.replace(Tensor.normal(*t.shape, std=0.02))
 
-  def hidden(
-    self, ids: Tensor, keep: Tensor | None = None, segments: Tensor | None = None
+  def last_hidden_state(
+    self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
     """ids (B, T) -> (B, T, D), what the head reads.
 
@@ -151,25 +155,25 @@ class Bert:
     ).int()  # all 0; ids*0 tinygrad would know beforehand, and it sums no gradient for rows whose number it knows
     x = (
       embed(self.tokens, ids)
-      + embed(self.positions, self.places(ids, keep))
+      + embed(self.positions, self.places(ids, attention_mask))
       + embed(self.segments, first if segments is None else segments)
     )
-    x = stored(self.norm(x).dropout(self.dropout))
+    x = materialize(self.norm(x).dropout(self.dropout))
     for block in self.blocks:
-      x = block(x, mask=None if keep is None else padding_mask(keep))
-    return stored(x)
+      x = block(x, mask=None if attention_mask is None else padding_mask(attention_mask))
+    return materialize(x)
 
   def __call__(
-    self, ids: Tensor, keep: Tensor | None = None, segments: Tensor | None = None
+    self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
     """ids (B, T) -> what the head says: see its class. keep and segments as in `hidden`."""
-    return self.head(self.hidden(ids, keep, segments))
+    return self.head(self.last_hidden_state(ids, attention_mask, segments))
 
 
 def from_config(
   config: Config,
   linear: type[Linear] = Linear,
-  attend: Callable = attention,
+  attention_fn: Callable = attention,
   layer_norm: Callable = nn.LayerNorm,
 ) -> Bert:
   """An untrained model of the sizes, and with the head, that a config.json states. Raises ValueError for what is not built here."""
@@ -204,7 +208,7 @@ def from_config(
     before,
     head,
     linear=linear,
-    attend=attend,
+    attention_fn=attention_fn,
     layer_norm=layer_norm,
   )
 
@@ -216,6 +220,6 @@ def is_bert(config: Config) -> bool:
 
 def load(folder: str | Path, dtype: str = "float32", **parts) -> Bert:
   """As models.config.loader's."""
-  return loader(from_config, NAMES if is_bert(Config.read(folder)) else ROBERTA)(
+  return loader(from_config, KEY_MAP if is_bert(Config.read(folder)) else ROBERTA)(
     folder, dtype, **parts
   )

@@ -10,15 +10,15 @@ from tinygrad import Tensor, nn
 
 from layers.positions import distances, signed_bucket
 from models.heads import LEFT, Vectors, for_config
-from models.heads import NAMES as HEADS
+from models.heads import KEY_MAP as HEADS
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
-from tinyformer.kernels.linear import embed, floats_of
-from transformer import Block, FeedForward, Linear, attention, padding_mask, stored
+from tinyformer.kernels.linear import embed, to_float32
+from transformer import Block, FeedForward, Linear, attention, padding_mask, materialize
 
 LAYER, OUR = r"deberta.encoder.layer.\1.", r"blocks\.(\d+)\."
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"tokens": "deberta.embeddings.word_embeddings",
     r"norm": "deberta.embeddings.LayerNorm",
     r"relative\.table": "deberta.encoder.rel_embeddings",
@@ -38,12 +38,12 @@ NAMES = safetensors.Names(
     OUR + r"ff\.down": LAYER + "output.dense",
   }
   | HEADS,
-  older={
+  legacy={
     r"^(embeddings|encoder)\.": r"deberta.\1.",
     r"^lm_predictions\.lm_head\.(dense|LayerNorm)": r"cls.predictions.transform.\1",
     r"^lm_predictions\.lm_head\.": "cls.predictions.",
   },
-  left={
+  ignored={
     r"deberta\.embeddings\.position_": "absolute places, added by none of these",
     r"mask_predictions\.": "a task of pre-training alone",
   }
@@ -75,8 +75,8 @@ class Relative:
       )
       for d in range(1 - T, T)
     ]
-    vectors = floats_of(self.table.weight)
-    return stored(self.norm(vectors) if self.norm else vectors), Tensor(row)[
+    vectors = to_float32(self.table.weight)
+    return materialize(self.norm(vectors) if self.norm else vectors), Tensor(row)[
       distances(T, T) + T - 1
     ].contiguous()
 
@@ -93,22 +93,24 @@ class DisentangledAttention:
     dim: int,
     heads: int,
     terms: Collection[str] = ("c2p", "p2c"),
-    shared: bool = True,
+    share_att_key: bool = True,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
   ):
     if dim % heads:
       raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-    self.head_dim, self.attend = dim // heads, attend
+    self.head_dim, self.attention_fn = dim // heads, attention_fn
     self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
 
     def place(term: str, content: Callable) -> Callable | None:
-      return None if term not in terms else (lambda x: content(x)) if shared else linear(dim, dim)
+      return (
+        None if term not in terms else (lambda x: content(x)) if share_att_key else linear(dim, dim)
+      )
 
     self.place_k, self.place_q = place("c2p", self.k), place("p2c", self.q)
 
   def __call__(
-    self, x: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: None = None
+    self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: None = None
   ) -> Tensor:
     """x (B, T, D) -> (B, T, D). turn: what Relative gives for T.  mask: broadcasts to (B, H, T, T).  There is no cache."""
 
@@ -116,22 +118,24 @@ class DisentangledAttention:
       return x.rearrange("b t (h k) -> b h t k", k=self.head_dim)
 
     q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-    vectors, delta = turn[0].unsqueeze(0), turn[1].expand(*q.shape[:3], q.shape[2])
+    vectors, delta = rope[0].unsqueeze(0), rope[1].expand(*q.shape[:3], q.shape[2])
     scores = []
     if self.place_k:
-      scores.append(stored(q @ split(self.place_k(vectors)).transpose(-2, -1)).gather(-1, delta))
+      scores.append(
+        materialize(q @ split(self.place_k(vectors)).transpose(-2, -1)).gather(-1, delta)
+      )
     if self.place_q:
       scores.append(
-        stored(k @ split(self.place_q(vectors)).transpose(-2, -1))
+        materialize(k @ split(self.place_q(vectors)).transpose(-2, -1))
         .gather(-1, delta.transpose(-2, -1))
         .transpose(-2, -1)
       )
     terms = 1 + len(scores)
     bias = sum(scores[1:], scores[0]) / math.sqrt(self.head_dim * terms)
     return self.out(
-      self.attend(q / math.sqrt(terms), k, v, bias if mask is None else bias + mask).rearrange(
-        "b h t k -> b t (h k)"
-      )
+      self.attention_fn(
+        q / math.sqrt(terms), k, v, bias if mask is None else bias + mask
+      ).rearrange("b h t k -> b t (h k)")
     )
 
 
@@ -147,7 +151,7 @@ class Convolution:
 
   def __call__(self, embedded: Tensor, x: Tensor) -> Tensor:
     """The embeddings and the first block's output, (B, T, D) -> (B, T, D). Padding is zeros in `embedded`."""
-    return stored(
+    return materialize(
       self.norm(x + self.activation(self.conv(embedded.transpose(1, 2)).transpose(1, 2)))
     )
 
@@ -164,7 +168,7 @@ class Deberta:
     context: int,
     dim: int,
     layers: int,
-    hidden: int,
+    ff_dim: int,
     attn: Callable,
     norm: Callable,
     relative: Relative,
@@ -181,36 +185,41 @@ class Deberta:
       relative,
     )
     self.blocks, self.convolution = (
-      [Block(attn(), FeedForward(dim, hidden, activation, linear), norm) for _ in range(layers)],
+      [Block(attn(), FeedForward(dim, ff_dim, activation, linear), norm) for _ in range(layers)],
       convolution,
     )
     self.head = head(self.tokens)
     self.task, self.labels = self.head.task, self.head.labels
 
-  def hidden(
-    self, ids: Tensor, keep: Tensor | None = None, segments: Tensor | None = None
+  def last_hidden_state(
+    self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
     """ids (B, T) -> (B, T, D), what the head reads. keep (B, T): false for padding.  segments: not read, these models know none."""
     x = self.norm(embed(self.tokens, ids))
-    embedded = x = stored(x if keep is None else keep.bool().unsqueeze(-1).where(x, 0))
-    mask, turn = None if keep is None else padding_mask(keep), self.relative(int(ids.shape[1]))
+    embedded = x = materialize(
+      x if attention_mask is None else attention_mask.bool().unsqueeze(-1).where(x, 0)
+    )
+    mask, rope = (
+      None if attention_mask is None else padding_mask(attention_mask),
+      self.relative(int(ids.shape[1])),
+    )
     for i, block in enumerate(self.blocks):
-      x = block(x, mask=mask, turn=turn)
+      x = block(x, mask=mask, rope=rope)
       if i == 0 and self.convolution:
         x = self.convolution(embedded, x)
-    return stored(x)
+    return materialize(x)
 
   def __call__(
-    self, ids: Tensor, keep: Tensor | None = None, segments: Tensor | None = None
+    self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
     """ids (B, T) -> what the head says: see its class. keep and segments as in `hidden`."""
-    return self.head(self.hidden(ids, keep, segments))
+    return self.head(self.last_hidden_state(ids, attention_mask, segments))
 
 
 def from_config(
   config: Config,
   linear: type[Linear] = Linear,
-  attend: Callable = attention,
+  attention_fn: Callable = attention,
   layer_norm: Callable = nn.LayerNorm,
 ) -> Deberta:
   """An untrained model of the sizes, and with the head, that a config.json states. Raises ValueError for what is not built here."""
@@ -255,7 +264,7 @@ def from_config(
     config.size("num_hidden_layers"),
     config.size("intermediate_size"),
     lambda: DisentangledAttention(
-      dim, heads, terms, config.get("share_att_key", False), linear, attend
+      dim, heads, terms, config.get("share_att_key", False), linear, attention_fn
     ),
     norm,
     Relative(
@@ -282,4 +291,4 @@ def from_config(
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

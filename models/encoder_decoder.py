@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from tinygrad import Tensor, nn
 
-from tinyformer.generation.kv_cache import Cache, SourceCache, continues, padded
+from tinyformer.generation.kv_cache import KVCache, EncoderDecoderCache, continues, padded
 from tinyformer.kernels.linear import embed
-from transformer import Block, Memory, Size, causal_mask, stored
+from transformer import Block, Memory, Size, causal_mask, materialize
 
 
 class Stack:
@@ -37,9 +37,9 @@ class Stack:
     x: Tensor,
     mask: Tensor | None = None,
     start: Size = 0,
-    memories: Sequence[Memory] = (),
+    cross_kv: Sequence[Memory] = (),
     memory_mask: Tensor | None = None,
-    cache: Cache | None = None,
+    cache: KVCache | None = None,
   ) -> Tensor:
     """Embeddings x (B, T, D) of the places from `start` on -> (B, T, D). memories: for each block what its cross-attention sees, as in MultiHeadAttention."""
     T = x.shape[1]
@@ -49,15 +49,15 @@ class Stack:
       x = self.embed_norm(x)
     if self.bias:
       bias = self.bias(T, start + T)
-      mask = stored(bias if mask is None else mask + bias)
-    x = stored(x)
+      mask = materialize(bias if mask is None else mask + bias)
+    x = materialize(x)
     for i, block in enumerate(self.blocks):
       x = block(
-        x, memories[i] if memories else None, mask, memory_mask, cache and cache.layer(i, start)
+        x, cross_kv[i] if cross_kv else None, mask, memory_mask, cache and cache.layer(i, start)
       )
       if cache:
         x.realize()
-    return stored(self.norm(x) if self.norm else x)
+    return materialize(self.norm(x) if self.norm else x)
 
 
 class EncoderDecoder:
@@ -66,7 +66,7 @@ class EncoderDecoder:
   context: the most tokens of a target.  scale: what embeddings, which source and target share, are multiplied by.
   """
 
-  task = "respond"
+  task = "text2text-generation"
   head: Callable[[Tensor], Tensor]
 
   def __init__(
@@ -79,17 +79,17 @@ class EncoderDecoder:
     """ids (B, T) -> (B, T, D)."""
     return embed(self.tokens, ids) * self.scale
 
-  def encode(self, source: Tensor, keep: Tensor | None = None) -> Tensor:
+  def encode(self, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """source (B, S), token ids -> (B, S, D), the memory that the decoder attends to. keep (B, S): false where a shorter source is padded at its end."""
-    return self.encoder(self.embed(source), padded(None, keep))
+    return self.encoder(self.embed(source), padded(None, attention_mask))
 
   def decode(
     self,
     target: Tensor,
-    memories: Sequence[Memory],
+    cross_kv: Sequence[Memory],
     memory_mask: Tensor | None = None,
     start: Size = 0,
-    cache: Cache | None = None,
+    cache: KVCache | None = None,
   ) -> Tensor:
     """target (B, T), ids of the places from `start` on -> (B, T, D), what the head reads. memories, and cache, as in Stack."""
     T = continues(target, start, cache, self.context)
@@ -97,32 +97,45 @@ class EncoderDecoder:
       self.embed(target),
       causal_mask(T, start + T) if T > 1 else None,
       start,
-      memories,
+      cross_kv,
       memory_mask,
       cache,
     )
 
-  def __call__(self, source: Tensor, target: Tensor, keep: Tensor | None = None) -> Tensor:
+  def __call__(
+    self, source: Tensor, target: Tensor, attention_mask: Tensor | None = None
+  ) -> Tensor:
     """source (B, S), target (B, T), token ids -> logits (B, T, V); keep as in `encode`. What stands behind a target's end changes nothing before it."""
-    memory = self.encode(source, keep)
-    return self.head(self.decode(target, [memory] * len(self.decoder.blocks), padded(None, keep)))
+    memory = self.encode(source, attention_mask)
+    return self.head(
+      self.decode(target, [memory] * len(self.decoder.blocks), padded(None, attention_mask))
+    )
 
-  def memories(self, source: Tensor, keep: Tensor | None = None) -> Tensor:
+  def cross_kv(self, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """source (B, S) -> (L, 2, B, H, S, K): the keys and values that each of the decoder's L blocks makes of it."""
-    memory = self.encode(source, keep)
+    memory = self.encode(source, attention_mask)
     return Tensor.stack(
       *(Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks)
     )
 
   def cache(
-    self, batch: int, source: Tensor, keep: Tensor | None = None, context: int | None = None
-  ) -> SourceCache:
+    self,
+    batch: int,
+    source: Tensor,
+    attention_mask: Tensor | None = None,
+    context: int | None = None,
+  ) -> EncoderDecoderCache:
     """Reads the source, (batch, S) or (1, S) for all: an empty cache for `batch` targets of up to `context` tokens, the model's own if None."""
-    return SourceCache(
-      self.memories(source, keep), padded(None, keep), batch, context or self.context
+    return EncoderDecoderCache(
+      self.cross_kv(source, attention_mask),
+      padded(None, attention_mask),
+      batch,
+      context or self.context,
     )
 
-  def hidden(self, ids: Tensor, start: Size, cache: SourceCache, at: Size | None = None) -> Tensor:
+  def last_hidden_state(
+    self, ids: Tensor, start: Size, cache: EncoderDecoderCache, at: Size | None = None
+  ) -> Tensor:
     """The target's ids (B, T) from place `start` on -> (B, T, D), with what the cache holds of the source and of the places before them; at: as in GPT2.hidden."""
-    x = self.decode(ids, cache.memories, cache.mask, start, cache)
+    x = self.decode(ids, cache.cross_kv, cache.mask, start, cache)
     return x if at is None else x[:, at : at + 1]

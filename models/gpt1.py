@@ -5,8 +5,8 @@ from tinyformer.checkpoints.config import Config, loader
 from tinyformer.kernels.gelu import gelu
 from transformer import post_norm
 
-NAMES = gpt2.NAMES._replace(
-  ours=gpt2.NAMES.ours
+KEY_MAP = gpt2.KEY_MAP._replace(
+  rules=gpt2.KEY_MAP.rules
   | {r"tokens": "transformer.tokens_embed", r"positions": "transformer.positions_embed"}
 )
 
@@ -37,4 +37,4 @@ def from_config(config: Config, **parts) -> GPT:
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

@@ -9,9 +9,9 @@ from tinygrad import Tensor, nn
 
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config, loader, name_of
-from tinyformer.generation.kv_cache import Cache, continues, one_place, padded
+from tinyformer.generation.kv_cache import KVCache, continues, select_position, padded
 from tinyformer.kernels.gelu import gelu
-from tinyformer.kernels.linear import embed, floats_of
+from tinyformer.kernels.linear import embed, to_float32
 from transformer import (
   Block,
   FeedForward,
@@ -21,11 +21,11 @@ from transformer import (
   attention,
   causal_mask,
   pre_norm,
-  stored,
+  materialize,
 )
 
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"tokens": "transformer.wte",
     r"positions": "transformer.wpe",
     r"norm": "transformer.ln_f",
@@ -36,11 +36,11 @@ NAMES = safetensors.Names(
     r"blocks\.(\d+)\.ff\.up": r"transformer.h.\1.mlp.c_fc",
     r"blocks\.(\d+)\.ff\.down": r"transformer.h.\1.mlp.c_proj",
   },
-  turned=r"c_(attn|proj|fc)\.weight$",
-  older={
+  transposed=r"c_(attn|proj|fc)\.weight$",
+  legacy={
     r"^(?!transformer\.|lm_head)": "transformer."
   },  # OpenAI's own files were saved without a head, and so without the prefix
-  left={
+  ignored={
     r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask and its -1e4: causal_mask makes them",
     r"lm_head\.weight": "the token embeddings again: the head is tied to them",
   },
@@ -53,7 +53,7 @@ class GPT2:
   Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
   """
 
-  task = "continue"
+  task = "text-generation"
 
   def __init__(
     self,
@@ -62,13 +62,13 @@ class GPT2:
     dim: int = 768,
     heads: int = 12,
     layers: int = 12,
-    hidden: int | None = None,
+    ff_dim: int | None = None,
     activation: Callable = gelu,
     eps: float = 1e-5,
     dropout: float = 0.0,
     residual: Callable = pre_norm,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
     self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = (
@@ -79,12 +79,12 @@ class GPT2:
       dropout,
       linear.product,
     )
-    self.activation, self.hidden_dim = activation, hidden or 4 * dim
+    self.activation, self.ff_dim = activation, ff_dim or 4 * dim
     self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, attend=attend),
-        FeedForward(dim, self.hidden_dim, activation, linear),
+        MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
+        FeedForward(dim, self.ff_dim, activation, linear),
         lambda: layer_norm(dim, eps),
         functools.partial(residual, dropout=dropout),
       )
@@ -102,16 +102,16 @@ class GPT2:
           )
         )
 
-  def cache(self, batch: int = 1) -> Cache:
+  def cache(self, batch: int = 1) -> KVCache:
     """An empty cache for `batch` texts of up to `context` tokens."""
-    return Cache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
+    return KVCache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
 
-  def hidden(
+  def last_hidden_state(
     self,
     ids: Tensor,
     start: Size = 0,
-    cache: Cache | None = None,
-    keep: Tensor | None = None,
+    cache: KVCache | None = None,
+    attention_mask: Tensor | None = None,
     at: Size | None = None,
   ) -> Tensor:
     """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads.
@@ -125,24 +125,28 @@ class GPT2:
 
     def seen(T: Size, start: Size) -> Tensor | None:  # the mask of T places from `start` on
       return padded(
-        causal_mask(T, start + T) if T > 1 else None, None if keep is None else keep[:, : start + T]
+        causal_mask(T, start + T) if T > 1 else None,
+        None if attention_mask is None else attention_mask[:, : start + T],
       )
 
     positions = (
-      floats_of(self.positions.weight[start : start + T])
-      if keep is None
-      else embed(self.positions, (keep.int().cumsum(1) - 1).maximum(0)[:, start:])
+      to_float32(self.positions.weight[start : start + T])
+      if attention_mask is None
+      else embed(self.positions, (attention_mask.int().cumsum(1) - 1).maximum(0)[:, start:])
     )
-    x = stored((embed(self.tokens, ids) + positions).dropout(self.dropout))
+    x = materialize((embed(self.tokens, ids) + positions).dropout(self.dropout))
     mask = seen(T, start)
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
-        x, start = one_place(block, x, at, cache.layer(i, start) if cache else None), start + at
+        x, start = (
+          select_position(block, x, at, cache.layer(i, start) if cache else None),
+          start + at,
+        )
         mask = seen(1, start)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache:
         x.realize()  # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
-    return stored(self.norm(x))
+    return materialize(self.norm(x))
 
   def head(self, x: Tensor) -> Tensor:
     """(..., D) -> logits (..., V): how well each token's embedding fits."""
@@ -154,10 +158,14 @@ class GPT2:
     return self.tokens.weight
 
   def __call__(
-    self, ids: Tensor, start: Size = 0, cache: Cache | None = None, keep: Tensor | None = None
+    self,
+    ids: Tensor,
+    start: Size = 0,
+    cache: KVCache | None = None,
+    attention_mask: Tensor | None = None,
   ) -> Tensor:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
-    return self.head(self.hidden(ids, start, cache, keep))
+    return self.head(self.last_hidden_state(ids, start, cache, attention_mask))
 
 
 def from_config(config: Config, **parts) -> GPT2:
@@ -182,7 +190,7 @@ def from_config(config: Config, **parts) -> GPT2:
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)
 
 
 def save(model: GPT2, folder: str | Path, dtype: str = "float32", **config) -> None:
@@ -198,7 +206,7 @@ def save(model: GPT2, folder: str | Path, dtype: str = "float32", **config) -> N
       "n_embd": model.dim,
       "n_head": model.heads,
       "n_layer": len(model.blocks),
-      "n_inner": model.hidden_dim,
+      "n_inner": model.ff_dim,
       "activation_function": name_of(model.activation),
       "layer_norm_epsilon": model.norm.eps,
       "tie_word_embeddings": True,
@@ -206,6 +214,6 @@ def save(model: GPT2, folder: str | Path, dtype: str = "float32", **config) -> N
       "eos_token_id": None,
     }
     | config,
-    NAMES,
+    KEY_MAP,
     dtype,
   )

@@ -11,7 +11,7 @@ from tinygrad import Tensor, nn
 from tinyformer.checkpoints.config import Config
 from transformer import Linear
 
-NAMES = {
+KEY_MAP = {
   r"head\.dense": "cls.predictions.transform.dense",
   r"head\.norm": "cls.predictions.transform.LayerNorm",
   r"head\.bias": "cls.predictions.bias",
@@ -32,7 +32,7 @@ class Fill:
   norm: makes a norm.  tokens: the embeddings, where the decoder is tied to them; None where it is a matrix of its own.
   """
 
-  task = "fill"
+  task = "fill-mask"
   labels: list[str] = []
 
   def __init__(
@@ -63,7 +63,7 @@ class Classify:
   regression, where they are the numbers themselves.
   """
 
-  task = "classify"
+  task = "text-classification"
 
   def __init__(
     self,
@@ -89,7 +89,7 @@ class Classify:
 class Tag:
   """Which of the labels each token has (Devlin et al. 2019, sec. 5.3)."""
 
-  task = "tag"
+  task = "token-classification"
 
   def __init__(self, dim: int, labels: list[str], linear: type[Linear] = Linear):
     self.tags, self.labels = linear(dim, len(labels)), labels
@@ -102,7 +102,7 @@ class Tag:
 class Answer:
   """How well each token does as the first of the answer and as its last (Devlin et al. 2019, sec. 4.2)."""
 
-  task = "answer"
+  task = "question-answering"
   labels: list[str] = []
 
   def __init__(self, dim: int, linear: type[Linear] = Linear):
@@ -116,18 +116,18 @@ class Answer:
 class Vectors:
   """No head: the vectors themselves, (B, T, D)."""
 
-  task = "vectors"
+  task = "feature-extraction"
   labels: list[str] = []
 
   def __call__(self, x: Tensor) -> Tensor:
     return x
 
 
-def mean(x: Tensor, keep: Tensor | None = None) -> Tensor:
+def mean(x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
   """x (B, T, D) -> (B, D): one vector for a text, the mean over its tokens (Reimers & Gurevych 2019, sec. 3). keep (B, T): false for padding."""
-  if keep is None:
+  if attention_mask is None:
     return x.mean(1)
-  kept = keep.bool().unsqueeze(-1)
+  kept = attention_mask.bool().unsqueeze(-1)
   return kept.where(x, 0).sum(1) / kept.sum(1).maximum(1)
 
 

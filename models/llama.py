@@ -9,10 +9,10 @@ from collections.abc import Callable
 from tinygrad import Tensor, nn
 
 from layers.feedforward import GatedFeedForward
-from layers.positions import frequencies, rotations, turn_halves, window_mask
+from layers.positions import rope_inv_freq, rope_cos_sin, apply_rope_half, window_mask
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config, loader
-from tinyformer.generation.kv_cache import Cache, continues, one_place, padded
+from tinyformer.generation.kv_cache import KVCache, continues, select_position, padded
 from tinyformer.kernels.linear import embed
 from transformer import (
   Block,
@@ -22,11 +22,11 @@ from transformer import (
   attention,
   causal_mask,
   pre_norm,
-  stored,
+  materialize,
 )
 
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"tokens": "model.embed_tokens",
     r"norm": "model.norm",
     r"head": "lm_head",
@@ -36,7 +36,9 @@ NAMES = safetensors.Names(
     r"blocks\.(\d+)\.attn\.([qkv])": r"model.layers.\1.self_attn.\2_proj",
     r"blocks\.(\d+)\.ff\.(gate|up|down)": r"model.layers.\1.mlp.\2_proj",
   },
-  left={r".*\.rotary_emb\.inv_freq": "the angles' frequencies: layers/positions.py computes them"},
+  ignored={
+    r".*\.rotary_emb\.inv_freq": "the angles' frequencies: layers/positions.py computes them"
+  },
 )
 
 
@@ -48,7 +50,7 @@ class Llama:
   feed_forward: (dim, hidden, linear=) -> a block's network.
   """
 
-  task = "continue"
+  task = "text-generation"
 
   def __init__(
     self,
@@ -58,30 +60,32 @@ class Llama:
     heads: int,
     kv_heads: int,
     layers: int,
-    hidden: int,
+    ff_dim: int,
     head_dim: int,
-    turning: list[float],
+    inv_freq: list[float],
     eps: float = 1e-6,
     window: int | None = None,
     tied: bool = False,
     feed_forward: Callable = GatedFeedForward,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
   ):
-    self.vocab, self.context, self.kv_heads, self.head_dim, self.turning, self.window = (
+    self.vocab, self.context, self.kv_heads, self.head_dim, self.inv_freq, self.window = (
       vocab,
       context,
       kv_heads,
       head_dim,
-      turning,
+      inv_freq,
       window,
     )
     plain = functools.partial(linear, bias=False)
     self.tokens = nn.Embedding(vocab, dim)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, plain, attend=attend, kv_heads=kv_heads, head_dim=head_dim),
-        feed_forward(dim, hidden, linear=plain),
+        MultiHeadAttention(
+          dim, heads, plain, attention_fn=attention_fn, kv_heads=kv_heads, head_dim=head_dim
+        ),
+        feed_forward(dim, ff_dim, linear=plain),
         lambda: nn.RMSNorm(dim, eps),
         pre_norm,
       )
@@ -92,16 +96,16 @@ class Llama:
       (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)
     )  # (..., D) -> logits (..., V)
 
-  def cache(self, batch: int = 1) -> Cache:
+  def cache(self, batch: int = 1) -> KVCache:
     """An empty cache for `batch` texts of up to `context` tokens; of a model with a window, what some windows need."""
-    return Cache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
+    return KVCache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
 
-  def hidden(
+  def last_hidden_state(
     self,
     ids: Tensor,
     start: Size = 0,
-    cache: Cache | None = None,
-    keep: Tensor | None = None,
+    cache: KVCache | None = None,
+    attention_mask: Tensor | None = None,
     at: Size | None = None,
   ) -> Tensor:
     """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads; cache, keep and at as in GPT2.hidden."""
@@ -118,25 +122,26 @@ class Llama:
         else None
       )
       angles = [
-        t.contiguous() for t in rotations(cache.place(start) if cache else start, T, self.turning)
+        t.contiguous()
+        for t in rope_cos_sin(cache.position(start) if cache else start, T, self.inv_freq)
       ]
-      return padded(mask, None if keep is None else keep[:, : start + T]), lambda x: turn_halves(
-        x, *angles
-      )
+      return padded(
+        mask, None if attention_mask is None else attention_mask[:, : start + T]
+      ), lambda x: apply_rope_half(x, *angles)
 
-    mask, turn = seen(T, start)
-    x = stored(embed(self.tokens, ids))
+    mask, rope = seen(T, start)
+    x = materialize(embed(self.tokens, ids))
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
         x, start = (
-          one_place(block, x, at, cache.layer(i, start) if cache else None, turn),
+          select_position(block, x, at, cache.layer(i, start) if cache else None, rope),
           start + at,
         )
-        mask, turn = seen(1, start)
-      x = block(x, mask=mask, cache=cache and cache.layer(i, start), turn=turn)
+        mask, rope = seen(1, start)
+      x = block(x, mask=mask, cache=cache and cache.layer(i, start), rope=rope)
       if cache:
         x.realize()
-    return stored(self.norm(x))
+    return materialize(self.norm(x))
 
   @property
   def unembedding(self) -> Tensor:
@@ -144,17 +149,21 @@ class Llama:
     return getattr(self.head, "weight", self.tokens.weight)
 
   def __call__(
-    self, ids: Tensor, start: Size = 0, cache: Cache | None = None, keep: Tensor | None = None
+    self,
+    ids: Tensor,
+    start: Size = 0,
+    cache: KVCache | None = None,
+    attention_mask: Tensor | None = None,
   ) -> Tensor:
     """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
-    return self.head(self.hidden(ids, start, cache, keep))
+    return self.head(self.last_hidden_state(ids, start, cache, attention_mask))
 
 
 def from_config(
   config: Config,
   feed_forward: Callable = GatedFeedForward,
   linear: type[Linear] = Linear,
-  attend: Callable = attention,
+  attention_fn: Callable = attention,
   **_,
 ) -> Llama:
   """An untrained model of the sizes that a config.json of LLaMA or Mistral states. Raises ValueError for what is not built here."""
@@ -174,14 +183,14 @@ def from_config(
     config.size("num_hidden_layers"),
     config.size("intermediate_size"),
     head_dim,
-    frequencies(head_dim, theta, rope),
+    rope_inv_freq(head_dim, theta, rope),
     config.get("rms_norm_eps", 1e-6),
     config.get("sliding_window"),
     config.get("tie_word_embeddings", False),
     feed_forward,
     linear,
-    attend,
+    attention_fn,
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

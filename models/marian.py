@@ -6,8 +6,8 @@ from layers.positions import sinusoids_in_halves
 from models import bart
 from tinyformer.checkpoints.config import loader
 
-NAMES = bart.NAMES._replace(
-  left=bart.NAMES.left
+KEY_MAP = bart.KEY_MAP._replace(
+  ignored=bart.KEY_MAP.ignored
   | {
     r"model\.(en|de)coder\.embed_positions\.weight": "sinusoids: layers/positions.py computes them"
   }
@@ -20,4 +20,4 @@ def sinusoids(context: int, dim: int):
 
 
 from_config = functools.partial(bart.from_config, positions=sinusoids, embed_norm=False)
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

@@ -7,15 +7,15 @@ from models import llama
 from tinyformer.checkpoints.config import Config, loader
 
 EXPERTS = r"model.layers.\1.block_sparse_moe.experts"
-NAMES = llama.NAMES._replace(
-  ours={
+KEY_MAP = llama.KEY_MAP._replace(
+  rules={
     r"blocks\.(\d+)\.ff\.router": r"model.layers.\1.block_sparse_moe.gate",
     r"blocks\.(\d+)\.ff\.gate": EXPERTS + ".w1",
     r"blocks\.(\d+)\.ff\.up": EXPERTS + ".w3",
     r"blocks\.(\d+)\.ff\.down": EXPERTS + ".w2",
   }
-  | llama.NAMES.ours,
-  joined={r"(.*\.experts)\.(\d+)\.(w[123]\.weight)": r"\1.\3"},
+  | llama.KEY_MAP.rules,
+  stacked={r"(.*\.experts)\.(\d+)\.(w[123]\.weight)": r"\1.\3"},
 )
 
 
@@ -27,4 +27,4 @@ def from_config(config: Config, **parts) -> llama.Llama:
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

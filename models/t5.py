@@ -24,8 +24,8 @@ from transformer import (
   pre_norm,
 )
 
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"tokens": "shared",
     r"head": "lm_head",
     r"(en|de)coder\.norm": r"\1coder.final_layer_norm",
@@ -44,10 +44,10 @@ NAMES = safetensors.Names(
       for name, theirs in (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
     },
   },
-  older={
+  legacy={
     r"DenseReluDense\.wi\.": "DenseReluDense.wi_1."
   },  # of the first T5, whose networks have no gate
-  left={
+  ignored={
     r"(en|de)coder\.embed_tokens\.weight": "the token embeddings again: source and target share them",
     r"lm_head\.weight": "the token embeddings again, where the head is tied to them",
     r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight": "never read: places of source and target are no distance apart",
@@ -76,12 +76,12 @@ class T5(EncoderDecoder):
     eps: float = 1e-6,
     tied: bool = True,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
   ):
     plain, norm = functools.partial(linear, bias=False), functools.partial(nn.RMSNorm, dim, eps)
 
     def attn() -> MultiHeadAttention:
-      return MultiHeadAttention(dim, heads, plain, dot_product, attend, head_dim=head_dim)
+      return MultiHeadAttention(dim, heads, plain, dot_product, attention_fn, head_dim=head_dim)
 
     encoder = [Block(attn(), ff(dim, linear=plain), norm, pre_norm) for _ in range(layers[0])]
     decoder = [
@@ -100,7 +100,7 @@ class T5(EncoderDecoder):
 
 
 def from_config(
-  config: Config, linear: type[Linear] = Linear, attend: Callable = attention, **_
+  config: Config, linear: type[Linear] = Linear, attention_fn: Callable = attention, **_
 ) -> T5:
   """An untrained model of the sizes that a config.json of T5 or mT5 states. Raises ValueError for what is not built here."""
   proj, layers = config.get("feed_forward_proj", "relu"), config.size("num_layers")
@@ -112,7 +112,7 @@ def from_config(
   )  # 1.1's gelu is the tanh form
   ff = functools.partial(
     gated if proj.startswith("gated-") else functools.partial(FeedForward, activation=activation),
-    hidden=config.size("d_ff"),
+    ff_dim=config.size("d_ff"),
   )
   tied = config.get(
     "scale_decoder_outputs",
@@ -131,8 +131,8 @@ def from_config(
     config.get("layer_norm_epsilon", 1e-6),
     tied,
     linear,
-    attend,
+    attention_fn,
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)

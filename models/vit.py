@@ -9,10 +9,18 @@ from tinygrad import Tensor, nn
 from models.heads import labels
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader, name_of
-from transformer import Block, FeedForward, Linear, MultiHeadAttention, attention, pre_norm, stored
+from transformer import (
+  Block,
+  FeedForward,
+  Linear,
+  MultiHeadAttention,
+  attention,
+  pre_norm,
+  materialize,
+)
 
-NAMES = safetensors.Names(
-  ours={
+KEY_MAP = safetensors.KeyMap(
+  rules={
     r"class_token": "vit.embeddings.cls_token",
     r"positions": "vit.embeddings.position_embeddings",
     r"norm": "vit.layernorm",
@@ -27,10 +35,10 @@ NAMES = safetensors.Names(
     r"blocks\.(\d+)\.ff\.up": r"vit.encoder.layer.\1.intermediate.dense",
     r"blocks\.(\d+)\.ff\.down": r"vit.encoder.layer.\1.output.dense",
   },
-  older={
+  legacy={
     r"^(?!vit\.|classifier)": "vit."
   },  # a checkpoint without a head is saved without the prefix
-  left={
+  ignored={
     r"vit\.pooler\.": "a tanh layer on the class row, which transformers' ViTModel has beside its hidden states: no classifier reads it"
   },
 )
@@ -58,7 +66,7 @@ class Patches:
     x = pixels[:, :, : rows * p, : columns * q].rearrange(
       "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q
     )
-    return stored(self.product(stored(x), self.weight.flatten(1)) + self.bias)
+    return materialize(self.product(materialize(x), self.weight.flatten(1)) + self.bias)
 
 
 def cubic(new: int, old: int) -> Tensor:
@@ -83,7 +91,7 @@ class ViT:
   Weights start as Linear's do, positions as N(0, 0.02), the class token and the head at zero.
   """
 
-  task = "picture"
+  task = "image-classification"
 
   def __init__(
     self,
@@ -94,20 +102,20 @@ class ViT:
     dim: int = 768,
     heads: int = 12,
     layers: int = 12,
-    hidden: int = 3072,
+    ff_dim: int = 3072,
     activation: Callable = ACTIVATIONS["gelu"],
     eps: float = 1e-12,
     linear: type[Linear] = Linear,
-    attend: Callable = attention,
+    attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.image, self.patch, self.channels, self.dim, self.heads, self.hidden_dim = (
+    self.image, self.patch, self.channels, self.dim, self.heads, self.ff_dim = (
       image,
       patch,
       channels,
       dim,
       heads,
-      hidden,
+      ff_dim,
     )
     self.activation, self.linear, self.grid = (
       activation,
@@ -118,8 +126,8 @@ class ViT:
     self.positions = Tensor.normal(1, 1 + self.grid[0] * self.grid[1], dim, std=0.02)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, attend=attend),
-        FeedForward(dim, hidden, activation, linear),
+        MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
+        FeedForward(dim, ff_dim, activation, linear),
         lambda: layer_norm(dim, eps),
         pre_norm,
       )
@@ -144,7 +152,7 @@ class ViT:
       (cubic(columns, self.grid[1]) @ stretched).reshape(1, rows * columns, self.dim), dim=1
     )
 
-  def hidden(self, pixels: Tensor) -> Tensor:
+  def last_hidden_state(self, pixels: Tensor) -> Tensor:
     """(B, C, height, width), the pixels as the checkpoint's preprocessor makes them (models/pictures.py) -> (B, 1 + N, D): the class's row, then a row a patch.
 
     A picture of another size than the model's has its positions stretched. Raises ValueError for other channels, or a picture smaller than a patch.
@@ -155,19 +163,19 @@ class ViT:
       raise ValueError(
         f"pictures of {C} x {height} x {width} pixels are not {self.channels} x {self.patch[0]} x {self.patch[1]} or more"
       )
-    x = stored(
+    x = materialize(
       self.class_token.expand(B, 1, self.dim).cat(self.patches(pixels), dim=1)
       + self.placed(rows, columns)
     )
     for block in self.blocks:
       x = block(x)
-    return stored(self.norm(x))
+    return materialize(self.norm(x))
 
   def __call__(self, pixels: Tensor) -> Tensor:
     """(B, C, height, width) -> logits (B, labels). Raises ValueError for a model without a head."""
     if not self.head:
       raise ValueError("this model has no head that tells classes apart: give it one and teach it")
-    return self.head(self.hidden(pixels)[:, 0])
+    return self.head(self.last_hidden_state(pixels)[:, 0])
 
 
 def pair(config: Config, name: str, default: int) -> tuple[int, int]:
@@ -199,7 +207,7 @@ def from_config(config: Config, **parts) -> ViT:
   )
 
 
-load = loader(from_config, NAMES)
+load = loader(from_config, KEY_MAP)
 
 
 def save(model: ViT, folder: str | Path, dtype: str = "float32", **config) -> None:
@@ -223,12 +231,12 @@ def save(model: ViT, folder: str | Path, dtype: str = "float32", **config) -> No
       "hidden_size": model.dim,
       "num_attention_heads": model.heads,
       "num_hidden_layers": len(model.blocks),
-      "intermediate_size": model.hidden_dim,
+      "intermediate_size": model.ff_dim,
       "hidden_act": name_of(model.activation),
       "layer_norm_eps": model.norm.eps,
     }
     | heads
     | config,
-    NAMES,
+    KEY_MAP,
     dtype,
   )

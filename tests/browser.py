@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = (
+KEY_MAP = (
   "chromium-headless-shell",
   "chromium",
   "chromium-browser",
@@ -24,7 +24,7 @@ NAMES = (
 def found() -> str | None:
   """The Chromium that CHROME names, or that is installed."""
   return os.environ.get("CHROME") or next(
-    (path for name in NAMES if (path := shutil.which(name))), None
+    (path for name in KEY_MAP if (path := shutil.which(name))), None
   )
 
 

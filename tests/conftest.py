@@ -33,7 +33,7 @@ def seed():
   Tensor.manual_seed(0)
 
 
-def shared(name: str) -> Path:
+def shared_data(name: str) -> Path:
   if not (SHARED / name).exists():
     pytest.skip(f"{name} of the public data is not here")
   return SHARED / name

@@ -24,8 +24,8 @@ import attend
 import evaluate
 import gpt
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Reader, generate, respond
-from tinyformer.generation.generation_config import Settings
+from tinyformer.generation.engine import Engine, generate, generate_seq2seq
+from tinyformer.generation.generation_config import GenerationConfig
 
 FROZEN = Path(__file__).parent / "frozen.json"
 DECODERS = ["gpt1-a", "gpt2-a", "gpt2-b", "llama-a", "mistral-a", "mixtral-a"]
@@ -81,9 +81,9 @@ def greedy(case: str) -> list[int]:
   """Return 12 greedy token ids of a decoder or an encoder-decoder."""
   model = checkpoints.load_module(FIXTURES / case)
   if case in ENCODER_DECODERS:
-    settings = Settings.read(FIXTURES / case)._replace(num_beams=1)
-    return respond(model, [5, 9, 3, 7, 11], settings, 12)
-  return [tokens[0] for tokens in generate(Reader(model), [5, 9, 3, 7], 12, temperature=0)]
+    settings = GenerationConfig.read(FIXTURES / case)._replace(num_beams=1)
+    return generate_seq2seq(model, [5, 9, 3, 7, 11], settings, 12)
+  return [tokens[0] for tokens in generate(Engine(model), [5, 9, 3, 7], 12, temperature=0)]
 
 
 def stdout(main, *argv) -> str:

@@ -137,7 +137,12 @@ class Said:
       [],
     )
     self.tokenizer = WordPiece({w: i for i, w in enumerate(WORDS)})
-    self.tokenizer.before, self.tokenizer.between, self.tokenizer.after, self.tokenizer.second = (
+    (
+      self.tokenizer.prefix_ids,
+      self.tokenizer.sep_ids,
+      self.tokenizer.suffix_ids,
+      self.tokenizer.second,
+    ) = (
       [2],
       [3],
       [3],
@@ -279,15 +284,15 @@ def t5(tmp_path_factory):
 
 
 def test_an_encoder_decoder_writes_its_answer(capsys, t5):
-  from tinyformer.generation.engine import respond
-  from tinyformer.generation.generation_config import Settings
+  from tinyformer.generation.engine import generate_seq2seq
+  from tinyformer.generation.generation_config import GenerationConfig
 
   status, out, err = run(capsys, "-m", t5, "-n", "9", "-b", "2", "a red house")
   tokenizer = tokenization.load(t5)
-  want = respond(
+  want = generate_seq2seq(
     checkpoints.load_module(t5),
     tokenizer.single(tokenizer.encode("a red house")),
-    Settings.read(t5)._replace(num_beams=2),
+    GenerationConfig.read(t5)._replace(num_beams=2),
     9,
   )
   assert status == 0 and out == tokenizer.decode(want) + "\n", err

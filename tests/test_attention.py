@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tinygrad import Device, Tensor, UOp
 
 import transformer
-from tinyformer.generation.kv_cache import Cache
+from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.attention import attention
 from transformer import causal_mask, dot_product, padding_mask, scaled_dot_product
 
@@ -136,7 +136,7 @@ def test_what_is_no_number_stays_one(T):
 
 @pytest.mark.parametrize("T", [1, 5])
 def test_a_cache_is_read_where_it_lies(T):
-  cache, start = Cache(1, 2, 3, 40, 8), UOp.variable("start", 0, 35)
+  cache, start = KVCache(1, 2, 3, 40, 8), UOp.variable("start", 0, 35)
   k, v = (Tensor(normal(2, 3, 40, 8, seed=i)).realize() for i in (1, 2))
   for t, kept in ((k, cache.k[0]), (v, cache.v[0])):
     kept.assign(t).realize()

@@ -11,7 +11,7 @@ from experiments import baselines
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.training.documents import train_val_split, read_documents
 
 
 def chain(vocab: int, length: int, seed: int = 0) -> list[int]:
@@ -132,7 +132,7 @@ def test_the_command_compares_all_three_on_the_same_bytes(tmp_path, capsys, monk
   (tmp_path / "a.txt").write_text(
     "<|endoftext|>".join(" ".join(draw.choice(words, 40)) for _ in range(40))
   )
-  learn, held = hold_out(read_documents([tmp_path / "a.txt"]), 3, 0.1)
+  learn, held = train_val_split(read_documents([tmp_path / "a.txt"]), 3, 0.1)
   tokenizer = BytePairEncoding.characters(learn)
   tokenizer.save(tmp_path)
   monkeypatch.setattr(hub, "find", lambda *_: tmp_path)
@@ -144,16 +144,16 @@ def test_the_command_compares_all_three_on_the_same_bytes(tmp_path, capsys, monk
   )
   monkeypatch.setattr(cli, "note", lambda _: None)
   for most in (None, 50):
-    more = [] if most is None else ["--most", str(most)]
+    more = [] if most is None else ["--max-tokens-per-document", str(most)]
     assert (
       baselines.main(
         [
           str(tmp_path / "a.txt"),
           "-m",
           str(tmp_path),
-          "--held-out",
+          "--val-seed",
           "3",
-          "--hold-out",
+          "--val-fraction",
           "0.1",
           "-o",
           str(tmp_path / "o.json"),

@@ -26,7 +26,7 @@ def given(want):
 )
 def test_gradients_are_hugging_faces(case):
   want, model = expected(case), checkpoints.load_module(FIXTURES / case)
-  ids, keep, segments = given(want)
+  ids, attention_mask, segments = given(want)
   names = [
     n
     for n in want
@@ -35,12 +35,17 @@ def test_gradients_are_hugging_faces(case):
   ]
   ours = {
     theirs: our
-    for theirs, [our] in (models.bert.NAMES if case == "bert-a" else models.bert.ROBERTA)
+    for theirs, [our] in (models.bert.KEY_MAP if case == "bert-a" else models.bert.ROBERTA)
     .table(model)
     .items()
   }
   params = nn.state.get_state_dict(model)
-  value = loss(model(ids, keep, segments), keep.bool().where(ids, -100), smoothing=0, ignore=-100)
+  value = loss(
+    model(ids, attention_mask, segments),
+    attention_mask.bool().where(ids, -100),
+    smoothing=0,
+    ignore=-100,
+  )
   grads = value.gradient(*(params[ours[n.removeprefix("grad.")]] for n in names))
   assert len(names) == 3
   assert value.item() == pytest.approx(float(want["loss"]), rel=1e-5)
@@ -58,10 +63,12 @@ def test_the_first_segment_learns_also_where_none_are_told():
 @pytest.mark.parametrize("case", CASES)
 def test_where_a_text_is_padded_does_not_matter(case):
   model, [_, text, _] = checkpoints.load_module(FIXTURES / case), expected(case)["ids"]
-  ids, keep = np.full((3, 11), PAD[case]), np.zeros((3, 11), bool)
+  ids, attention_mask = np.full((3, 11), PAD[case]), np.zeros((3, 11), bool)
   for row, start in enumerate((0, 4, 2)):
-    ids[row, start : start + 7], keep[row, start : start + 7] = text[:7], True
-  first, *others = model(Tensor(ids), Tensor(keep)).numpy()[keep].reshape(3, 7, -1)
+    ids[row, start : start + 7], attention_mask[row, start : start + 7] = text[:7], True
+  first, *others = (
+    model(Tensor(ids), Tensor(attention_mask)).numpy()[attention_mask].reshape(3, 7, -1)
+  )
   for other in others:
     close(other, first)
 
@@ -95,7 +102,7 @@ def test_robertas_places_begin_after_the_paddings():
 def test_the_head_is_what_the_architecture_names(tmp_path):
   model = checkpoints.load_module(with_head("bert-a", "ForSequenceClassification", tmp_path))
   assert (model.task, model.labels, model.head.problem) == (
-    "classify",
+    "text-classification",
     ["calm", "glad", "sad", "wry"],
     "single_label_classification",
   )
@@ -108,10 +115,17 @@ def test_the_head_is_what_the_architecture_names(tmp_path):
   assert [
     checkpoints.load_module(with_head("bert-a", head, tmp_path)).task
     for head in ["ForPreTraining", *HEADS]
-  ] == ["fill", "fill", "classify", "tag", "answer", "vectors"]
+  ] == [
+    "fill-mask",
+    "fill-mask",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "feature-extraction",
+  ]
   assert (
     checkpoints.load_module(with_head("bert-a", "Model", tmp_path, architectures=None)).task
-    == "vectors"
+    == "feature-extraction"
   )
   assert heads.labels(Config({"num_labels": 3})) == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
@@ -166,12 +180,14 @@ def test_a_head_that_the_file_lacks_is_told(tmp_path):
 
 
 def test_a_mean_of_what_is_kept():
-  x, keep = (
+  x, attention_mask = (
     np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32),
     np.array([[1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]),
   )
   np.testing.assert_allclose(
-    heads.mean(Tensor(x), Tensor(keep)).numpy(), [x[0, :3].mean(0), x[1, 3:].mean(0)], rtol=1e-5
+    heads.mean(Tensor(x), Tensor(attention_mask)).numpy(),
+    [x[0, :3].mean(0), x[1, 3:].mean(0)],
+    rtol=1e-5,
   )
   np.testing.assert_allclose(heads.mean(Tensor(x)).numpy(), x.mean(1), rtol=1e-5)
 
@@ -203,7 +219,7 @@ ROBERTA = BASE | dict(
   ids=["bert-base", "its words", "bert-large", "roberta-base"],
 )
 def test_the_published_models_have_as_many_parameters(sizes, head, count):
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     model = models.bert.from_config(Config(sizes | {"architectures": [head]}))
   dim = sizes["hidden_size"]
   pooler = (

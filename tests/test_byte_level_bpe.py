@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import tiktoken
-from conftest import ROOT, shared
+from conftest import ROOT, shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ from tinyformer.tokenization.byte_level_bpe import (
   BytePairEncoding,
   Stream,
   learn_merges,
-  spell,
+  bytes_to_unicode,
 )
 
 SAMPLE = """def f(x):\n\treturn {'a': x**2}  # naïve café, “quotes” — don't you'll they're I'VE 1234567890 ½ ²
@@ -26,8 +26,8 @@ SAMPLE = """def f(x):\n\treturn {'a': x**2}  # naïve café, “quotes” — do
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
   folder = tmp_path_factory.mktemp("gpt2")
-  shutil.copy(shared("gpt2-bpe/vocab.bpe"), folder / "merges.txt")
-  shutil.copy(shared("gpt2-bpe/encoder.json"), folder / "vocab.json")
+  shutil.copy(shared_data("gpt2-bpe/vocab.bpe"), folder / "merges.txt")
+  shutil.copy(shared_data("gpt2-bpe/encoder.json"), folder / "vocab.json")
   return BytePairEncoding.load(folder)
 
 
@@ -37,7 +37,7 @@ def tiktokens():
   from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
   ranks = data_gym_to_mergeable_bpe_ranks(
-    str(shared("gpt2-bpe/vocab.bpe")), str(shared("gpt2-bpe/encoder.json"))
+    str(shared_data("gpt2-bpe/vocab.bpe")), str(shared_data("gpt2-bpe/encoder.json"))
   )
   pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # as OpenAI published it
   return tiktoken.Encoding(
@@ -77,7 +77,7 @@ def test_it_is_tiktokens_on_many_strings(gpt2, tiktokens, count):
 def test_it_is_tiktokens_on_a_corpus(gpt2, tiktokens):
   texts = [p.read_text() for p in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]] + [SAMPLE * 20]
   for name in ("tinyshakespeare/input.txt", "bpe-reference/german.txt", "bpe-reference/corpus.en"):
-    texts.append(shared(name).read_text())
+    texts.append(shared_data(name).read_text())
   for text in texts:
     ids = gpt2.encode(text)
     assert ids == tiktokens.encode_ordinary(text) and gpt2.decode(ids) == text
@@ -139,7 +139,7 @@ def test_an_unknown_id_is_refused(small):
 @given(st.text())
 @settings(max_examples=300, deadline=None)
 def test_spans_are_the_characters_that_tokens_came_from(small, text):
-  spans = small.spans(text)
+  spans = small.encode_with_offsets(text)
   assert [i for i, _, _ in spans] == small.encode(text)
   assert all(small.token(i) in text[a:b].encode() for i, a, b in spans) and sorted(
     {n for _, a, b in spans for n in range(a, b)}
@@ -187,7 +187,7 @@ def test_tokenizer_json_says_how_a_text_is_cut(small, tmp_path):
   full = {
     "model": {
       "vocab": vocab,
-      "merges": [[spell(a), spell(b)] for a, b in small.merges],
+      "merges": [[bytes_to_unicode(a), bytes_to_unicode(b)] for a, b in small.merges],
       "ignore_merges": True,
     },
     "decoder": {"type": "ByteLevel"},
@@ -299,11 +299,11 @@ def test_merges_are_those_of_the_definition(text):
 
 
 def test_merges_are_those_of_the_reference():
-  documents = shared("bpe-reference/corpus.en").read_text().split(END)
-  want = shared("bpe-reference/train-bpe-reference-merges.txt").read_text().splitlines()
-  assert [f"{spell(a)} {spell(b)}" for a, b in learn_merges(documents, 243)] == want and len(
-    want
-  ) == 243
+  documents = shared_data("bpe-reference/corpus.en").read_text().split(END)
+  want = shared_data("bpe-reference/train-bpe-reference-merges.txt").read_text().splitlines()
+  assert [
+    f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in learn_merges(documents, 243)
+  ] == want and len(want) == 243
 
 
 def test_a_trained_vocabulary_has_the_size_asked_for(small):

@@ -48,7 +48,7 @@ def test_masked_words_are_where_they_are_said_to_be_and_padding_is_none():
   draw = np.random.default_rng(0)
   for row, n in zip(ids, draw.integers(2, length + 1, 200)):
     row[:n] = [vocab - 1, *draw.integers(0, vocab - 1, n - 1)]
-  hidden, places, was = masked(ids, vocab, np.random.default_rng(1))
+  ff_dim, places, was = masked(ids, vocab, np.random.default_rng(1))
   there = was >= 0
   assert (np.take_along_axis(ids, places, 1)[there] == was[there]).all() and (
     was[there] < vocab - 1
@@ -56,8 +56,8 @@ def test_masked_words_are_where_they_are_said_to_be_and_padding_is_none():
   assert (there.sum(1) == np.minimum((ids < vocab - 1).sum(1), GUESSED)).all()
   changed = np.zeros(ids.shape, bool)
   np.put_along_axis(changed, places, there, 1)
-  assert (hidden == ids)[~changed].all()
-  new = np.take_along_axis(hidden, places, 1)[there]
+  assert (ff_dim == ids)[~changed].all()
+  new = np.take_along_axis(ff_dim, places, 1)[there]
   assert (
     0.75 < (new == vocab).mean() < 0.85
     and 0.07 < (new == was[there]).mean() < 0.14

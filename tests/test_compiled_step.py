@@ -6,7 +6,7 @@ from conftest import ROOT, normal
 from tinygrad import Context, Device, Tensor, UOp
 
 from tinyformer.kernels import compiled_step, graph_runner
-from tinyformer.kernels.compiled_step import Jitted, source_digest
+from tinyformer.kernels.compiled_step import CompiledStep, source_digest
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="only the CPU's kernels are kept")
 WEIGHT = normal(64, 300, seed=1)
@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 def made(key: str | None = None, weight=WEIGHT, traced: list | None = None):
   """A step with a weight, a memory that it writes to, and a place."""
-  known = {
+  captured_buffers = {
     "weight": Tensor(weight).realize(),
     "memory": Tensor.zeros(8, 300).contiguous().realize(),
   }
@@ -28,10 +28,10 @@ def made(key: str | None = None, weight=WEIGHT, traced: list | None = None):
   def step(x: Tensor, place: UOp) -> Tensor:
     if traced is not None:
       traced.append(place)
-    known["memory"][place : place + 1].assign((x @ known["weight"]).relu())
-    return known["memory"].sum(0).realize()
+    captured_buffers["memory"][place : place + 1].assign((x @ captured_buffers["weight"]).relu())
+    return captured_buffers["memory"].sum(0).realize()
 
-  return Jitted(step, (UOp.variable("place", 0, 7),), known, key)
+  return CompiledStep(step, (UOp.variable("place", 0, 7),), captured_buffers, key)
 
 
 def check(step, weight=WEIGHT):
@@ -52,11 +52,11 @@ def test_a_step_is_traced_once_and_runs_on_new_inputs():
 def test_on_the_cpu_a_step_runs_from_machine_code():
   step = made()
   check(step)
-  assert isinstance(step.replay, graph_runner.Replay)
+  assert isinstance(step.graph_runner, graph_runner.GraphRunner)
 
 
 def test_another_shape_is_refused():
-  double = Jitted(lambda x: (x * 2).sum().realize())
+  double = CompiledStep(lambda x: (x * 2).sum().realize())
   for _ in range(4):
     assert double(np.ones((3, 4), np.float32)).item() == 24
   with pytest.raises(ValueError, match=r"\(3, 4\).*\(5, 4\)"):
@@ -72,14 +72,14 @@ def test_all_parts_of_a_kernel_are_done_once_by_however_many_threads(monkeypatch
     )
   monkeypatch.setattr(graph_runner, "threads", lambda: threads)
   x = normal(600, 700)
-  step = Jitted(lambda x: (x.exp() + x).realize())
+  step = CompiledStep(lambda x: (x.exp() + x).realize())
   with Context(NOOPT=0):  # which gives a kernel its parts
     for i in range(30):
       np.testing.assert_allclose(
         step(x + i / 10), np.exp(x + i / 10) + x + i / 10, rtol=1e-4, atol=1e-5
       )
   assert (
-    max(step.replay.table[graph_runner.HEAD + 1 :: graph_runner.WORDS]) > 1
+    max(step.graph_runner.table[graph_runner.HEAD + 1 :: graph_runner.WORDS]) > 1
     or graph_runner.NUM_CPU_THREADS.value == 1
   )
 
@@ -111,7 +111,7 @@ def test_a_steps_memory_begins_where_a_line_does():
 
 @on_cpu
 @pytest.mark.parametrize(
-  "damage",
+  "file_errors",
   [
     lambda data: b"",
     lambda data: data[:100],
@@ -120,11 +120,11 @@ def test_a_steps_memory_begins_where_a_line_does():
     lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:],
   ],
 )
-def test_a_damaged_file_is_made_again(cache, damage):
+def test_a_damaged_file_is_made_again(cache, file_errors):
   check(made("a key"))
   [file] = cache.iterdir()
   whole, traced = file.read_bytes(), []
-  file.write_bytes(damage(whole))
+  file.write_bytes(file_errors(whole))
   check(made("a key", traced=traced))
   assert len(traced) == 1 and len(file.read_bytes()) == len(whole)
   check(made("a key", traced=traced))
@@ -152,7 +152,7 @@ def test_what_has_numbers_of_its_own_is_not_kept(cache):
   own = Tensor(
     normal(1, 5, seed=3)
   ).realize()  # not among `known`: a later process would not have it
-  step = Jitted(lambda x: (x + own).realize(), key="a key")
+  step = CompiledStep(lambda x: (x + own).realize(), key="a key")
   np.testing.assert_allclose(step(np.ones((1, 5), np.float32)), 1 + own.numpy())
   assert not cache.exists()
 
@@ -160,7 +160,7 @@ def test_what_has_numbers_of_its_own_is_not_kept(cache):
 @on_cpu
 def test_only_so_many_are_kept(cache):
   for i in range(3):
-    compiled_step.remember(
+    compiled_step.save_cached(
       cache / str(i), graph_runner.Recording([], [], [], (0, 0, (), "f")), most=2
     )
   assert len(list(cache.iterdir())) == 2
@@ -168,7 +168,7 @@ def test_only_so_many_are_kept(cache):
 
 @on_cpu
 def test_a_step_too_large_for_the_list_of_commands_runs_as_a_tinyjit():
-  step = Jitted(lambda *x: sum(x, start=Tensor.zeros(1)).realize())
+  step = CompiledStep(lambda *x: sum(x, start=Tensor.zeros(1)).realize())
   given = [np.full(1, i, np.float32) for i in range(80)]
   for _ in range(3):
     assert step(*given).item() == sum(range(80))

@@ -22,16 +22,18 @@ CASES = [
 @pytest.mark.parametrize("case", ["deberta-a", pytest.param("deberta-b", marks=pytest.mark.slow)])
 def test_gradients_are_hugging_faces(case):
   want, model = expected(case), checkpoints.load_module(FIXTURES / case)
-  ids, keep = Tensor(want["ids"]), Tensor(want["keep"])
+  ids, attention_mask = Tensor(want["ids"]), Tensor(want["keep"])
   names = [
     n
     for n in want
     if n.startswith("grad.")
     and n.endswith(("query_proj.weight", "intermediate.dense.bias", "pos_key_proj.weight"))
   ]
-  ours = {theirs: our for theirs, [our] in models.deberta.NAMES.table(model).items()}
+  ours = {theirs: our for theirs, [our] in models.deberta.KEY_MAP.table(model).items()}
   params = nn.state.get_state_dict(model)
-  value = loss(model(ids, keep), keep.bool().where(ids, -100), smoothing=0, ignore=-100)
+  value = loss(
+    model(ids, attention_mask), attention_mask.bool().where(ids, -100), smoothing=0, ignore=-100
+  )
   grads = value.gradient(*(params[ours[n.removeprefix("grad.")]] for n in names))
   assert value.item() == pytest.approx(float(want["loss"]), rel=1e-5) and len(names) > 1
   for name, grad in zip(names, grads):
@@ -42,10 +44,14 @@ def test_gradients_are_hugging_faces(case):
 def test_where_a_text_is_padded_does_not_matter(case):
   """Nor where it stands: only distances count."""
   model, [_, text, _] = checkpoints.load_module(FIXTURES / case), expected(case)["ids"]
-  ids, keep = np.zeros((3, 11), np.int32), np.zeros((3, 11), bool)
+  ids, attention_mask = np.zeros((3, 11), np.int32), np.zeros((3, 11), bool)
   for row, start in enumerate((0, 4, 2)):
-    ids[row, start : start + 7], keep[row, start : start + 7] = text[:7], True
-  first, *others = model.hidden(Tensor(ids), Tensor(keep)).numpy()[keep].reshape(3, 7, -1)
+    ids[row, start : start + 7], attention_mask[row, start : start + 7] = text[:7], True
+  first, *others = (
+    model.last_hidden_state(Tensor(ids), Tensor(attention_mask))
+    .numpy()[attention_mask]
+    .reshape(3, 7, -1)
+  )
   for other in others:
     close(other, first)
 
@@ -128,6 +134,6 @@ XLARGE = dict(
   ids=["v3-base", "v3-large", "v2-xlarge"],
 )
 def test_the_published_models_have_as_many_parameters(change, count):
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     model = models.deberta.from_config(Config(SIZES | change))
   assert sum(int(np.prod(t.shape)) for t in nn.state.get_parameters(model)) == count

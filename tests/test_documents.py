@@ -3,7 +3,7 @@ import lzma
 
 import pytest
 
-from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.training.documents import train_val_split, read_documents
 
 
 def test_text_is_read_from_files_folders_and_archives(tmp_path):
@@ -36,11 +36,11 @@ def test_what_is_no_text_is_told(tmp_path, name, data):
 
 def test_whole_documents_are_held_out():
   documents = [f"document {i} " * 10 for i in range(100)]
-  learn, held = hold_out(documents, 1)
+  learn, held = train_val_split(documents, 1)
   assert sorted(learn + held) == sorted(documents) and 4 <= len(held) <= 7
-  assert hold_out(documents, 1) == (learn, held) != hold_out(documents, 2)
-  [learn], [held] = hold_out(["x" * 1000], 1)
+  assert train_val_split(documents, 1) == (learn, held) != train_val_split(documents, 2)
+  [learn], [held] = train_val_split(["x" * 1000], 1)
   assert (len(learn), len(held)) == (950, 50)
-  assert [len(part[0]) for part in hold_out(["x" * 1000], 1, 0.1)] == [900, 100]
-  assert 9 <= len(hold_out(documents, 1, 0.1)[1]) <= 11
-  assert len(hold_out(["a" * 5, "b" * 5], 1)[0]) == 1  # something is left to learn from
+  assert [len(part[0]) for part in train_val_split(["x" * 1000], 1, 0.1)] == [900, 100]
+  assert 9 <= len(train_val_split(documents, 1, 0.1)[1]) <= 11
+  assert len(train_val_split(["a" * 5, "b" * 5], 1)[0]) == 1  # something is left to learn from

@@ -10,12 +10,12 @@ from models import bart, marian, t5
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config
-from tinyformer.generation.engine import Reader, respond
-from tinyformer.generation.generation_config import Settings
+from tinyformer.generation.engine import Engine, generate_seq2seq
+from tinyformer.generation.generation_config import GenerationConfig
 from transformer import Linear, attention
 
 FAMILIES = {"t5-a": t5, "t5-b": t5, "bart-a": bart, "marian-a": marian}
-PLAIN = {"linear": Linear, "attend": attention, "layer_norm": nn.LayerNorm}
+PLAIN = {"linear": Linear, "attention_fn": attention, "layer_norm": nn.LayerNorm}
 
 
 def expected(case):
@@ -58,13 +58,16 @@ def test_logits_are_hugging_faces(loaded, case, parts):
 )
 def test_texts_are_hugging_faces(loaded, case, way):
   """Of two sources of other lengths, padded there and not here, under all that generation_config.json says."""
-  want, settings = expected(case), Settings.read(FIXTURES / case)
-  for source, keep, text in zip(want["source"], want["keep"], want[way][:, 1:].tolist()):
+  want, settings = expected(case), GenerationConfig.read(FIXTURES / case)
+  for source, attention_mask, text in zip(want["source"], want["keep"], want[way][:, 1:].tolist()):
     end = text.index(settings.eos_token_id) if settings.eos_token_id in text else len(text)
     beams = settings.num_beams if way == "beams" else 1
     assert (
-      respond(
-        loaded(case), source[keep == 1].tolist(), settings._replace(num_beams=beams), key=case
+      generate_seq2seq(
+        loaded(case),
+        source[attention_mask == 1].tolist(),
+        settings._replace(num_beams=beams),
+        key=case,
       )
       == text[:end]
     )
@@ -72,9 +75,9 @@ def test_texts_are_hugging_faces(loaded, case, way):
 
 def test_a_source_that_cannot_be_read_is_refused(loaded):
   with pytest.raises(ValueError, match="no tokens"):
-    respond(loaded("t5-a"), [], Settings(0))
+    generate_seq2seq(loaded("t5-a"), [], GenerationConfig(0))
   with pytest.raises(ValueError, match="41 tokens are more than the 40 places"):
-    respond(loaded("bart-a"), [5] * 41, Settings(0))
+    generate_seq2seq(loaded("bart-a"), [5] * 41, GenerationConfig(0))
 
 
 def test_greedy_text_needs_no_cache(loaded):
@@ -93,15 +96,15 @@ def test_a_cache_changes_nothing(loaded):
     want["target"],
     model.cache(2, Tensor(want["source"]), Tensor(want["keep"]), 11),
   )
-  close(model.head(model.hidden(Tensor(target[:, :7]), 0, cache)).numpy(), plain[:, :7])
-  reader = Reader(model, 2, cache=cache)
-  reader.place = 7
+  close(model.head(model.last_hidden_state(Tensor(target[:, :7]), 0, cache)).numpy(), plain[:, :7])
+  reader = Engine(model, 2, cache=cache)
+  reader.position = 7
   for i in range(7, 11):
     close(reader(target[:, i : i + 1]), plain[:, i])
   with pytest.raises(ValueError, match="12 tokens are more than the context of 11"):
     reader(target[:, :1])
   cache.reorder([1, 0])
-  reader.place = 4
+  reader.position = 4
   close(reader(target[::-1, 4:5]), plain[::-1, 4])
 
 
@@ -113,8 +116,8 @@ def test_a_target_sees_all_of_its_source_and_nothing_later_of_itself(loaded, cas
   def moved(name, *places):
     """Where the logits move when these tokens, one of each row, are others."""
     ids = want[name].copy()
-    for row, place in enumerate(places):
-      ids[row, place] = (ids[row, place] + 1) % 61
+    for row, position in enumerate(places):
+      ids[row, position] = (ids[row, position] + 1) % 61
     return (logits(model, dict(want, **{name: ids})) != plain).any(-1)
 
   later = moved("target", 0, 6)
@@ -275,9 +278,9 @@ OPUS = dict(
 )
 
 
-def t5_sizes(dim, heads, hidden, layers):
+def t5_sizes(dim, heads, ff_dim, layers):
   return dict(
-    vocab_size=32128, d_model=dim, d_kv=64, num_heads=heads, d_ff=hidden, num_layers=layers
+    vocab_size=32128, d_model=dim, d_kv=64, num_heads=heads, d_ff=ff_dim, num_layers=layers
   )
 
 
@@ -309,7 +312,7 @@ def bart_sizes(dim, layers):
 )
 def test_the_published_sizes_have_their_parameter_counts(family, sizes, count):
   """As transformers counts: without the bias of BART's logits, which it has as no parameter, and with Marian's computed positions, which it has as two."""
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     params = nn.state.get_state_dict(family.from_config(Config(sizes)))
   assert (
     sum(math.prod(p.shape) for name, p in params.items() if name != "head_bias")

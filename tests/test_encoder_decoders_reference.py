@@ -5,8 +5,8 @@ import pytest
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Reader, beam_search, respond
-from tinyformer.generation.generation_config import Settings
+from tinyformer.generation.engine import Engine, beam_search, generate_seq2seq
+from tinyformer.generation.generation_config import GenerationConfig
 from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from make_fixtures import BART, T5, pair
 
 pytestmark = pytest.mark.slow
-PLAIN = {"linear": Linear, "attend": attention}
+PLAIN = {"linear": Linear, "attention_fn": attention}
 V = BART["vocab_size"]
 CONFIGS = {
   "t5": lambda: transformers.T5Config(**T5),
@@ -61,24 +61,24 @@ def drawn(*shape, seed=5):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_theirs(tmp_path, name, seed):
-  model, source, target, keep = (
+  model, source, target, attention_mask = (
     theirs(name, seed),
     drawn(3, 37),
     drawn(3, 29, seed=6),
     np.ones((3, 37), dtype=np.int64),
   )
-  keep[1, 20:] = keep[2, 1:] = 0
+  attention_mask[1, 20:] = attention_mask[2, 1:] = 0
   model.save_pretrained(tmp_path)
   with torch.no_grad():
     want = model(
       input_ids=torch.tensor(source),
-      attention_mask=torch.tensor(keep),
+      attention_mask=torch.tensor(attention_mask),
       decoder_input_ids=torch.tensor(target),
     ).logits.numpy()
   for parts in ({}, PLAIN):
     error = np.abs(
       checkpoints.load_module(tmp_path, **parts)(
-        Tensor(source), Tensor(target), Tensor(keep)
+        Tensor(source), Tensor(target), Tensor(attention_mask)
       ).numpy()
       - want
     ).max()
@@ -136,12 +136,12 @@ def test_texts_are_theirs(tmp_path, name, words):
   for seed in range(3):
     model = theirs(name, seed, words | {"max_length": 51})
     model.save_pretrained(tmp_path)
-    ours, settings = checkpoints.load_module(tmp_path), Settings.read(tmp_path)
+    ours, settings = checkpoints.load_module(tmp_path), GenerationConfig.read(tmp_path)
     for length in (5, 21):
       source = drawn(1, length, seed=seed).tolist()
       [want] = model.generate(torch.tensor(source)).tolist()
       end = want.index(settings.eos_token_id, 1) if settings.eos_token_id in want[1:] else len(want)
-      assert respond(ours, source[0], settings, key=name) == want[1:end], (seed, length)
+      assert generate_seq2seq(ours, source[0], settings, key=name) == want[1:end], (seed, length)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5 1.1", "bart", "marian"])
@@ -157,15 +157,15 @@ def test_all_beams_and_their_scores_are_theirs(tmp_path, name):
     return_dict_in_generate=True,
     output_scores=True,
   )
-  settings = Settings.read(tmp_path)
-  reader = Reader(ours, 4, cache=ours.cache(4, Tensor(source), context=24))
+  settings = GenerationConfig.read(tmp_path)
+  reader = Engine(ours, 4, cache=ours.cache(4, Tensor(source), context=24))
   found = beam_search(
     reader,
     [settings.decoder_start_token_id],
     23,
     lambda n: n**1.5,
     settings.eos_token_id,
-    settings.constraints(24),
+    settings.logits_processors(24),
   )
   for (ids, score), sequence, their_score in zip(
     found, out.sequences[:, 1:].tolist(), out.sequences_scores.tolist()

@@ -10,7 +10,7 @@ from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import Linear, attention
 
 PARTS = {
-  "plain": {"attend": attention, "linear": Linear, "layer_norm": nn.LayerNorm},
+  "plain": {"attention_fn": attention, "linear": Linear, "layer_norm": nn.LayerNorm},
   "fast": CPU_KERNELS,
 }
 HEADS = [
@@ -42,7 +42,7 @@ def vectors(request):
     case,
     parts,
     checkpoints.load_module(FIXTURES / case, **parts)
-    .hidden(*(Tensor(want[name]) for name in ("ids", "keep", "segments")))
+    .last_hidden_state(*(Tensor(want[name]) for name in ("ids", "keep", "segments")))
     .realize(),
   )
 
@@ -57,5 +57,5 @@ def test_vectors_are_hugging_faces(vectors):
 def test_what_each_head_says_is_hugging_faces(tmp_path, vectors, head):
   case, parts, x = vectors
   want, model = expected(case), checkpoints.load_module(with_head(case, head, tmp_path), **parts)
-  rows = np.s_[:] if model.task == "classify" else want["keep"] == 1
+  rows = np.s_[:] if model.task == "text-classification" else want["keep"] == 1
   close(model.head(x).numpy()[rows], want[head][rows])

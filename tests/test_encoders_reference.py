@@ -56,17 +56,19 @@ CONFIGS = {
 def batch(config, padding: str):
   """ids, keep and segments (3, 13), two of the texts shorter than the third."""
   draw = np.random.default_rng(5)
-  ids, keep = draw.integers(4, config.vocab_size, (3, 13)), np.ones((3, 13), np.int64)
+  ids, attention_mask = draw.integers(4, config.vocab_size, (3, 13)), np.ones((3, 13), np.int64)
   for row, length in () if padding == "no padding" else ((0, 9), (2, 4)):
     there = np.s_[row, length:] if padding == "right" else np.s_[row, : 13 - length]
-    ids[there], keep[there] = config.pad_token_id, 0
-  return ids, keep, draw.integers(0, max(1, config.type_vocab_size), ids.shape)
+    ids[there], attention_mask[there] = config.pad_token_id, 0
+  return ids, attention_mask, draw.integers(0, max(1, config.type_vocab_size), ids.shape)
 
 
-def theirs(model, ids, keep, segments):
+def theirs(model, ids, attention_mask, segments):
   with torch.no_grad():
     out = model(
-      torch.tensor(ids), attention_mask=torch.tensor(keep), token_type_ids=torch.tensor(segments)
+      torch.tensor(ids),
+      attention_mask=torch.tensor(attention_mask),
+      token_type_ids=torch.tensor(segments),
     )
   return (
     torch.stack([out.start_logits, out.end_logits], -1) if hasattr(out, "start_logits") else out[0]
@@ -86,17 +88,19 @@ def test_what_each_head_says_is_theirs(tmp_path, family, head):
   config, heads = family
   heads[head].save_pretrained(tmp_path)
   model = checkpoints.load_module(tmp_path)
-  for padding in ("no padding", "right", "left") if model.task == "vectors" else ("right",):
+  for padding in (
+    ("no padding", "right", "left") if model.task == "feature-extraction" else ("right",)
+  ):
     if padding == "left" and config.model_type == "bert":
       continue  # theirs counts the padding's places
-    ids, keep, segments = batch(config, padding)
+    ids, attention_mask, segments = batch(config, padding)
     got, want = (
       model(
-        Tensor(ids), None if padding == "no padding" else Tensor(keep), Tensor(segments)
+        Tensor(ids), None if padding == "no padding" else Tensor(attention_mask), Tensor(segments)
       ).numpy(),
-      theirs(heads[head], ids, keep, segments),
+      theirs(heads[head], ids, attention_mask, segments),
     )
-    rows = np.s_[:] if model.task == "classify" else keep == 1
+    rows = np.s_[:] if model.task == "text-classification" else attention_mask == 1
     close(got[rows], want[rows], 2e-5)
 
 
@@ -105,12 +109,12 @@ def test_what_each_head_says_is_theirs(tmp_path, family, head):
 def test_a_padded_text_gives_what_it_gives_alone(tmp_path, name, side):
   config = CONFIGS[name]()
   make_fixtures.encoders(config, 0)["ForMaskedLM"].save_pretrained(tmp_path)
-  model, (ids, keep, _) = checkpoints.load_module(tmp_path), batch(config, side)
-  padded = model(Tensor(ids), Tensor(keep)).numpy()
+  model, (ids, attention_mask, _) = checkpoints.load_module(tmp_path), batch(config, side)
+  padded = model(Tensor(ids), Tensor(attention_mask)).numpy()
   for row in range(3):
     close(
-      padded[row][keep[row] == 1],
-      model(Tensor(ids[row : row + 1, keep[row] == 1])).numpy()[0],
+      padded[row][attention_mask[row] == 1],
+      model(Tensor(ids[row : row + 1, attention_mask[row] == 1])).numpy()[0],
       2e-5,
     )
 
@@ -119,12 +123,14 @@ def test_pre_trainings_words_are_theirs(tmp_path):
   model = transformers.BertForPreTraining(CONFIGS["bert"]()).eval()
   make_fixtures.randomise(model, 0)
   model.save_pretrained(tmp_path)
-  ids, keep, segments = batch(model.config, "right")
+  ids, attention_mask, segments = batch(model.config, "right")
   got, want = (
-    checkpoints.load_module(tmp_path)(Tensor(ids), Tensor(keep), Tensor(segments)).numpy(),
-    theirs(model, ids, keep, segments),
+    checkpoints.load_module(tmp_path)(
+      Tensor(ids), Tensor(attention_mask), Tensor(segments)
+    ).numpy(),
+    theirs(model, ids, attention_mask, segments),
   )
-  close(got[keep == 1], want[keep == 1])
+  close(got[attention_mask == 1], want[attention_mask == 1])
 
 
 @pytest.mark.parametrize(
@@ -139,10 +145,10 @@ def test_files_of_other_spellings_are_read_as_theirs(tmp_path, old):
   for new, spelling in old.items():
     arrays = {n.replace(new, spelling): a for n, a in arrays.items()}
   safetensors.write_safetensors(tmp_path / "model.safetensors", arrays)
-  ids, keep, segments = batch(model.config, "no padding")
+  ids, attention_mask, segments = batch(model.config, "no padding")
   close(
     checkpoints.load_module(tmp_path)(Tensor(ids), None, Tensor(segments)).numpy(),
-    theirs(model, ids, keep, segments),
+    theirs(model, ids, attention_mask, segments),
   )
 
 
@@ -151,8 +157,8 @@ def test_files_of_other_spellings_are_read_as_theirs(tmp_path, old):
 def test_narrow_weights_say_nearly_the_same(tmp_path, name, dtype):
   model = make_fixtures.encoders(CONFIGS[name](), 0)["ForMaskedLM"]
   model.save_pretrained(tmp_path)
-  ids, keep, segments = batch(model.config, "no padding")
-  want = theirs(model, ids, keep, segments)
+  ids, attention_mask, segments = batch(model.config, "no padding")
+  want = theirs(model, ids, attention_mask, segments)
   assert (
     np.abs(
       checkpoints.load_module(tmp_path, dtype)(Tensor(ids), None, Tensor(segments)).numpy() - want

@@ -6,7 +6,7 @@ import pytest
 from conftest import randomise
 
 from models.gpt2 import GPT2
-from tinyformer.generation.engine import Reader, beam_search, generate, probabilities, until
+from tinyformer.generation.engine import Engine, beam_search, generate, probabilities, stop_at
 
 V, C = 13, 24
 LOGITS = np.random.default_rng(3).standard_normal(V).astype(np.float32) * 2
@@ -23,7 +23,7 @@ def readers(model):
   made = {}
 
   def reader(batch=1):
-    made.setdefault(batch, Reader(model, batch)).place = 0
+    made.setdefault(batch, Engine(model, batch)).position = 0
     return made[batch]
 
   return reader
@@ -32,10 +32,10 @@ def readers(model):
 @pytest.fixture(scope="module")
 def log_p(model):
   """The log-probabilities of the token after ids, by a reader of its own: test_cache.py holds readers against the model."""
-  reader = Reader(model)
+  reader = Engine(model)
 
   def of(ids):
-    reader.place = 0
+    reader.position = 0
     x = reader(np.array([ids]))[0].astype(np.float64)
     return x - np.logaddexp.reduce(x)
 
@@ -123,7 +123,7 @@ def test_it_ends_where_the_context_does(readers):
 def test_a_second_text_goes_on_from_the_first(log_p, readers):
   reader = readers()
   first = [t for [t] in generate(reader, [1, 2], 3, temperature=0)]
-  assert reader.place == 4  # the last token is not read yet
+  assert reader.position == 4  # the last token is not read yet
   [second] = next(generate(reader, [first[-1], 7], 1, temperature=0))
   assert second == log_p([1, 2, *first, 7]).argmax()
 
@@ -185,9 +185,9 @@ def test_the_length_penalty_chooses_between_short_and_long(log_p, readers):
   ],
 )
 def test_a_text_ends_before_its_stop(pieces, stops, want):
-  assert "".join(until(pieces, stops)) == want
+  assert "".join(stop_at(pieces, stops)) == want
 
 
 def test_text_comes_as_soon_as_it_can():
-  pieces = until(iter(["x", "ya", "b", "c"]), ["abd"])
+  pieces = stop_at(iter(["x", "ya", "b", "c"]), ["abd"])
   assert [next(pieces) for _ in range(4)] == ["x", "y", "", "abc"]

@@ -61,7 +61,7 @@ def bigrams(table: np.ndarray) -> GPT2:
   are of one length for the last norm to divide by. GELU is the identity where its input is large: 20 is added before it and taken off after.
   """
   N = len(table)
-  model = GPT2(N, C, N + 2, 1, 1, hidden=N)
+  model = GPT2(N, C, N + 2, 1, 1, ff_dim=N)
   logs = np.log(table) - np.log(table).mean(1, keepdims=True)
   lengths = (logs**2).sum(1)
   r = np.sqrt((lengths.max() - lengths) / 2)[:, None]

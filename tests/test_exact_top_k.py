@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes
 
-from layers.positions import frequencies
+from layers.positions import rope_inv_freq
 from models.gpt2 import GPT2
 from models.llama import Llama
-from tinyformer.generation.engine import Reader, beam_search, generate
-from tinyformer.kernels.exact_top_k import Shortlist
+from tinyformer.generation.engine import Engine, beam_search, generate
+from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
 
 pytestmark = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="these kernels are for the CPU")
@@ -18,7 +18,7 @@ V = 300
 
 def check(weight, x, count):
   """The `count` largest of each row are there, and what is there is right. Gives how many are there."""
-  got, want = Shortlist(Tensor(weight).realize(), count)(Tensor(x)).numpy(), x @ weight.T
+  got, want = ExactTopKHead(Tensor(weight).realize(), count)(Tensor(x)).numpy(), x @ weight.T
   there = np.isfinite(got)
   np.testing.assert_allclose(
     got[there],
@@ -76,7 +76,7 @@ def test_what_is_there_is_to_the_bit_what_the_whole_head_gives():
     Tensor(draw((500, 45)).astype(np.float32)).realize(),
     Tensor(draw((3, 45)).astype(np.float32)).realize(),
   )
-  got, want = Shortlist(weight, 9)(x).numpy(), CPU_KERNELS["linear"].product(x, weight).numpy()
+  got, want = ExactTopKHead(weight, 9)(x).numpy(), CPU_KERNELS["linear"].product(x, weight).numpy()
   assert (got[np.isfinite(got)] == want[np.isfinite(got)]).all()
 
 
@@ -87,7 +87,7 @@ def test_where_all_are_alike_none_is_left_out():
 def test_what_is_no_number_stays_none():
   weight, x = np.ones((40, 20), np.float32), np.ones((1, 20), np.float32)
   x[0, 3] = np.nan
-  assert np.isnan(Shortlist(Tensor(weight).realize(), 2)(Tensor(x)).numpy()).all()
+  assert np.isnan(ExactTopKHead(Tensor(weight).realize(), 2)(Tensor(x)).numpy()).all()
 
 
 LLAMA = dict(
@@ -97,11 +97,11 @@ LLAMA = dict(
   heads=4,
   kv_heads=2,
   layers=1,
-  hidden=20,
+  ff_dim=20,
   head_dim=10,
-  turning=frequencies(10),
+  inv_freq=rope_inv_freq(10),
   linear=CPU_KERNELS["linear"],
-  attend=CPU_KERNELS["attend"],
+  attention_fn=CPU_KERNELS["attention_fn"],
 )
 MODELS = {
   "gpt2": lambda: GPT2(V, 40, 36, 3, 1, **CPU_KERNELS),
@@ -115,12 +115,12 @@ MODELS = {
 )
 def test_a_reader_asked_for_the_likeliest_alone_draws_the_same_texts(family, monkeypatch):
   """Of a prompt that is read in a piece, of which a part is padding."""
-  monkeypatch.setattr(Reader, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "PIECES", (16, 1))
   model = randomise(MODELS[family]())
-  whole, short = Reader(model, 2), Reader(model, 2, likeliest=7)
+  whole, short = Engine(model, 2), Engine(model, 2, top_k=7)
 
   def texts(reader, seed):
-    reader.place = 0
+    reader.position = 0
     return list(generate(reader, [seed, *range(10)], 20, top_k=7, seed=seed))
 
   assert [texts(whole, seed) for seed in range(3)] == [texts(short, seed) for seed in range(3)]
@@ -130,7 +130,7 @@ def test_a_reader_asked_for_the_likeliest_alone_draws_the_same_texts(family, mon
     next(generate(short, [1], 5, top_k=0))
   with pytest.raises(ValueError, match="beams need the logits of all"):
     beam_search(short, [1], 5)
-  short.place = 0
+  short.position = 0
   assert 7 <= np.isfinite(short(np.array([[1, 2]] * 2))[0]).sum() < V / 2
 
 
@@ -138,8 +138,7 @@ def test_another_number_of_tokens_has_kernels_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   model = randomise(MODELS["gpt2"]())
   short, long = (
-    np.isfinite(Reader(model, key="the same", likeliest=n)(np.array([[1, 2]]))).sum()
-    for n in (2, 20)
+    np.isfinite(Engine(model, key="the same", top_k=n)(np.array([[1, 2]]))).sum() for n in (2, 20)
   )
   assert 2 <= short < 32 <= long
 
@@ -147,13 +146,13 @@ def test_another_number_of_tokens_has_kernels_of_its_own(tmp_path, monkeypatch):
 def test_other_heads_are_computed_whole():
   """In 16 bits, on another device, for many texts or a long list."""
   weight = Tensor.ones(V, 20).realize()
-  assert Shortlist.serves(weight, 16, 40)
+  assert ExactTopKHead.supports(weight, 16, 40)
   others = (
     (weight.cast(dtypes.bfloat16).realize(), 1, 40),
     (weight.to("PYTHON"), 1, 40),
     (weight, 17, 40),
     (weight, 1, 1000),
   )
-  assert not any(Shortlist.serves(*other) for other in others)
+  assert not any(ExactTopKHead.supports(*other) for other in others)
   model = randomise(GPT2(V, 40, 36, 3, 1, **CPU_KERNELS))
-  assert np.isfinite(Reader(model, likeliest=1000)(np.array([[1, 2]]))).all()
+  assert np.isfinite(Engine(model, top_k=1000)(np.array([[1, 2]]))).all()

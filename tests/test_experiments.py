@@ -13,7 +13,7 @@ from conftest import ROOT, SHARED, randomise
 from tinygrad import Tensor, nn
 
 from experiments import common, norms, positions, small
-from layers.positions import alibi, frequencies, rotations, turn_halves
+from layers.positions import alibi, rope_inv_freq, rope_cos_sin, apply_rope_half
 from tinyformer import cli
 from transformer import Linear, loss, post_norm, sinusoids
 
@@ -215,8 +215,8 @@ def test_what_comes_with_a_batch_is_the_scheme_itself(scheme):
     "relative": {"bias": model.relative(T, T)},
     "ALiBi": {"bias": alibi(T, T, positions.HEADS)},
     "rotary": {
-      "turn": lambda x: turn_halves(
-        x, *rotations(0, T, frequencies(positions.DIM // positions.HEADS))
+      "turn": lambda x: apply_rope_half(
+        x, *rope_cos_sin(0, T, rope_inv_freq(positions.DIM // positions.HEADS))
       )
     },
   }

@@ -73,7 +73,7 @@ SIZES = {
 def test_a_published_model_has_its_number_of_parameters(name):
   """Counted from shapes: nothing is allocated."""
   count, make = SIZES[name]
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     assert sum(t.numel() for t in nn.state.get_parameters(make())) == count
 
 
@@ -138,7 +138,7 @@ def parts(model):
   )
   positions = (
     "rotary"
-    if hasattr(model, "turning")
+    if hasattr(model, "inv_freq")
     else "learned, added"
     if any(n.split(".")[-2:] in (["positions", "weight"], ["positions"]) for n in state)
     else "relative"
@@ -164,7 +164,7 @@ def test_the_readmes_table_says_what_the_parts_are(family):
     ROWS[family],
     parts(
       checkpoints.load_module(
-        FIXTURES / TABLE[family], attend=attention, linear=Linear, layer_norm=nn.LayerNorm
+        FIXTURES / TABLE[family], attention_fn=attention, linear=Linear, layer_norm=nn.LayerNorm
       )
     ),
   )

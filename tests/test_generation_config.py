@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from tinyformer.generation.engine import constrained
+from tinyformer.generation.engine import process_logits
 from tinyformer.generation.generation_config import (
-  Settings,
+  GenerationConfig,
   forced,
   never,
   no_repeats,
@@ -73,7 +73,7 @@ def test_normalised_scores_are_log_probabilities_of_what_is_left():
 
 def test_each_has_its_say_and_none_changes_what_it_was_given():
   before = SCORES.copy()
-  settings = Settings(
+  settings = GenerationConfig(
     0,
     2,
     forced_bos_token_id=4,
@@ -87,7 +87,7 @@ def test_each_has_its_say_and_none_changes_what_it_was_given():
   def after(*ids):
     return [
       token
-      for token, score in enumerate(constrained(SCORES, ids, settings.constraints(6)))
+      for token, score in enumerate(process_logits(SCORES, ids, settings.logits_processors(6)))
       if score > -np.inf
     ]
 
@@ -105,7 +105,7 @@ def read(folder, generation=None, config=None):
   for name, words in (("generation_config.json", generation), ("config.json", config)):
     if words is not None:
       (folder / name).write_text(json.dumps(words))
-  return Settings.read(folder)
+  return GenerationConfig.read(folder)
 
 
 def test_settings_are_the_files_words(tmp_path):
@@ -121,17 +121,17 @@ def test_settings_are_the_files_words(tmp_path):
       "top_k": 50,
     },
     {"num_beams": 9},
-  ) == Settings(3, 0, num_beams=4, max_length=512, bad_words_ids=[[58100]])
+  ) == GenerationConfig(3, 0, num_beams=4, max_length=512, bad_words_ids=[[58100]])
 
 
 def test_older_checkpoints_have_them_in_config_json(tmp_path):
-  assert read(tmp_path, None, {"bos_token_id": 7, "d_model": 4, "min_length": 5}) == Settings(
-    7, min_length=5
-  )
+  assert read(
+    tmp_path, None, {"bos_token_id": 7, "d_model": 4, "min_length": 5}
+  ) == GenerationConfig(7, min_length=5)
   assert read(
     tmp_path,
     {"decoder_start_token_id": 3, "max_new_tokens": 20, "min_new_tokens": 2, "max_length": 9},
-  ) == Settings(3, max_length=21, min_length=3)
+  ) == GenerationConfig(3, max_length=21, min_length=3)
 
 
 @pytest.mark.parametrize(

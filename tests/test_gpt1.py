@@ -9,7 +9,7 @@ import transformer
 from models import gpt1
 from tinyformer.checkpoints import load_module, safetensors
 from tinyformer.checkpoints.config import Config
-from tinyformer.generation.engine import Reader
+from tinyformer.generation.engine import Engine
 
 WANT, FOLDER = np.load(FIXTURES / "gpt1-a" / "expected.npz"), FIXTURES / "gpt1-a"
 IDS = WANT["ids"]
@@ -32,23 +32,26 @@ def test_each_layers_hidden_states_are_hugging_faces(model):
     x = block(x, mask=transformer.causal_mask(IDS.shape[1], IDS.shape[1])).realize()
   close(x.numpy(), WANT["hidden.2"])
   close(
-    model.hidden(Tensor(IDS)).numpy(), WANT["hidden.2"]
+    model.last_hidden_state(Tensor(IDS)).numpy(), WANT["hidden.2"]
   )  # nothing follows the last block but the head
 
 
 def test_a_reader_gives_the_same_logits(model, monkeypatch):
-  monkeypatch.setattr(Reader, "PIECES", (10, 1))  # the first is read at once
-  reader = Reader(model, 2)
+  monkeypatch.setattr(Engine, "PIECES", (10, 1))  # the first is read at once
+  reader = Engine(model, 2)
   for start, end in ((0, 10), (10, 11), (11, 13)):
     close(reader(IDS[:, start:end]), WANT["logits"][:, end - 1])
 
 
 def test_a_text_that_is_padded_on_its_left_gives_the_same_logits(model):
-  padded, keep = (
+  padded, attention_mask = (
     np.pad(IDS[:, :-3], ((0, 0), (3, 0)), constant_values=7),
     np.pad(np.ones_like(IDS[:, :-3]), ((0, 0), (3, 0))),
   )
-  close(model(Tensor(padded), keep=Tensor(keep)).numpy()[:, 3:], WANT["logits"][:, :-3])
+  close(
+    model(Tensor(padded), attention_mask=Tensor(attention_mask)).numpy()[:, 3:],
+    WANT["logits"][:, :-3],
+  )
 
 
 def test_openais_own_layout_is_read(tmp_path):
@@ -66,7 +69,7 @@ def test_openais_own_layout_is_read(tmp_path):
 
 
 def test_it_has_its_published_parameter_count():
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     model = gpt1.from_config(Config({}))
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == 116_534_784
 

@@ -33,12 +33,13 @@ def test_a_letter_that_is_no_piece_is_unknown(tokenizer):
 
 def test_words_stand_between_blanks(tokenizer):
   assert (
-    tokenizer.decode(tokenizer.encode("the  bea the")) == "the bea the" and tokenizer.joint == " "
+    tokenizer.decode(tokenizer.encode("the  bea the")) == "the bea the"
+    and tokenizer.continuation_joiner == " "
   )
 
 
 def test_spans_are_those_of_the_text(tokenizer):
-  assert [t for _, *t in tokenizer.spans("Thé bea")] == [[0, 3], [4, 6], [6, 7]]
+  assert [t for _, *t in tokenizer.encode_with_offsets("Thé bea")] == [[0, 3], [4, 6], [6, 7]]
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -8,7 +8,7 @@ from tinygrad import Tensor
 from models import gpt1
 from tinyformer import checkpoints
 from tinyformer.checkpoints import load_module
-from tinyformer.generation.engine import Reader, generate
+from tinyformer.generation.engine import Engine, generate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -60,13 +60,20 @@ def test_chunks_through_the_cache_have_their_logits(tmp_path):
 def test_padded_texts_have_their_logits(tmp_path):
   """On the left, where their places have to be told to transformers, and on the right."""
   model, lengths = theirs(tmp_path), (17, 9, 4)
-  for keep in (
+  for attention_mask in (
     np.array([[i >= 17 - n for i in range(17)] for n in lengths]),
     np.array([[i < n for i in range(17)] for n in lengths]),
   ):
-    places = torch.tensor(np.maximum(keep.cumsum(1) - 1, 0))
-    want = their_logits(model, IDS, attention_mask=torch.tensor(keep), position_ids=places)
-    close(gpt1.load(tmp_path)(Tensor(IDS), keep=Tensor(keep)).numpy()[keep], want[keep])
+    places = torch.tensor(np.maximum(attention_mask.cumsum(1) - 1, 0))
+    want = their_logits(
+      model, IDS, attention_mask=torch.tensor(attention_mask), position_ids=places
+    )
+    close(
+      gpt1.load(tmp_path)(Tensor(IDS), attention_mask=Tensor(attention_mask)).numpy()[
+        attention_mask
+      ],
+      want[attention_mask],
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -77,5 +84,5 @@ def test_greedy_text_is_theirs(tmp_path, seed):
     .tolist()
   )
   assert [
-    t for [t] in generate(Reader(checkpoints.load_module(tmp_path)), [1, 2, 3], 19, temperature=0)
+    t for [t] in generate(Engine(checkpoints.load_module(tmp_path)), [1, 2, 3], 19, temperature=0)
   ] == want

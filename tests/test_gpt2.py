@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, close, randomise, shared
+from conftest import FIXTURES, ROOT, close, randomise, shared_data
 from tinygrad import GlobalCounters, Tensor, nn
 
 import transformer
@@ -54,7 +54,7 @@ def test_a_steps_gradients_are_hugging_faces(case, parts):
   )  # before the loss is read: tinygrad forgets how what it has computed came about
   Tensor.realize(loss, *grads.values())
   assert loss.item() == pytest.approx(want["loss"], abs=1e-5)
-  for theirs, ours in gpt2.NAMES.table(model).items():
+  for theirs, ours in gpt2.KEY_MAP.table(model).items():
     whole = np.concatenate([grads[o].numpy() for o in ours])
     got, reference = (
       whole.T if theirs.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else whole,
@@ -188,14 +188,14 @@ def test_shards_are_read(tmp_path):
 
 
 def test_a_real_folder_loads():
-  model = gpt2.load(shared("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"))
+  model = gpt2.load(shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"))
   assert (model.vocab, model.context, model.dim, len(model.blocks)) == (50257, 256, 16, 1)
   assert np.isfinite(model(Tensor([[464, 3290]])).numpy()).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_what_is_saved_loads_again(tmp_path, dtype):
-  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, hidden=20, activation=Tensor.relu, eps=1e-3))
+  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, ff_dim=20, activation=Tensor.relu, eps=1e-3))
   gpt2.save(model, tmp_path / "saved", dtype, eos_token_id=60)
   again = gpt2.load(tmp_path / "saved")
   for (name, a), b in zip(nn.state.get_state_dict(model).items(), nn.state.get_parameters(again)):
@@ -232,7 +232,7 @@ def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
 def test_the_sizes_have_their_published_parameter_counts(sizes, count):
   before = GlobalCounters.mem_used
   dim, heads, layers = sizes
-  with safetensors.undrawn():
+  with safetensors.skip_init():
     model = gpt2.GPT2(dim=dim, heads=heads, layers=layers)
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count
   assert GlobalCounters.mem_used < before + 1_000_000  # from shapes alone

@@ -318,7 +318,7 @@ class Terminal:
     os.close(side)
     self.seen = self.all = ""
 
-  def until(self, text, seconds=600):
+  def stop_at(self, text, seconds=600):
     """Reads until the text has appeared; gives what came before it."""
     end = time.monotonic() + seconds
     while text not in self.seen:
@@ -339,13 +339,13 @@ class Terminal:
 
 def test_the_loop_handles_ctrl_c_and_ctrl_d(folder):
   t = Terminal(folder, "-n", "25", "-s", "1")
-  t.until("> ")
+  t.stop_at("> ")
   t.type("Once upon\n")
-  assert len(t.until("\n> ").split("\n")[-1]) > 5  # an answer, and the next turn
+  assert len(t.stop_at("\n> ").split("\n")[-1]) > 5  # an answer, and the next turn
   t.type("abandoned\x03")
-  t.until("> ")  # Ctrl-C at the prompt gives a new one
+  t.stop_at("> ")  # Ctrl-C at the prompt gives a new one
   for _ in range(3):  # more than a context's worth: the oldest text is dropped
     t.type("a golden ball and a king\n")
-    t.until("\n> ")
+    t.stop_at("\n> ")
   t.type("\x04")
   assert t.process.wait(600) == 0 and "Traceback" not in t.all

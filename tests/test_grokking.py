@@ -49,6 +49,6 @@ def test_nats_of_no_opinion_are_the_logarithm_of_the_choices():
 
 
 def test_asking_at_the_last_place_alone_is_the_whole_layer_read_there():
-  model, ids = Adder(5, dim=8, heads=2, hidden=12), Tensor([[1, 4, 5], [3, 3, 5]])
+  model, ids = Adder(5, dim=8, heads=2, ff_dim=12), Tensor([[1, 4, 5], [3, 3, 5]])
   whole = model.head(model.block(model.tokens(ids) + model.positions, mask=causal_mask(3, 3)))
   assert np.allclose(model(ids).numpy()[:, 0], whole.numpy()[:, 2], atol=1e-5)

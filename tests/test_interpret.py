@@ -27,15 +27,16 @@ SLOW = {
 def ran(case):
   """A model, transformers' logits of a text, and the record of the stack whose output is read as it runs over that."""
   recorder, want = Recorder(), np.load(FIXTURES / case / "expected.npz")
-  model = checkpoints.load_module(FIXTURES / case, attend=recorder)
+  model = checkpoints.load_module(FIXTURES / case, attention_fn=recorder)
   given = [
-    want[name][0] for name in (("source", "target") if model.task == "respond" else ("ids",))
+    want[name][0]
+    for name in (("source", "target") if model.task == "text2text-generation" else ("ids",))
   ]
   records = activations.run(model, recorder, *(g.tolist() for g in given))
   return (
     model,
     want["logits" if "logits" in want else "ForMaskedLM"][0],
-    records["decoder" if model.task == "respond" else ""],
+    records["decoder" if model.task == "text2text-generation" else ""],
   )
 
 
@@ -71,7 +72,7 @@ def test_rows_sum_to_1(case):
 @every
 def test_a_watched_model_is_as_it_was(case):
   model = ran(case)[0]
-  stack = model.decoder if model.task == "respond" else model
+  stack = model.decoder if model.task == "text2text-generation" else model
   assert all(
     "Recorder" not in getattr(block.residual, "__qualname__", "") for block in stack.blocks
   )
@@ -87,8 +88,10 @@ def test_each_layer_reads_what_the_one_before_left(case):
 @every
 def test_tokens_and_what_says_where_they_stand_are_told_apart(case):
   model, logits, got = ran(case)
-  stack, T = (model.decoder, len(logits)) if model.task == "respond" else (model, len(logits))
-  if model.task == "respond":
+  stack, T = (
+    (model.decoder, len(logits)) if model.task == "text2text-generation" else (model, len(logits))
+  )
+  if model.task == "text2text-generation":
     places = stack.positions(0, T).numpy() if stack.positions else 0
   else:
     places = model.positions.weight.numpy()[:T] if hasattr(model, "positions") else 0

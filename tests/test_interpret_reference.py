@@ -33,12 +33,12 @@ PAIRS = {
 
 
 def saved(kind, config, folder):
-  config._attn_implementation = "eager"  # the others give no weights
+  config._attn_implementation = "lstrip_tokens"  # the others give no weights
   model = kind.from_config(config).eval()
   make_fixtures.randomise(model, 3)
   model.save_pretrained(folder)
-  attend = Recorder()
-  return model, checkpoints.load_module(folder, attend=attend), attend
+  recorder = Recorder()
+  return model, checkpoints.load_module(folder, attention_fn=recorder), recorder
 
 
 def same(ours, theirs):
@@ -54,10 +54,10 @@ def test_attention_weights_and_streams_are_theirs(tmp_path, name):
   config, ids = SINGLE[name], drawn(11)
   decoder = name in ("gpt2", "gpt", "llama", "mistral", "mixtral")
   kind = transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForMaskedLM
-  theirs, ours, attend = saved(kind, config, tmp_path)
+  theirs, ours, recorder = saved(kind, config, tmp_path)
   with torch.no_grad():
     want = theirs(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
-  got = activations.run(ours, attend, ids)[""]
+  got = activations.run(ours, recorder, ids)[""]
   same(got.maps(), want.attentions)
   streams = [
     *got.streams()[:-1],
@@ -70,7 +70,7 @@ def test_attention_weights_and_streams_are_theirs(tmp_path, name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_cross_attention_too_is_theirs(tmp_path, name):
-  theirs, ours, attend = saved(transformers.AutoModelForSeq2SeqLM, PAIRS[name], tmp_path)
+  theirs, ours, recorder = saved(transformers.AutoModelForSeq2SeqLM, PAIRS[name], tmp_path)
   source, target = drawn(11), [0, *drawn(6, 6)]
   with torch.no_grad():
     want = theirs(
@@ -78,7 +78,7 @@ def test_cross_attention_too_is_theirs(tmp_path, name):
       decoder_input_ids=torch.tensor([target]),
       output_attentions=True,
     )
-  got = activations.run(ours, attend, source, target)
+  got = activations.run(ours, recorder, source, target)
   same(got["encoder"].maps(), want.encoder_attentions)
   same(got["decoder"].maps(), want.decoder_attentions)
   same(got["decoder"].maps("cross"), want.cross_attentions)
@@ -93,8 +93,8 @@ def test_a_vits_attention_is_theirs(tmp_path):
     num_hidden_layers=2,
     intermediate_size=30,
   )
-  theirs, ours, attend = saved(transformers.AutoModelForImageClassification, config, tmp_path)
+  theirs, ours, recorder = saved(transformers.AutoModelForImageClassification, config, tmp_path)
   pixels = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
   with torch.no_grad():
     want = theirs(torch.tensor(pixels), output_attentions=True)
-  same(activations.run(ours, attend, pixels)[""].maps(), want.attentions)
+  same(activations.run(ours, recorder, pixels)[""].maps(), want.attentions)

@@ -4,8 +4,8 @@ from conftest import close, randomise
 from tinygrad import Tensor, UOp, nn
 
 from models.gpt2 import GPT2
-from tinyformer.generation.engine import Reader
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.generation.engine import Engine
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 
 V, C, B = 37, 100, 2
@@ -36,7 +36,7 @@ def test_chunks_give_the_same_logits(model, plain, cuts):
 
 def test_a_jitted_step_gives_the_same_logits(model, plain):
   cache = model.cache(B)
-  step = Jitted(
+  step = CompiledStep(
     lambda ids, start: model(ids, start, cache).realize(), (UOp.variable("start", 0, C - 1),)
   )
   for i in range(C):
@@ -63,21 +63,21 @@ def built(request, model):
   ],
 )
 def test_a_reader_gives_the_same_logits(built, plain, cuts):
-  reader, ends = Reader(built, B), [0, *cuts, C]
+  reader, ends = Engine(built, B), [0, *cuts, C]
   for start, end in zip(ends, ends[1:]):
     close(reader(IDS[:, start:end]), plain[:, end - 1])
-  assert reader.place == C
+  assert reader.position == C
 
 
 def test_a_reader_can_begin_again(model, plain):
-  reader = Reader(model, B)
+  reader = Engine(model, B)
   reader(IDS[:, ::-1])
-  reader.place = 0
+  reader.position = 0
   close(reader(IDS[:, :70]), plain[:, 69])
 
 
 def test_a_reader_refuses_what_does_not_fit(model):
-  reader = Reader(model, B)
+  reader = Engine(model, B)
   with pytest.raises(ValueError, match="101 tokens are more than the context of 100"):
     reader(np.zeros((B, C + 1)))
   with pytest.raises(ValueError, match="not 2 texts"):
@@ -87,7 +87,7 @@ def test_a_reader_refuses_what_does_not_fit(model):
 
 
 def test_reordered_rows_go_on_as_if_they_had_been_there(model, plain):
-  reader = Reader(model, B)
+  reader = Engine(model, B)
   reader(IDS[:, :10])
   reader.cache.reorder([1, 1])
   close(reader(IDS[[1, 1], 10:20]), plain[[1, 1], 19])

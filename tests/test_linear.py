@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes, nn
 
 import transformer
-from tinyformer.kernels.linear import PackedLinear, bytes_of, embed, floats_of, product
+from tinyformer.kernels.linear import PackedLinear, quantize_int8, embed, to_float32, product
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
 
@@ -55,9 +55,9 @@ def test_narrow_weights_are_widened_exactly(rows, inputs, outputs, dtype):
 
 def narrow(rows, inputs, outputs, dtype):
   x, w = Tensor(normal(rows, inputs)), normal(outputs, inputs, seed=1)
-  w = Tensor(bytes_of(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
+  w = Tensor(quantize_int8(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
   np.testing.assert_allclose(
-    PackedLinear.product(x, w).numpy(), x.numpy() @ floats_of(w).numpy().T, atol=1e-4
+    PackedLinear.product(x, w).numpy(), x.numpy() @ to_float32(w).numpy().T, atol=1e-4
   )
 
 
@@ -105,9 +105,9 @@ def test_a_bias_is_added_once(rows, inputs, outputs):
 
 def test_a_row_in_bytes_is_off_by_half_a_step_at_most():
   w = normal(5, 33) * np.array([[1e-4], [1], [50], [0], [1]], np.float32)
-  back = floats_of(Tensor(bytes_of(w))).numpy()
+  back = to_float32(Tensor(quantize_int8(w))).numpy()
   assert (
-    bytes_of(w).shape == (5, 37)
+    quantize_int8(w).shape == (5, 37)
     and (np.abs(back - w) <= np.abs(w).max(1, keepdims=True) / 127 * 0.5001).all()
     and not back[3].any()
   )
@@ -116,10 +116,12 @@ def test_a_row_in_bytes_is_off_by_half_a_step_at_most():
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8])
 def test_the_rows_of_a_table_of_any_type(dtype):
   table, w = nn.Embedding(50, 12), normal(50, 12)
-  table.weight = Tensor(bytes_of(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
+  table.weight = (
+    Tensor(quantize_int8(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
+  )
   ids = np.array([[49, 0], [7, 7]], np.int32)
   np.testing.assert_array_equal(
-    embed(table, Tensor(ids)).numpy(), floats_of(table.weight).numpy()[ids]
+    embed(table, Tensor(ids)).numpy(), to_float32(table.weight).numpy()[ids]
   )
 
 

@@ -6,7 +6,7 @@ from tinygrad import Tensor, nn
 
 import models
 import models.llama
-from layers.positions import frequencies
+from layers.positions import rope_inv_freq
 from models.llama import Llama
 from tinyformer import checkpoints
 from tinyformer.checkpoints.config import Config
@@ -22,9 +22,9 @@ SIZES = dict(
   heads=4,
   kv_heads=2,
   layers=2,
-  hidden=20,
+  ff_dim=20,
   head_dim=6,
-  turning=frequencies(6),
+  inv_freq=rope_inv_freq(6),
 )
 
 
@@ -50,7 +50,7 @@ def close(got, want):
 def test_logits_are_hugging_faces(case, parts):
   want = np.load(FIXTURES / case / "expected.npz")
   got = checkpoints.load_module(
-    FIXTURES / case, **({"attend": attention, "linear": Linear} | parts)
+    FIXTURES / case, **({"attention_fn": attention, "linear": Linear} | parts)
   )(Tensor(want["ids"])).numpy()
   assert np.abs(got - want["logits"]).max() < min(1e-4, 1e-5 * want["logits"].std())
 

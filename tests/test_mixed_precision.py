@@ -11,7 +11,7 @@ from tinygrad import Tensor, dtypes, nn
 
 from tinyformer.kernels import mixed_precision
 from tinyformer.kernels.mixed_precision import MixedLinear, attention
-from tinyformer.training.trainer import Learner
+from tinyformer.training.trainer import Trainer
 from transformer import Linear, causal_mask, loss
 
 B, T, H, K = 2, 5, 3, 7
@@ -21,7 +21,7 @@ B, T, H, K = 2, 5, 3, 7
 def way(request, monkeypatch):
   """On the CPU numbers are rounded to bfloat16 and multiplied in float32. What a GPU does is done there too, but tinygrad then rounds each product."""
   if request.param == "multiplied":
-    monkeypatch.setattr(mixed_precision, "compiles", lambda device: False)
+    monkeypatch.setattr(mixed_precision, "has_clang", lambda device: False)
   return request.param
 
 
@@ -121,10 +121,10 @@ def taught(linear, steps: int = 12, rate: float = 0.05):
   """(losses, the state) of a model that was taught what follows each of 11 tokens."""
   Tensor.manual_seed(1)
   model = Pairs(linear)
-  learner = Learner(model, lambda x, y: loss(model(x), y))
+  learner = Trainer(model, lambda x, y: loss(model(x), y))
   ids = np.arange(44).reshape(4, 11).astype(np.int32) * 3 % 11
   return [
-    learner.learn(rate, ids, (ids * 2 % 11).astype(np.int32)) for _ in range(steps)
+    learner.train_step(rate, ids, (ids * 2 % 11).astype(np.int32)) for _ in range(steps)
   ], learner.state
 
 

@@ -21,23 +21,27 @@ def test_sinusoids_in_halves_are_the_papers_in_another_order():
     positions.sinusoids_in_halves(3, 5)
 
 
-@pytest.mark.parametrize("turn", [positions.turn_halves, positions.turn_neighbours])
-def test_turned_vectors_know_only_how_far_apart_they_stand(turn):
-  q, k, f = Tensor(normal(1, 8)), Tensor(normal(1, 8, seed=1)), positions.frequencies(8)
+@pytest.mark.parametrize("rope", [positions.apply_rope_half, positions.apply_rope_interleaved])
+def test_turned_vectors_know_only_how_far_apart_they_stand(rope):
+  q, k, f = Tensor(normal(1, 8)), Tensor(normal(1, 8, seed=1)), positions.rope_inv_freq(8)
 
   def product(a, b):
     return (
-      (turn(q, *positions.rotations(a, 1, f)) * turn(k, *positions.rotations(b, 1, f))).sum().item()
+      (rope(q, *positions.rope_cos_sin(a, 1, f)) * rope(k, *positions.rope_cos_sin(b, 1, f)))
+      .sum()
+      .item()
     )
 
   assert (
     product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
     and abs(product(7, 3) - product(7, 4)) > 1e-2
   )
-  np.testing.assert_allclose(turn(q, *positions.rotations(0, 1, f)).numpy(), q.numpy(), atol=1e-6)
+  np.testing.assert_allclose(
+    rope(q, *positions.rope_cos_sin(0, 1, f)).numpy(), q.numpy(), atol=1e-6
+  )
   x = Tensor(normal(5, 8))
   np.testing.assert_allclose(
-    turn(x, *positions.rotations(3, 5, f)).square().sum(-1).numpy(),
+    rope(x, *positions.rope_cos_sin(3, 5, f)).square().sum(-1).numpy(),
     x.square().sum(-1).numpy(),
     rtol=1e-5,
   )
@@ -50,37 +54,37 @@ def test_each_pair_turns_by_its_angle():
     (complex(*pair) * np.exp(1j * p / 10000 ** (2 * i / D)))
     for i, pair in enumerate(x.reshape(3, 2))
   ]
-  c = positions.rotations(p, 1, positions.frequencies(D))
+  c = positions.rope_cos_sin(p, 1, positions.rope_inv_freq(D))
   np.testing.assert_allclose(
-    positions.turn_neighbours(Tensor(x[None]), *c).numpy()[0],
+    positions.apply_rope_interleaved(Tensor(x[None]), *c).numpy()[0],
     [y for z in pairs for y in (z.real, z.imag)],
     atol=1e-5,
   )
   np.testing.assert_allclose(
-    positions.turn_halves(Tensor(x.reshape(3, 2).T.reshape(1, 6).copy()), *c).numpy()[0],
+    positions.apply_rope_half(Tensor(x.reshape(3, 2).T.reshape(1, 6).copy()), *c).numpy()[0],
     [z.real for z in pairs] + [z.imag for z in pairs],
     atol=1e-5,
   )
 
 
 def test_a_later_start_gives_the_later_rows():
-  f, start = positions.frequencies(8), UOp.variable("start", 0, 90)
-  whole = [t.numpy() for t in positions.rotations(0, 20, f)]
+  f, start = positions.rope_inv_freq(8), UOp.variable("start", 0, 90)
+  whole = [t.numpy() for t in positions.rope_cos_sin(0, 20, f)]
   for first in (13, start.bind(13)):
-    for got, want in zip(positions.rotations(first, 4, f), whole):
+    for got, want in zip(positions.rope_cos_sin(first, 4, f), whole):
       np.testing.assert_allclose(got.numpy(), want[13:17], atol=1e-6)
 
 
 def test_scaled_frequencies():
-  plain = positions.frequencies(8)
-  assert positions.frequencies(8, scaling={"type": "linear", "factor": 4.0}) == [
+  plain = positions.rope_inv_freq(8)
+  assert positions.rope_inv_freq(8, scaling={"type": "linear", "factor": 4.0}) == [
     f / 4 for f in plain
   ]
-  ntk = positions.frequencies(8, scaling={"rope_type": "ntk", "factor": 4.0})
+  ntk = positions.rope_inv_freq(8, scaling={"rope_type": "ntk", "factor": 4.0})
   assert ntk[0] == 1 and ntk[-1] == pytest.approx(plain[-1] / 4)
-  assert positions.frequencies(8, scaling={"rope_type": "default"}) == plain
+  assert positions.rope_inv_freq(8, scaling={"rope_type": "default"}) == plain
   with pytest.raises(ValueError, match="yarn"):
-    positions.frequencies(8, scaling={"rope_type": "yarn", "factor": 2})
+    positions.rope_inv_freq(8, scaling={"rope_type": "yarn", "factor": 2})
 
 
 def test_llama3s_scaling_keeps_short_waves_and_stretches_long_ones():
@@ -91,7 +95,7 @@ def test_llama3s_scaling_keeps_short_waves_and_stretches_long_ones():
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
   }
-  plain, got = positions.frequencies(128, 5e5), positions.frequencies(128, 5e5, words)
+  plain, got = positions.rope_inv_freq(128, 5e5), positions.rope_inv_freq(128, 5e5, words)
   for f, g in zip(plain, got):
     wave = 2 * math.pi / f
     if wave < 8192 / 4:

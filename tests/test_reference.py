@@ -5,13 +5,13 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import ROOT, close, randomise, shared
+from conftest import ROOT, close, randomise, shared_data
 from tinygrad import Tensor
 
 from layers.positions import alibi
 from models import gpt2
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Reader, beam_search, generate
+from tinyformer.generation.engine import Engine, beam_search, generate
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.tokenization.wordpiece import WordPiece
@@ -22,7 +22,7 @@ transformers = pytest.importorskip("transformers")
 import make_fixtures
 
 pytestmark = pytest.mark.slow
-PLAIN = {"linear": Linear, "attend": attention}
+PLAIN = {"linear": Linear, "attention_fn": attention}
 SHAPES = list(make_fixtures.SHAPES.values())
 
 
@@ -81,7 +81,7 @@ def test_activations_are_theirs(tmp_path, activation):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_they_load_what_we_save(tmp_path, dtype):
-  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, hidden=20, eps=1e-3))
+  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, ff_dim=20, eps=1e-3))
   gpt2.save(model, tmp_path, dtype)
   ids = ids_for({"vocab_size": 61})
   close(
@@ -93,7 +93,7 @@ def test_they_load_what_we_save(tmp_path, dtype):
 
 
 def test_the_real_folder_has_their_logits():
-  folder, ids = shared("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"), [[464, 3290, 373, 1043]]
+  folder, ids = shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"), [[464, 3290, 373, 1043]]
   close(
     gpt2.load(folder)(Tensor(ids)).numpy(),
     their_logits(transformers.GPT2LMHeadModel.from_pretrained(folder).eval(), ids),
@@ -108,7 +108,7 @@ def test_greedy_text_is_theirs(tmp_path, sizes):
     torch.tensor([[1, 2, 3]]), max_new_tokens=room, do_sample=False, pad_token_id=0
   )[0, 3:].tolist()
   assert [
-    t for [t] in generate(Reader(gpt2.load(tmp_path)), [1, 2, 3], room, temperature=0)
+    t for [t] in generate(Engine(gpt2.load(tmp_path)), [1, 2, 3], room, temperature=0)
   ] == want
 
 
@@ -131,7 +131,7 @@ def test_beams_are_theirs(tmp_path, end, power):
     output_scores=True,
   )
   ours = beam_search(
-    Reader(gpt2.load(tmp_path), 4), [1, 2, 3], 12, lambda n: float(n) ** power, end
+    Engine(gpt2.load(tmp_path), 4), [1, 2, 3], 12, lambda n: float(n) ** power, end
   )
   for (ids, score), sequence, their_score in zip(
     ours, out.sequences[:, 3:].tolist(), out.sequences_scores.tolist()
@@ -277,15 +277,19 @@ def test_decoders_logits_are_theirs_padded_too(decoder, parts):
   ids = ids_for({"vocab_size": 61}, 40)
   ours = checkpoints.load_module(folder, **parts)
   close(ours(Tensor(ids)).numpy(), their_logits(model, ids), 5e-5)
-  keep = np.ones(ids.shape, bool)
-  keep[0, :9] = keep[2, :1] = False
+  attention_mask = np.ones(ids.shape, bool)
+  attention_mask[0, :9] = attention_mask[2, :1] = False
   with torch.no_grad():
     want = model(
       torch.tensor(ids),
-      attention_mask=torch.tensor(keep.astype(int)),
-      position_ids=torch.tensor((keep.cumsum(1) - 1).clip(0)),
+      attention_mask=torch.tensor(attention_mask.astype(int)),
+      position_ids=torch.tensor((attention_mask.cumsum(1) - 1).clip(0)),
     ).logits.numpy()
-  close(ours(Tensor(ids), keep=Tensor(keep)).numpy()[keep], want[keep], 5e-5)
+  close(
+    ours(Tensor(ids), attention_mask=Tensor(attention_mask)).numpy()[attention_mask],
+    want[attention_mask],
+    5e-5,
+  )
 
 
 @pytest.mark.parametrize("heads", [4, 12])
@@ -313,7 +317,7 @@ def test_decoders_texts_are_theirs(decoder, beams):
   want = model.generate(
     torch.tensor([[1, 2, 3]]), max_new_tokens=50, num_beams=beams, do_sample=False, pad_token_id=0
   )[0, 3:].tolist()
-  reader = Reader(checkpoints.load_module(folder), beams)
+  reader = Engine(checkpoints.load_module(folder), beams)
   ours = (
     beam_search(reader, [1, 2, 3], 50)[0][0]
     if beams > 1

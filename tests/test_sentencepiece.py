@@ -15,7 +15,7 @@ from tinyformer.tokenization.sentencepiece import (
   NORMAL,
   UNKNOWN,
   SentencePiece,
-  likeliest,
+  viterbi,
   merge,
   unigram,
 )
@@ -150,7 +150,7 @@ def test_the_likeliest_cut_is_the_best_of_all(word, scores):
 
 
 def test_of_equal_cuts_the_last_piece_is_the_longest():
-  assert likeliest("aaa", {"a": -1, "aa": -1}, -9) == ["a", "aa"]
+  assert viterbi("aaa", {"a": -1, "aa": -1}, -9) == ["a", "aa"]
 
 
 @given(
@@ -178,7 +178,7 @@ def test_merges_are_those_of_the_definition(word, order):
 @settings(deadline=None)
 def test_decoding_gives_the_text_back(tmp_path_factory, t):
   tokenizer = llama(tmp_path_factory)
-  spans = tokenizer.spans(t)
+  spans = tokenizer.encode_with_offsets(t)
   assert tokenizer.decode(i for i, _, _ in spans) == t
   assert sorted({n for _, a, b in spans for n in range(a, b)}) == list(range(len(t))) and [
     a for _, a, _ in spans
@@ -205,7 +205,7 @@ def test_what_is_no_piece_is_bytes(saved):
     b"\xc3",
     b"\xa9",
   ]
-  assert [(a, b) for _, a, b in tokenizer.spans("the abab é")] == [
+  assert [(a, b) for _, a, b in tokenizer.encode_with_offsets("the abab é")] == [
     (0, 3),
     (3, 4),
     (4, 8),
@@ -279,7 +279,7 @@ def test_tokenizer_json_says_the_same(saved):
     [
       (tokenizer.token(i), a, b)
       for t in ("the  theabc", "é\nabab", " x")
-      for i, a, b in tokenizer.spans(t)
+      for i, a, b in tokenizer.encode_with_offsets(t)
     ]
     for tokenizer in (
       saved("tokenizer.model", LLAMA),
@@ -320,7 +320,7 @@ def test_t5_has_a_hundred_more_ids(saved):
 
 def test_characters_are_rewritten_and_known_by_where_they_stood(saved):
   tokenizer, t = saved("spiece.model", T5), "\t the  cafe\u0301\x07 ½.\t "
-  got = [(tokenizer.token(i), t[a:b]) for i, a, b in tokenizer.spans(t)]
+  got = [(tokenizer.token(i), t[a:b]) for i, a, b in tokenizer.encode_with_offsets(t)]
   assert got == [
     (b" the", "the"),
     (b" ", "  "),
@@ -335,7 +335,7 @@ def test_characters_are_rewritten_and_known_by_where_they_stood(saved):
 
 
 def test_unknown_neighbours_are_one_token(saved):
-  assert saved("spiece.model", T5).spans("the xyz.") == [
+  assert saved("spiece.model", T5).encode_with_offsets("the xyz.") == [
     (3, 0, 3),
     (4, 3, 4),
     (2, 4, 7),

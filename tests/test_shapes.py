@@ -33,7 +33,7 @@ def test_equal_compute_is_given_once(tmp_path, capsys):
       "16",
       "--batch",
       "4",
-      "--most",
+      "--max-tokens-per-document",
       "200",
       "-o",
       str(tmp_path / "x"),

@@ -6,12 +6,12 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import shared
+from conftest import shared_data
 
 import gpt
 from tinyformer import checkpoints, cli, tokenization
 from tinyformer.checkpoints import safetensors
-from tinyformer.generation.engine import Reader, generate
+from tinyformer.generation.engine import Engine, generate
 
 
 def read(path):
@@ -37,7 +37,7 @@ def read(path):
     w[name], at = numbers[at : at + math.prod(shape)].reshape(shape), at + math.prod(shape)
   return dict(
     dim=dim,
-    hidden=hidden,
+    ff_dim=hidden,
     layers=layers,
     heads=heads,
     kv_heads=kv_heads,
@@ -143,7 +143,7 @@ def to_folder(sizes, w, folder):
         "num_attention_heads": sizes["heads"],
         "num_key_value_heads": sizes["kv_heads"],
         "num_hidden_layers": sizes["layers"],
-        "intermediate_size": sizes["hidden"],
+        "intermediate_size": sizes["ff_dim"],
         "max_position_embeddings": sizes["context"],
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
@@ -154,15 +154,18 @@ def to_folder(sizes, w, folder):
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-  (sizes, w), folder = read(shared("checkpoints/stories260K.bin")), tmp_path_factory.mktemp("story")
+  (sizes, w), folder = (
+    read(shared_data("checkpoints/stories260K.bin")),
+    tmp_path_factory.mktemp("story"),
+  )
   to_folder(sizes, w, folder)
-  to_tokenizer(shared("checkpoints/tok512.bin"), sizes["vocab"], folder)
+  to_tokenizer(shared_data("checkpoints/tok512.bin"), sizes["vocab"], folder)
   return sizes, w, folder
 
 
 def test_its_greedy_text_is_the_naive_ones_and_a_story(story):
   sizes, w, folder = story
-  ids = [t for [t] in generate(Reader(checkpoints.load_module(folder)), [1], 200, temperature=0)]
+  ids = [t for [t] in generate(Engine(checkpoints.load_module(folder)), [1], 200, temperature=0)]
   assert ids == naive(sizes, w, [1, *ids[:-1]])
   assert (
     tokenization.load(folder)

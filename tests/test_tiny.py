@@ -5,14 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, shared
+from conftest import ROOT, shared_data
 
 from models import gpt2
 from tinyformer.checkpoints import hub
-from tinyformer.generation.engine import Reader, generate
+from tinyformer.generation.engine import Engine, generate
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.training.documents import train_val_split, read_documents
 
 TINY = ROOT / "weights" / "tiny"
 
@@ -40,7 +40,7 @@ def test_its_card_says_what_it_is():
 def test_it_predicts_english():
   """It finds the next word of a common phrase likelier than an unlikely one."""
   model, tokenizer = gpt2.load(TINY), BytePairEncoding.load(TINY)
-  logits = Reader(model)(np.array([tokenizer.encode("He looked at the man and shook his")]))[0]
+  logits = Engine(model)(np.array([tokenizer.encode("He looked at the man and shook his")]))[0]
   assert (
     logits[tokenizer.encode(" head")[0]] > logits[tokenizer.encode(" the")[0]]
     and logits.argmax() == tokenizer.encode(" head")[0]
@@ -50,7 +50,7 @@ def test_it_predicts_english():
 def test_the_fast_parts_write_what_the_plain_ones_do():
   ids = BytePairEncoding.load(TINY).encode("Once upon a time")
   fast, plain = (
-    list(generate(Reader(gpt2.load(TINY, **parts)), ids, 100, temperature=0))
+    list(generate(Engine(gpt2.load(TINY, **parts)), ids, 100, temperature=0))
     for parts in (CPU_KERNELS, {})
   )
   assert len(fast) == 100 and fast == plain
@@ -58,13 +58,15 @@ def test_the_fast_parts_write_what_the_plain_ones_do():
 
 @pytest.mark.slow
 def test_nearly_all_its_words_occur_in_its_training_text():
-  documents, _ = hold_out(
-    read_documents([shared(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]),
+  documents, _ = train_val_split(
+    read_documents(
+      [shared_data(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]
+    ),
     seed=1337,
   )
   words = re.compile(r"[a-z]+(?:'[a-z]+)?")
   known = {word for d in documents for word in words.findall(d.lower())}
-  tokenizer, reader = BytePairEncoding.load(TINY), Reader(gpt2.load(TINY, **CPU_KERNELS), 8)
+  tokenizer, reader = BytePairEncoding.load(TINY), Engine(gpt2.load(TINY, **CPU_KERNELS), 8)
   texts = []
   for seed in range(1, 5):
     reader.place = 0

@@ -7,7 +7,7 @@ import shutil
 from unittest.mock import ANY
 
 import pytest
-from conftest import shared
+from conftest import shared_data
 
 from tinyformer import tokenization
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
@@ -37,8 +37,8 @@ def corpus():
     draw.choice(draw.choices(ALPHABETS, [60, 5, 4, 2, 18, 6, 1, 3])[0]) for _ in range(1_000_000)
   )
   prose = (
-    lzma.open(shared("prose/fairytales.txt.xz"), "rt", encoding="utf-8").read()[:500_000]
-    + shared("bpe-reference/german.txt").read_text()[:300_000]
+    lzma.open(shared_data("prose/fairytales.txt.xz"), "rt", encoding="utf-8").read()[:500_000]
+    + shared_data("bpe-reference/german.txt").read_text()[:300_000]
   )
   return [t[i : i + 1000] for t in (strange, prose) for i in range(0, len(t), 1000)]
 
@@ -126,7 +126,7 @@ def test_a_model_is_read_as_sentencepiece_does(tmp_path, corpus, learned, name, 
     sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / name)),
   )
   for t in corpus:
-    spans, want = ours.spans(t), theirs.encode(t, return_type="proto").pieces
+    spans, want = ours.encode_with_offsets(t), theirs.encode(t, return_type="proto").pieces
     ids, place = (
       [i for i, _, _ in spans],
       [n for n, c in enumerate(t) for _ in c.encode()] + [len(t)],
@@ -143,7 +143,7 @@ def same(ours, theirs, corpus, segments=True):
   """theirs: a tokenizers.Tokenizer.  segments: whether they matter to this kind of model."""
   shares = []
   for t in corpus:
-    spans, want = ours.spans(t), theirs.encode(t, add_special_tokens=False)
+    spans, want = ours.encode_with_offsets(t), theirs.encode(t, add_special_tokens=False)
     ids = [i for i, _, _ in spans]
     assert ids == want.ids, repr(t)
     shares.append(near(t, [((a, b), (c, d)) for (_, a, b), (c, d) in zip(spans, want.offsets)]))

@@ -24,7 +24,7 @@ from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
 from tinyformer.kernels.mixed_precision import MixedLinear, attention
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.batches import windows
-from tinyformer.training.documents import hold_out, read_documents
+from tinyformer.training.documents import train_val_split, read_documents
 
 SMALL = [
   "--vocab",
@@ -41,7 +41,7 @@ SMALL = [
   "4",
   "--warmup",
   "5",
-  "--every",
+  "--eval-interval",
   "10",
   "--lr",
   "1e-2",
@@ -112,7 +112,7 @@ def test_what_it_writes_is_a_folder_that_loads(finished):
 
 
 def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
-  _, held = hold_out(read_documents([data]), 1337)
+  _, held = train_val_split(read_documents([data]), 1337)
   tokens = len(BytePairEncoding.load(finished).encode_documents(held))
   last = log(finished)[-1]
   assert float(last["bits_per_byte"]) == pytest.approx(
@@ -184,7 +184,7 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
 
   with monkeypatch.context() as m:
     m.setattr(os, "fsync", keep)
-    train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--every", "20"])
+    train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--eval-interval", "20"])
   for i in range(len(kept)):
     for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
       if (folder / "model.safetensors").exists():
@@ -204,9 +204,9 @@ def test_the_best_model_is_in_the_folder_and_the_last_in_last(
   data, finished, tmp_path, monkeypatch
 ):
   losses = iter([3.0, 2.0, 2.5])
-  monkeypatch.setattr("tinyformer.training.trainer.Learner.measure", lambda *_: next(losses))
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer.evaluate", lambda *_: next(losses))
   monkeypatch.setattr(
-    "tinyformer.training.batches.spread", lambda pieces, most, batch: pieces[None, :batch]
+    "tinyformer.training.batches.eval_batches", lambda pieces, most, batch: pieces[None, :batch]
   )
   best, last, told, notes = (
     tmp_path / "x" / "model.safetensors",
@@ -241,7 +241,7 @@ def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
       str(finished),
       "--batch",
       "4",
-      "--every",
+      "--eval-interval",
       "1",
       *more,
     ]
@@ -296,7 +296,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(
   assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(
     math.log(257), rel=0.02
   )  # that of knowing nothing
-  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
   with pytest.raises(cli.Usage, match="--tokens characters has --vocab 257, not 300"):
@@ -304,7 +304,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [["--batch", "2", "--accumulate", "2"], ["--devices", "2"]])
+@pytest.mark.parametrize("way", [["--batch", "2", "--grad-accum-steps", "2"], ["--devices", "2"]])
 def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, capsys, way):
   for name, more in (("one", []), ("x", way)):
     assert (
@@ -324,18 +324,18 @@ def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, caps
 class Idle:
   """A learner that only counts. Its 15th loss is no number."""
 
-  drawn, steps = dict[str, list[int]](), 0
+  rng_state, steps = dict[str, list[int]](), 0
 
   def __init__(self, model, *_, **__):
     self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
 
-  def measure(self, *_):
+  def evaluate(self, *_):
     return 1.0
 
   def copy_to(self, model):
     model.steps = self.steps
 
-  def learn(self, *_):
+  def train_step(self, *_):
     self.steps += 1
     return 1.0 if self.steps < 15 else math.nan
 
@@ -343,9 +343,9 @@ class Idle:
 def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_path, monkeypatch):
   """At each look the model that writes gets what was learned."""
   seen = list[int]()
-  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   monkeypatch.setattr(
-    "tinyformer.generation.engine.Reader", lambda model: SimpleNamespace(model=model)
+    "tinyformer.generation.engine.Engine", lambda model: SimpleNamespace(model=model)
   )
   monkeypatch.setattr(
     "tinyformer.generation.engine.generate",
@@ -362,7 +362,7 @@ def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_pat
         "2",
         "--steps",
         "3",
-        "--every",
+        "--eval-interval",
         "1",
         "--sample",
         "5",
@@ -383,7 +383,7 @@ def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_
   model = train.make(args, [])[0]
   assert (
     type(model.blocks[0].ff.up) is MixedLinear
-    and model.blocks[0].attn.attend is attention
+    and model.blocks[0].attn.attention_fn is attention
     and model.product is MixedLinear.product
   )
   with pytest.raises(cli.Usage, match="small gradients"):
@@ -458,7 +458,7 @@ def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
 
 
 def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_path, monkeypatch):
-  monkeypatch.setattr("tinyformer.training.trainer.Learner", Idle)
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   with pytest.raises(
     ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"
   ):
@@ -484,7 +484,7 @@ def test_the_rate_rises_and_falls():
 @pytest.mark.parametrize(
   "flag",
   [
-    ("--every", "0"),
+    ("--eval-interval", "0"),
     ("--heads", "0"),
     ("--batch", "0"),
     ("--steps", "-5"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tinygrad import Device, Tensor, nn
 
-from tinyformer.training.trainer import Learner
+from tinyformer.training.trainer import Trainer
 from transformer import Linear, loss
 
 
@@ -24,7 +24,7 @@ def taught(pieces: int = 1, devices: int = 0, clip: float = 0.05) -> dict[str, n
   """What a small model is after three steps, by name, and the losses of the steps."""
   Tensor.manual_seed(1)
   model = Pairs()
-  learner = Learner(
+  learner = Trainer(
     model,
     lambda x, y: loss(model(x), y),
     clip=clip,
@@ -34,7 +34,7 @@ def taught(pieces: int = 1, devices: int = 0, clip: float = 0.05) -> dict[str, n
   losses = []
   for step in range(3):
     ids = np.random.default_rng(step).integers(0, 11, (4, 9)).astype(np.int32)
-    losses.append(learner.learn(1e-2, ids[:, :-1].copy(), ids[:, 1:].copy()))
+    losses.append(learner.train_step(1e-2, ids[:, :-1].copy(), ids[:, 1:].copy()))
   other = Pairs()
   learner.copy_to(other)
   copied = {f"copied.{name}": t.numpy() for name, t in nn.state.get_state_dict(other).items()}
@@ -73,14 +73,14 @@ class Slopes:
 def test_a_step_is_adamws_of_the_clipped_gradient_and_only_matrices_decay():
   """Loshchilov & Hutter 2019, algorithm 2, with the step's rate on its decay, in numpy."""
   model, rates, clip, decay, b1, b2 = Slopes(), (0.1, 0.05, 0.2), 3.0, 0.5, 0.9, 0.95
-  learner = Learner(model, model, weight_decay=decay, clip=clip, b2=b2)
+  learner = Trainer(model, model, weight_decay=decay, clip=clip, b2=b2)
   want, m, v = [np.ones((3, 4)), np.ones(4)], [0.0, 0.0], [0.0, 0.0]
   for t, rate in enumerate(rates, 1):
     slopes = [
       np.random.default_rng(t).normal(0, 0.3 * t, shape).astype(np.float32)
       for shape in ((3, 4), (4,))
     ]  # their length is below 3, then above
-    value = learner.learn(rate, *slopes)
+    value = learner.train_step(rate, *slopes)
     assert value == pytest.approx(
       sum((w * g).sum() for w, g in zip(want, slopes)), rel=1e-4, abs=1e-5
     )
@@ -104,19 +104,19 @@ def test_dropout_draws_anew_in_each_step(devices):
   model = Pairs(dropout=0.5)
   Tensor.realize(*nn.state.get_parameters(model))
   Tensor.manual_seed(1)
-  learner = Learner(
+  learner = Trainer(
     model, lambda x, y: loss(model(x), y), devices=[f"{Device.DEFAULT}:{i}" for i in range(devices)]
   )
-  ids, losses, drawn = (
+  ids, losses, rng_state = (
     np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32),
     list[float](),
     list[dict[str, list[int]]](),
   )
   for _ in range(4):
-    drawn.append(learner.drawn)
-    losses.append(learner.learn(0.0, ids[:, :-1].copy(), ids[:, 1:].copy()))
-  assert len(set(losses)) == 4 and len(drawn[0]) == max(1, devices)
-  for device in drawn[0]:
-    assert [d[device][0] for d in drawn] == [i * drawn[1][device][0] for i in range(4)] and drawn[
-      1
-    ][device][0] > 0
+    rng_state.append(learner.rng_state)
+    losses.append(learner.train_step(0.0, ids[:, :-1].copy(), ids[:, 1:].copy()))
+  assert len(set(losses)) == 4 and len(rng_state[0]) == max(1, devices)
+  for device in rng_state[0]:
+    assert [d[device][0] for d in rng_state] == [
+      i * rng_state[1][device][0] for i in range(4)
+    ] and rng_state[1][device][0] > 0

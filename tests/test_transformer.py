@@ -211,8 +211,8 @@ def test_sinusoids_are_those_of_the_oracle():
 
 def test_an_offset_turns_the_sinusoids_of_all_places_alike():
   table = transformer.sinusoids(20, 8).numpy().astype(np.float64)
-  turn = np.linalg.lstsq(table[:-3], table[3:], rcond=None)[0]
-  np.testing.assert_allclose(table[:-3] @ turn, table[3:], atol=1e-5)
+  rope = np.linalg.lstsq(table[:-3], table[3:], rcond=None)[0]
+  np.testing.assert_allclose(table[:-3] @ rope, table[3:], atol=1e-5)
 
 
 def test_sinusoids_come_in_pairs():

@@ -6,7 +6,7 @@ from tinygrad import Tensor
 
 from experiments.translate import CONTEXT, Translator, encode, paired, sentences
 from tinyformer import cli
-from tinyformer.generation.kv_cache import SourceCache
+from tinyformer.generation.kv_cache import EncoderDecoderCache
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from transformer import padding_mask
 
@@ -55,13 +55,14 @@ def test_padding_of_the_source_and_the_cache_change_nothing():
   plain = model(Tensor(source), Tensor(target)).numpy()
   padded = np.pad(source, ((0, 0), (0, 3)), constant_values=18)
   assert np.allclose(model(Tensor(padded), Tensor(target)).numpy(), plain, atol=1e-4)
-  cache = SourceCache(
-    model.memories(Tensor(padded), Tensor(padded != 18)),
+  cache = EncoderDecoderCache(
+    model.cross_kv(Tensor(padded), Tensor(padded != 18)),
     padding_mask(Tensor(padded != 18)),
     1,
     CONTEXT,
   )
   pieces = [
-    model.head(model.hidden(Tensor(target[:, a:b]), a, cache)).numpy() for a, b in ((0, 3), (3, 4))
+    model.head(model.last_hidden_state(Tensor(target[:, a:b]), a, cache)).numpy()
+    for a, b in ((0, 3), (3, 4))
   ]
   assert np.allclose(np.concatenate(pieces, 1), plain, atol=1e-4)

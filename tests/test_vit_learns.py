@@ -7,7 +7,7 @@ from tinygrad import Tensor
 
 from models import vit
 from tinyformer import checkpoints
-from tinyformer.training.trainer import Learner
+from tinyformer.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # it compiles a step of learning
 CLASSES = ["across", "down", "chequered"]
@@ -33,12 +33,12 @@ def taught(folder, shuffled):
   """The folder's model with a new head after 150 steps, each on 32 pictures of its own, with their labels or with these shuffled."""
   model = checkpoints.load_module(folder)
   model.new_head(CLASSES)
-  learner = Learner(
+  learner = Trainer(
     model, lambda pixels, kinds: model(pixels).sparse_categorical_crossentropy(kinds)
   )
   for step in range(150):
     pixels, kinds = pictures(32, seed=step)
-    learner.learn(
+    learner.train_step(
       3e-3, pixels, np.random.default_rng(step).permutation(kinds) if shuffled else kinds
     )
   return model
@@ -53,7 +53,7 @@ def test_it_learns_other_classes_and_is_saved_with_them(tmp_path):
   """Of shuffled labels it learns nothing."""
   vit.save(
     randomise(
-      vit.ViT(["cat", "dog"], (12, 12), (4, 4), dim=48, heads=3, layers=1, hidden=48, eps=1e-6)
+      vit.ViT(["cat", "dog"], (12, 12), (4, 4), dim=48, heads=3, layers=1, ff_dim=48, eps=1e-6)
     ),
     tmp_path / "old",
   )

@@ -82,7 +82,7 @@ def test_it_is_put_together_again():
 
 def test_spans_are_the_characters_that_pieces_came_from():
   t = " \0Un\u200baffable CAFE\u0301中$x [MASK]"
-  spans = WordPiece(VOCAB).spans(t, ["[MASK]"])
+  spans = WordPiece(VOCAB).encode_with_offsets(t, ["[MASK]"])
   assert [(PIECES[i], t[a:b]) for i, a, b in spans] == [
     ("un", "Un"),
     ("##aff", "aff"),

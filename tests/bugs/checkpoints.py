@@ -15,8 +15,8 @@ BUGS = [
     "experts in the order of their names",
     "tinyformer/checkpoints/safetensors.py",
     "join",
-    "Joined([by_number[i] for i in range(len(by_number))])",
-    "Joined([by_number[i] for i in reversed(range(len(by_number)))])",
+    "ConcatenatedTensor([by_number[i] for i in range(len(by_number))])",
+    "ConcatenatedTensor([by_number[i] for i in reversed(range(len(by_number)))])",
     "llama",
   ),
   Bug(
@@ -38,7 +38,7 @@ BUGS = [
   Bug(
     "a bias kept in 16 bits",
     "tinyformer/checkpoints/safetensors.py",
-    "fill",
+    "load_weights",
     ' and "bias" not in o',
     "",
     "encoder_decoders",

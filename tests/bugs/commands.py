@@ -7,8 +7,8 @@ BUGS = [
     "a drawn token's list of one",
     "gpt.py",
     "Writer.__init__",
-    "likeliest=args.top_k if args.temperature else 1",
-    "likeliest=1",
+    "top_k=args.top_k if args.temperature else 1",
+    "top_k=1",
     "gpt_command",
   ),
   Bug(

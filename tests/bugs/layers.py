@@ -6,7 +6,7 @@ BUGS = [
   Bug(
     "pairs of another rotation",
     "layers/positions.py",
-    "turn_halves",
+    "apply_rope_half",
     "a, b = x.chunk(2, dim=-1)",
     "a, b = x[..., 0::2], x[..., 1::2]",
     "llama",

@@ -14,7 +14,7 @@ BUGS = [
   Bug(
     "unknown neighbours not one token",
     "tinyformer/tokenization/sentencepiece.py",
-    "SentencePiece.cut",
+    "SentencePiece.tokenize",
     "spans.pop()[1] if fused else s.starts[a]",
     "s.starts[a]",
     "sentencepiece",
@@ -22,7 +22,7 @@ BUGS = [
   Bug(
     "the least likely cut",
     "tinyformer/tokenization/sentencepiece.py",
-    "likeliest",
+    "viterbi",
     "rounded(best[i] + score)) > best[j]",
     "rounded(best[i] + score)) > -best[j]",
     "sentencepiece",

@@ -6,7 +6,7 @@ BUGS = [
   Bug(
     "gradients of pieces added up, not averaged",
     "tinyformer/training/trainer.py",
-    "Learner.__init__.add",
+    "Trainer.__init__.add",
     "+ g / pieces)",
     "+ g)",
     "trainer",
@@ -14,7 +14,7 @@ BUGS = [
   Bug(
     "the gradient of the last step added to",
     "tinyformer/training/trainer.py",
-    "Learner.__init__.add",
+    "Trainer.__init__.add",
     "s.assign(s * self.copied(keep) + g / pieces)",
     "s.assign(s + g / pieces)",
     "trainer",
@@ -22,7 +22,7 @@ BUGS = [
   Bug(
     "random numbers that are the same in each step",
     "tinyformer/training/trainer.py",
-    "Learner.__init__",
+    "Trainer.__init__",
     "for device in self.devices or (Device.DEFAULT,): "
     "Tensor._next_counter(Device.canonicalize(device), 0)",
     "pass",
@@ -31,7 +31,7 @@ BUGS = [
   Bug(
     "parameters kept in bfloat16",
     "tinyformer/training/trainer.py",
-    "Learner.__init__",
+    "Trainer.__init__",
     "for p in params: p.replace(self.copied(p))",
     "for p in params: p.replace(self.copied(p).cast(dtypes.bfloat16).contiguous())",
     "mixed_precision",

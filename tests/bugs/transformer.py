@@ -142,7 +142,7 @@ BUGS = [
   Bug(
     "keys shared by every other head",
     "transformer.py",
-    "shared",
+    "repeat_kv",
     "x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)",
     "x.repeat(1, int(q.shape[-3] // x.shape[-3]), 1, 1)",
     "llama",

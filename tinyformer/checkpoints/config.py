@@ -66,7 +66,7 @@ class Config(dict[str, Any]):
     raise ValueError(f"{self.source}: the {name} {value!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
-def loader(from_config: Callable, names: safetensors.Names) -> Callable:
+def loader(from_config: Callable, names: safetensors.KeyMap) -> Callable:
   """A family's `load`. from_config: a Config and parts -> the model, untrained."""
 
   def load(folder: str | Path, dtype: str = "float32", **parts):
@@ -77,9 +77,11 @@ def loader(from_config: Callable, names: safetensors.Names) -> Callable:
     """
     if dtype == "int8":
       parts = {"linear": PackedLinear} | parts  # the plain one cannot read it
-    with safetensors.undrawn():
+    with safetensors.skip_init():
       model = from_config(Config.read(folder), **parts)
-    safetensors.fill(model, safetensors.read(Path(folder)), names, safetensors.DTYPES[dtype])
+    safetensors.load_weights(
+      model, safetensors.read(Path(folder)), names, safetensors.DTYPES[dtype]
+    )
     return model
 
   return load

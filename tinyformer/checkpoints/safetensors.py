@@ -15,8 +15,8 @@ import numpy as np
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
-from tinyformer.kernels.c_kernel import memory_of
-from tinyformer.kernels.linear import bytes_of, floats_of
+from tinyformer.kernels.c_kernel import buffer_of
+from tinyformer.kernels.linear import quantize_int8, to_float32
 
 WIDTHS = {
   "F64": 8,
@@ -39,7 +39,7 @@ DTYPES = {
 }
 
 
-class Entry(NamedTuple):
+class TensorInfo(NamedTuple):
   """A tensor in a file, not yet read."""
 
   path: Path
@@ -70,10 +70,10 @@ class Entry(NamedTuple):
     )
 
 
-class Joined(NamedTuple):
+class ConcatenatedTensor(NamedTuple):
   """Tensors of one shape, one below the other."""
 
-  entries: list[Entry]
+  entries: list[TensorInfo]
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Joined(NamedTuple):
     )
 
 
-def read_safetensors(path: Path) -> dict[str, Entry]:
+def read_safetensors(path: Path) -> dict[str, TensorInfo]:
   """What a .safetensors file holds. Raises ValueError if the file is not whole: https://github.com/huggingface/safetensors#format."""
   size = path.stat().st_size
   try:
@@ -114,7 +114,7 @@ def read_safetensors(path: Path) -> dict[str, Entry]:
         or min(shape, default=0) < 0
       ):
         raise ValueError(f"{name} of shape {shape} does not fit bytes {first} to {last}")
-      entries[name], end = Entry(path, entry["dtype"], shape, 8 + length + first), last
+      entries[name], end = TensorInfo(path, entry["dtype"], shape, 8 + length + first), last
     if 8 + length + end != size:
       raise ValueError(f"it should be {8 + length + end:,} bytes long and is {size:,}")
     return entries
@@ -139,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
   return value
 
 
-def read(folder: Path) -> dict[str, Entry]:
+def read(folder: Path) -> dict[str, TensorInfo]:
   """The tensors of a folder, from model.safetensors or from the shards that its index names."""
   if (path := folder / "model.safetensors").exists():
     return read_safetensors(path)
@@ -160,7 +160,7 @@ def read(folder: Path) -> dict[str, Entry]:
   raise FileNotFoundError(f"{folder} has no model.safetensors")
 
 
-class Names(NamedTuple):
+class KeyMap(NamedTuple):
   """How a family's checkpoint calls our parameters. All patterns are regular expressions.
 
   ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
@@ -169,84 +169,90 @@ class Names(NamedTuple):
   absent: theirs that files may lack, and why; ours then stay as the model starts with.
   """
 
-  ours: dict[str, str]
-  turned: str = "$^"
-  left: dict[str, str] = {}
-  older: dict[str, str] = {}
-  joined: dict[str, str] = {}
-  absent: dict[str, str] = {}
+  rules: dict[str, str]
+  transposed: str = "$^"
+  ignored: dict[str, str] = {}
+  legacy: dict[str, str] = {}
+  stacked: dict[str, str] = {}
+  optional: dict[str, str] = {}
 
   def table(self, model) -> dict[str, list[str]]:
     """Each name in the file, with the parameters of ours that it holds."""
     table: dict[str, list[str]] = {}
     for name in nn.state.get_state_dict(model):
-      pattern = next(p for p in self.ours if re.match(p, name))
-      table.setdefault(re.sub(pattern, self.ours[pattern], name), []).append(name)
+      pattern = next(p for p in self.rules if re.match(p, name))
+      table.setdefault(re.sub(pattern, self.rules[pattern], name), []).append(name)
     return table
 
 
-def join(entries: dict[str, Entry], patterns: dict[str, str]) -> dict[str, Entry | Joined]:
+def join(
+  entries: dict[str, TensorInfo], patterns: dict[str, str]
+) -> dict[str, TensorInfo | ConcatenatedTensor]:
   """The entries, of which those that a pattern matches are one under the name that it gives them. Raises ValueError where one is missing or of another shape."""
-  joined: dict[str, Entry | Joined] = {}
-  several: dict[str, dict[int, Entry]] = {}
+  stacked: dict[str, TensorInfo | ConcatenatedTensor] = {}
+  several: dict[str, dict[int, TensorInfo]] = {}
   for name, entry in entries.items():
     if pattern := next((p for p in patterns if re.fullmatch(p, name)), None):
       several.setdefault(re.sub(pattern, patterns[pattern], name), {})[
         int(re.sub(pattern, r"\2", name))
       ] = entry
     else:
-      joined[name] = entry
+      stacked[name] = entry
   for name, by_number in several.items():
     if (
       sorted(by_number) != list(range(len(by_number)))
       or len({e.shape for e in by_number.values()}) > 1
     ):
       raise ValueError(
-        f"{name} should be as many tensors of one shape as there are, from 0 on, not {listed([str(i) for i in sorted(by_number)])}"
+        f"{name} should be as many tensors of one shape as there are, from 0 on, not {summarize([str(i) for i in sorted(by_number)])}"
       )
-    joined[name] = Joined([by_number[i] for i in range(len(by_number))])
-  return joined
+    stacked[name] = ConcatenatedTensor([by_number[i] for i in range(len(by_number))])
+  return stacked
 
 
-def fill(model, found: dict[str, Entry], names: Names, dtype: DType = dtypes.float32) -> None:
+def load_weights(
+  model, found: dict[str, TensorInfo], names: KeyMap, dtype: DType = dtypes.float32
+) -> None:
   """Gives every parameter its numbers, the matrices as `dtype`, in int8 as parts.linear has it: norms and biases are few, and stay float32.
 
   Raises ValueError for a tensor that only one side has, or whose shape is another.
   """
-  for pattern, spelling in names.older.items():
+  for pattern, spelling in names.legacy.items():
     found = {re.sub(pattern, spelling, name): entry for name, entry in found.items()}
-  entries = join(found, names.joined)
+  entries = join(found, names.stacked)
   table, params = names.table(model), nn.state.get_state_dict(model)
   entries = {
     name: entry
     for name, entry in entries.items()
-    if name in table or not any(re.match(p, name) for p in names.left)
+    if name in table or not any(re.match(p, name) for p in names.ignored)
   }
   table = {
     name: ours
     for name, ours in table.items()
-    if name in entries or not any(re.match(p, name) for p in names.absent)
+    if name in entries or not any(re.match(p, name) for p in names.optional)
   }
   if missing := sorted(table.keys() - entries.keys()):
-    raise ValueError(f"the checkpoint lacks {listed(missing)}")
+    raise ValueError(f"the checkpoint lacks {summarize(missing)}")
   if extra := sorted(entries.keys() - table.keys()):
-    raise ValueError(f"the checkpoint has {listed(extra)}, unknown to this model")
+    raise ValueError(f"the checkpoint has {summarize(extra)}, unknown to this model")
   for name, ours in table.items():
     shape = (sum(params[o].shape[0] for o in ours), *params[ours[0]].shape[1:])
-    turned = re.search(names.turned, name) is not None
+    turned = re.search(names.transposed, name) is not None
     if entries[name].shape != (want := shape[::-1] if turned else shape):
       raise ValueError(
         f"{name} is of shape {entries[name].shape}, for this config.json it should be {want}"
       )
   rooms = {
-    o: Room(params[o], dtype if params[o].ndim == 2 and "bias" not in o else dtypes.float32)
+    o: ParameterWriter(
+      params[o], dtype if params[o].ndim == 2 and "bias" not in o else dtypes.float32
+    )
     for ours in table.values()
     for o in ours
   }
 
   def place(name: str) -> None:
     entry, ours = entries[name], [rooms[o] for o in table[name]]
-    if re.search(names.turned, name):
+    if re.search(names.transposed, name):
       for room, part in zip(ours, np.split(entry.numpy(), len(ours), -1)):
         room.put(0, part.T)
     else:
@@ -267,7 +273,7 @@ def fill(model, found: dict[str, Entry], names: Names, dtype: DType = dtypes.flo
       pass  # an error is raised here
 
 
-class Room:
+class ParameterWriter:
   """The memory of a parameter, which now becomes of a dtype, as an array to be filled."""
 
   def __init__(self, t: Tensor, dtype: DType):
@@ -284,7 +290,7 @@ class Room:
     )
     self.here = t.device == "CPU"  # the device's memory is this process's own
     self.memory = (
-      np.frombuffer(memory_of(t).as_memoryview(force_zero_copy=True), kind).reshape(t.shape)
+      np.frombuffer(buffer_of(t).as_memoryview(force_zero_copy=True), kind).reshape(t.shape)
       if self.here
       else np.empty(t.shape, kind)
     )
@@ -319,12 +325,12 @@ CONVERT: dict[DType, Callable[[np.ndarray], np.ndarray]] = {
   dtypes.float32: lambda x: x,
   dtypes.float16: lambda x: x.astype(np.float16),
   dtypes.bfloat16: bfloat16,
-  dtypes.int8: bytes_of,
+  dtypes.int8: quantize_int8,
 }
 
 
 @contextlib.contextmanager
-def undrawn() -> Iterator[None]:
+def skip_init() -> Iterator[None]:
   """A model that is made under this has parameters without numbers, for `fill`: to draw GPT-2's in vain takes tinygrad a second."""
 
   def empty(*shape: int, **_: Any) -> Tensor:
@@ -334,12 +340,12 @@ def undrawn() -> Iterator[None]:
     yield
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def summarize(names: Sequence[str], most: int = 3) -> str:
   return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
   """Write to the path that this gives: the file takes its name only once it is whole and on the disk, and is removed if that fails."""
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
@@ -366,26 +372,26 @@ def write_safetensors(
     }
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
-  with replacing(path) as part, open(part, "wb") as f:
+  with atomic_write(path) as part, open(part, "wb") as f:
     f.write(len(text).to_bytes(8, "little") + text)
     for array in tensors.values():
       f.write(np.ascontiguousarray(array).data)
 
 
 def write_text(path: Path, text: str) -> None:
-  with replacing(path) as part:
+  with atomic_write(path) as part:
     part.write_text(text, encoding="utf-8")
 
 
 def write(
-  model, folder: Path, config: dict[str, Any], names: Names, dtype: str = "float32"
+  model, folder: Path, config: dict[str, Any], names: KeyMap, dtype: str = "float32"
 ) -> None:
   """Writes config.json and then model.safetensors, each whole or not at all, the tensors under the checkpoint's names and in its layout."""
   folder.mkdir(parents=True, exist_ok=True)
   params, tensors = nn.state.get_state_dict(model), {}
   for name, ours in names.table(model).items():
-    whole = np.concatenate([floats_of(params[o]).numpy() for o in ours]).astype(dtype)
-    tensors[name] = whole.T if re.search(names.turned, name) else whole
+    whole = np.concatenate([to_float32(params[o]).numpy() for o in ours]).astype(dtype)
+    tensors[name] = whole.T if re.search(names.transposed, name) else whole
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
   write_safetensors(
     folder / "model.safetensors", tensors

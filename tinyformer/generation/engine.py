@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tinygrad import Tensor, UOp, nn
 
-from tinyformer.generation.generation_config import Constraint, Settings, normalised
-from tinyformer.generation.kv_cache import Cache, SourceCache
-from tinyformer.kernels.compiled_step import Jitted
-from tinyformer.kernels.exact_top_k import Shortlist
+from tinyformer.generation.generation_config import LogitsProcessor, GenerationConfig, normalised
+from tinyformer.generation.kv_cache import KVCache, EncoderDecoderCache
+from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.exact_top_k import ExactTopKHead
 from transformer import padding_mask
 
 
-class Reader:
+class Engine:
   """A model that reads `batch` texts of one length side by side, piece by piece, each token once: the cache keeps what was read.
 
   place: how many tokens of each text it has read; at most `context`.  cache: the model's own for so many texts; without one, a new one.
@@ -33,31 +33,33 @@ class Reader:
     model,
     batch: int = 1,
     key: str | None = None,
-    cache: Cache | None = None,
-    likeliest: int | None = None,
+    cache: KVCache | None = None,
+    top_k: int | None = None,
   ):
-    known = nn.state.get_state_dict(model)
-    Tensor.realize(*known.values())
-    self.cache: Cache = cache or model.cache(batch)
-    self.context, self.batch, self.place = self.cache.context, batch, 0
-    known |= {f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()}
-    head, self.likeliest = model.head, likeliest or None
-    if likeliest and Shortlist.serves(model.unembedding, batch, likeliest):
-      head = Shortlist(model.unembedding, likeliest, key)
-      known |= {"shortlist.copy": head.copy, "shortlist.slack": head.slack}
+    captured_buffers = nn.state.get_state_dict(model)
+    Tensor.realize(*captured_buffers.values())
+    self.cache: KVCache = cache or model.cache(batch)
+    self.context, self.batch, self.position = self.cache.context, batch, 0
+    captured_buffers |= {
+      f"cache.{name}": t for name, t in nn.state.get_state_dict(self.cache).items()
+    }
+    head, self.top_k = model.head, top_k or None
+    if top_k and ExactTopKHead.supports(model.unembedding, batch, top_k):
+      head = ExactTopKHead(model.unembedding, top_k, key)
+      captured_buffers |= {"shortlist.copy": head.copy, "shortlist.slack": head.slack}
       key = key and f"{key} {head.count}"
 
     def read(ids: Tensor, start: UOp, last: UOp) -> Tensor:
-      return head(model.hidden(ids, start, self.cache, at=last)).float().realize()
+      return head(model.last_hidden_state(ids, start, self.cache, at=last)).float().realize()
 
     def token(ids: Tensor, start: UOp) -> Tensor:
-      return head(model.hidden(ids, start, self.cache)).float().realize()
+      return head(model.last_hidden_state(ids, start, self.cache)).float().realize()
 
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps = {
-      n: Jitted(read, (start, UOp.variable("last", 0, n - 1)), known, key)
+      n: CompiledStep(read, (start, UOp.variable("last", 0, n - 1)), captured_buffers, key)
       if n > 1
-      else Jitted(token, (start,), known, key)
+      else CompiledStep(token, (start,), captured_buffers, key)
       for n in self.PIECES
     }
 
@@ -66,21 +68,22 @@ class Reader:
     ids = np.asarray(ids, dtype=np.int32)
     if ids.ndim != 2 or ids.shape[0] != self.batch or not ids.size:
       raise ValueError(f"ids of shape {ids.shape} are not {self.batch} texts of a token or more")
-    if self.place + ids.shape[1] > self.context:
+    if self.position + ids.shape[1] > self.context:
       raise ValueError(
-        f"{self.place + ids.shape[1]:,} tokens are more than the context of {self.context:,}"
+        f"{self.position + ids.shape[1]:,} tokens are more than the context of {self.context:,}"
       )
     while left := ids.shape[1]:
       n = next(
-        (n for n in self.PIECES if left > n / 2 and left > 8 and self.place + n <= self.context), 1
+        (n for n in self.PIECES if left > n / 2 and left > 8 and self.position + n <= self.context),
+        1,
       )
-      piece, ids, row = ids[:, :n], ids[:, n:], self.cache.row(self.place, n)
+      piece, ids, row = ids[:, :n], ids[:, n:], self.cache.reserve(self.position, n)
       if n == 1:
         logits = self.steps[1](piece, start=row)
       else:  # what is read past the piece is later than any query, and overwritten
         padded = np.pad(piece, ((0, 0), (0, n - piece.shape[1])))
         logits = self.steps[n](padded, start=row, last=piece.shape[1] - 1)
-      self.place += piece.shape[1]
+      self.position += piece.shape[1]
     return logits[:, -1].copy()
 
 
@@ -106,15 +109,17 @@ def probabilities(
   return p
 
 
-def constrained(
-  scores: np.ndarray, ids: Sequence[int], constraints: Sequence[Constraint]
+def process_logits(
+  scores: np.ndarray, ids: Sequence[int], logits_processors: Sequence[LogitsProcessor]
 ) -> np.ndarray:
   """Scores (V,) of the token after ids, when each constraint in turn has had its say."""
-  return functools.reduce(lambda scores, constrain: constrain(ids, scores), constraints, scores)
+  return functools.reduce(
+    lambda scores, constrain: constrain(ids, scores), logits_processors, scores
+  )
 
 
 def generate(
-  reader: Reader,
+  reader: Engine,
   ids: Sequence[int],
   tokens: int,
   temperature: float = 0.8,
@@ -122,7 +127,7 @@ def generate(
   top_p: float = 1.0,
   seed: int | None = None,
   end: int | None = None,
-  constraints: Sequence[Constraint] = (),
+  logits_processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[list[int | None]]:
   """Has the reader read `ids` and write on: yields the next token of each of its texts, None for a text that has met `end`.
 
@@ -130,15 +135,11 @@ def generate(
   text n of several is what it would be among fewer. Raises ValueError if `ids` is empty or does not leave room for a token, and for a reader
   that gives the logits of fewer tokens than are drawn from.
   """
-  if reader.likeliest and (
-    constraints or not 0 < (top_k if temperature else 1) <= reader.likeliest
-  ):
+  if reader.top_k and (logits_processors or not 0 < (top_k if temperature else 1) <= reader.top_k):
+    raise ValueError(f"this reader gives the logits of the {reader.top_k} likeliest tokens alone")
+  if reader.position + len(ids) >= reader.context:
     raise ValueError(
-      f"this reader gives the logits of the {reader.likeliest} likeliest tokens alone"
-    )
-  if reader.place + len(ids) >= reader.context:
-    raise ValueError(
-      f"{reader.place + len(ids):,} tokens leave no room in a context of {reader.context:,}"
+      f"{reader.position + len(ids):,} tokens leave no room in a context of {reader.context:,}"
     )
   draws = [
     np.random.default_rng(None if seed is None else [seed, row]) for row in range(reader.batch)
@@ -148,8 +149,8 @@ def generate(
     [True] * reader.batch,
     reader(np.tile(np.array(ids, dtype=np.int32), (reader.batch, 1))),
   )
-  for left in reversed(range(min(tokens, reader.context - reader.place))):
-    scores = [constrained(row, text, constraints) for row, text in zip(logits, texts)]
+  for left in reversed(range(min(tokens, reader.context - reader.position))):
+    scores = [process_logits(row, text, logits_processors) for row, text in zip(logits, texts)]
     chosen = [
       int(draw.choice(len(row), p=probabilities(row, temperature, top_k, top_p)))
       for draw, row in zip(draws, scores)
@@ -164,13 +165,13 @@ def generate(
 
 
 def beam_search(
-  reader: Reader,
+  reader: Engine,
   ids: Sequence[int],
   tokens: int,
   length_penalty: Callable[[int], float] = float,
   end: int | None = None,
-  constraints: Sequence[Constraint] = (),
-  hope: Callable[[float, int], float] | None = None,
+  logits_processors: Sequence[LogitsProcessor] = (),
+  best_possible_score: Callable[[float, int], float] | None = None,
 ) -> list[tuple[list[int], float]]:
   """The continuations of `ids` that the model finds likeliest, best first, each with its score; as many as the reader's texts.
 
@@ -179,19 +180,19 @@ def beam_search(
   hope: what score an unfinished one may yet reach, from its sum and number of tokens; its score now, if None. When as many are finished and none
   of them scores less than the best unfinished one may, the search is over. Raises ValueError for a reader of the likeliest tokens' logits alone.
   """
-  if reader.likeliest:
+  if reader.top_k:
     raise ValueError(
       "beams need the logits of all tokens, and this reader gives those of the likeliest alone"
     )
   beams = reader.batch
-  hope = hope or (lambda total, n: total / length_penalty(n))
+  best_possible_score = best_possible_score or (lambda total, n: total / length_penalty(n))
   logits = reader(np.tile(np.array(ids, dtype=np.int32), (beams, 1)))
   running: list[list[int]] = [[] for _ in range(beams)]
   sums = np.array([0.0] + [-np.inf] * (beams - 1))  # at first all are alike: one counts
   finished: list[tuple[list[int], float]] = []
-  for n in range(1, min(tokens, reader.context - reader.place) + 1):
+  for n in range(1, min(tokens, reader.context - reader.position) + 1):
     log_p = [
-      constrained(normalised([], row), [*ids, *text], constraints)
+      process_logits(normalised([], row), [*ids, *text], logits_processors)
       for row, text in zip(logits.astype(np.float64), running)
     ]
     totals = (sums[:, None] + log_p).ravel()
@@ -211,10 +212,10 @@ def beam_search(
       np.array([total for *_, total in kept]),
     )
     finished = sorted(finished, key=lambda f: -f[1])[:beams]
-    if len(finished) == beams and finished[-1][1] >= hope(float(sums.max()), n):
+    if len(finished) == beams and finished[-1][1] >= best_possible_score(float(sums.max()), n):
       return finished
-    if n < tokens and reader.place < reader.context:
-      reader.cache.reorder([row for row, *_ in kept], reader.place)
+    if n < tokens and reader.position < reader.context:
+      reader.cache.reorder([row for row, *_ in kept], reader.position)
       logits = reader(np.array([[token] for _, token, _ in kept]))
   return sorted(
     finished + [(r, float(s) / length_penalty(len(r))) for r, s in zip(running, sums)],
@@ -222,10 +223,10 @@ def beam_search(
   )[:beams]
 
 
-def respond(
+def generate_seq2seq(
   model,
   source: Sequence[int],
-  settings: Settings,
+  settings: GenerationConfig,
   tokens: int | None = None,
   key: str | None = None,
 ) -> list[int]:
@@ -238,29 +239,33 @@ def respond(
     raise ValueError("a source of no tokens has no answer")
   length = min(tokens + 1 if tokens else settings.max_length or model.context, model.context)
   room = min(-(-len(source) // 64) * 64, max(len(source), model.context))
-  ids, keep = (
+  ids, attention_mask = (
     np.array([[*source] + [0] * (room - len(source))], dtype=np.int32),
     np.arange(room)[None] < len(source),
   )
-  known = nn.state.get_state_dict(model)
-  Tensor.realize(*known.values())
-  memories = Tensor(
-    Jitted(lambda ids, keep: model.memories(ids, keep).realize(), known=known, key=key)(
-      ids, keep
-    ).copy()
+  captured_buffers = nn.state.get_state_dict(model)
+  Tensor.realize(*captured_buffers.values())
+  cross_kv = Tensor(
+    CompiledStep(
+      lambda ids, attention_mask: model.cross_kv(ids, attention_mask).realize(),
+      captured_buffers=captured_buffers,
+      key=key,
+    )(ids, attention_mask).copy()
   )
-  cache = SourceCache(memories, padding_mask(Tensor(keep)), settings.num_beams, length)
+  cache = EncoderDecoderCache(
+    cross_kv, padding_mask(Tensor(attention_mask)), settings.num_beams, length
+  )
   reader, begin, end = (
-    Reader(model, settings.num_beams, key, cache),
+    Engine(model, settings.num_beams, key, cache),
     [settings.decoder_start_token_id],
     settings.eos_token_id,
   )
-  constraints, power = settings.constraints(length), settings.length_penalty
+  logits_processors, power = settings.logits_processors(length), settings.length_penalty
   if settings.num_beams == 1:
     return [
       t
       for [t] in generate(
-        reader, begin, length - 1, temperature=0, end=end, constraints=constraints
+        reader, begin, length - 1, temperature=0, end=end, logits_processors=logits_processors
       )
       if t is not None
     ]
@@ -270,12 +275,18 @@ def respond(
     "never": lambda total, n: total / (length - 1 if power > 0 else n) ** power,
   }
   best, _ = beam_search(
-    reader, begin, length - 1, lambda n: n**power, end, constraints, hopes[settings.early_stopping]
+    reader,
+    begin,
+    length - 1,
+    lambda n: n**power,
+    end,
+    logits_processors,
+    hopes[settings.early_stopping],
   )[0]
   return best[:-1] if best[-1] == end else best
 
 
-def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+def stop_at(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
   """The text of the pieces up to the first of the stop texts, each part as soon as it cannot be the beginning of one."""
   held = ""
   for piece in pieces:
@@ -283,7 +294,9 @@ def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     if found := [i for s in stops if (i := held.find(s)) >= 0]:
       yield held[: min(found)]
       return
-    keep = max((n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0)
-    yield held[: len(held) - keep]
-    held = held[len(held) - keep :]
+    attention_mask = max(
+      (n for s in stops for n in range(1, len(s)) if held.endswith(s[:n])), default=0
+    )
+    yield held[: len(held) - attention_mask]
+    held = held[len(held) - attention_mask :]
   yield held

@@ -9,7 +9,7 @@ import numpy as np
 from tinyformer.checkpoints.config import Config
 from tinyformer.checkpoints.safetensors import read_json
 
-Constraint = Callable[
+LogitsProcessor = Callable[
   [Sequence[int], np.ndarray], np.ndarray
 ]  # ids so far, the start among them, and scores (V,) for the next -> its scores (V,)
 
@@ -21,7 +21,7 @@ def impossible(scores: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
   return scores
 
 
-def no_repeats(n: int) -> Constraint:
+def no_repeats(n: int) -> LogitsProcessor:
   """No n tokens in a row stand there twice (Paulus et al. 2018, sec. 2.5)."""
 
   def constrain(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
@@ -33,7 +33,7 @@ def no_repeats(n: int) -> Constraint:
   return constrain
 
 
-def never(words: Sequence[Sequence[int]]) -> Constraint:
+def never(words: Sequence[Sequence[int]]) -> LogitsProcessor:
   """None of these runs of tokens stands there."""
 
   def constrain(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
@@ -45,12 +45,12 @@ def never(words: Sequence[Sequence[int]]) -> Constraint:
   return constrain
 
 
-def not_before(length: int, token: int) -> Constraint:
+def not_before(length: int, token: int) -> LogitsProcessor:
   """`length` tokens stand before this one."""
   return lambda ids, scores: impossible(scores, [token]) if len(ids) < length else scores
 
 
-def forced(length: int, token: int) -> Constraint:
+def forced(length: int, token: int) -> LogitsProcessor:
   """After `length` tokens stands this one."""
   return lambda ids, scores: (
     np.where(np.arange(len(scores)) == token, 0.0, -np.inf) if len(ids) == length else scores
@@ -63,7 +63,7 @@ def normalised(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
   return scores - top - np.log(np.exp(scores - top).sum())
 
 
-class Settings(NamedTuple):
+class GenerationConfig(NamedTuple):
   """The words of generation_config.json that an encoder-decoder's text depends on. Lengths count the start. max_length None: as long as the model can."""
 
   decoder_start_token_id: int
@@ -80,7 +80,7 @@ class Settings(NamedTuple):
   renormalize_logits: bool = False
 
   @classmethod
-  def read(cls, folder: str | Path) -> "Settings":
+  def read(cls, folder: str | Path) -> "GenerationConfig":
     """Those of a folder's generation_config.json, or of its config.json, where older checkpoints have them. Raises ValueError for what is not built here."""
     path = next(
       p
@@ -108,7 +108,7 @@ class Settings(NamedTuple):
       raise ValueError(f"{path}: early_stopping {early!r} is not true, false or never")
     return cls(**{name: config[name] for name in cls._fields if name in config})
 
-  def constraints(self, length: int) -> list[Constraint]:
+  def logits_processors(self, length: int) -> list[LogitsProcessor]:
     """What a text of up to `length` tokens is subject to, in transformers' order."""
     words = [word for word in self.bad_words_ids if list(word) != [self.eos_token_id]]
     return [

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from tinygrad import Tensor, dtypes
 
-from tinyformer.kernels.c_kernel import memory_of
+from tinyformer.kernels.c_kernel import buffer_of
 from transformer import Block, Size, padding_mask
 
 
-class Cache:
+class KVCache:
   """Room for the keys and values of `context` places in each layer, (B, H, context, K). What has not been written is never read.
 
   Made by the caller, passed to a model with the number of places that are already in it; the model writes the new ones behind them.
@@ -37,28 +37,28 @@ class Cache:
       for _ in "kv"
     )
 
-  def row(self, place: int, count: int) -> int:
+  def reserve(self, position: int, count: int) -> int:
     """The row for a text's next `count` tokens, which begin at `place`: a model's `start`."""
-    dropped = 0 if place == 0 else self.dropped
-    if self.window and self.first is not None and place - dropped + count > self.rows:
-      first, last = place - dropped - (self.window - 1), place - dropped
+    dropped = 0 if position == 0 else self.dropped
+    if self.window and self.first is not None and position - dropped + count > self.rows:
+      first, last = position - dropped - (self.window - 1), position - dropped
       for kept in self.k + self.v:
         kept[:, :, : last - first].assign(kept[:, :, first:last].contiguous()).realize()
       dropped += first
     if dropped != self.dropped and self.first is not None:
       self.first.assign(Tensor([dropped], dtype=dtypes.int32)).realize()
     self.dropped = dropped
-    return place - dropped
+    return position - dropped
 
-  def place(self, row: Size) -> Size | Tensor:
+  def position(self, row: Size) -> Size | Tensor:
     """The place in the text of what stands in a row."""
     return (
       row if self.first is None else self.first + (row if isinstance(row, int) else Tensor(row))
     )
 
-  def back(self, place: int) -> int:
+  def resume_position(self, position: int) -> int:
     """Where a text has to be read on that shall stand as it was at an earlier place: there, or, if not enough is kept, at its beginning."""
-    return place if not self.dropped or place - self.dropped >= (self.window or 1) - 1 else 0
+    return position if not self.dropped or position - self.dropped >= (self.window or 1) - 1 else 0
 
   def layer(self, i: int, start: Size) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """What MultiHeadAttention takes as `cache`: writes k and v (B, H, T, K) at `start` and gives back all `start + T` places."""
@@ -78,21 +78,21 @@ class Cache:
         kept.device == "CPU"
       ):  # it is this process's own memory, and a plan of tinygrad's takes longer than the copy
         memory = np.frombuffer(
-          memory_of(kept).as_memoryview(force_zero_copy=True), np.float32
+          buffer_of(kept).as_memoryview(force_zero_copy=True), np.float32
         ).reshape(kept.shape)
         memory[:, :, :end] = memory[rows, :, :end]
       else:
         kept.assign(kept[Tensor(rows, device=kept.device)].contiguous()).realize()
 
 
-class SourceCache(Cache):
+class EncoderDecoderCache(KVCache):
   """A decoder's Cache, with what its layers attend to in a source, which stays as it is: keys and values of each, computed once, and a padding mask.
 
   memories: (L, 2, B, H, S, K), the keys and values of each layer; mask (B, 1, 1, S). B is `batch`, or 1 where all texts share a source.
   """
 
-  def __init__(self, memories: Tensor, mask: Tensor | None, batch: int, context: int):
-    layers, _, _, heads, _, head_dim = memories.shape
+  def __init__(self, cross_kv: Tensor, mask: Tensor | None, batch: int, context: int):
+    layers, _, _, heads, _, head_dim = cross_kv.shape
     super().__init__(int(layers), batch, int(heads), context, int(head_dim))
 
     def each(x: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ class SourceCache(Cache):
         x.float().expand(batch, *x.shape[1:]).contiguous()
       )  # float: contiguous passes over a dtype that is undecided
 
-    self.memories = [(each(memories[i, 0]), each(memories[i, 1])) for i in range(int(layers))]
+    self.cross_kv = [(each(cross_kv[i, 0]), each(cross_kv[i, 1])) for i in range(int(layers))]
     self.mask = None if mask is None else each(mask)
     Tensor.realize(
-      *(t for pair in self.memories for t in pair), *([] if self.mask is None else [self.mask])
+      *(t for pair in self.cross_kv for t in pair), *([] if self.mask is None else [self.mask])
     )
 
 
-def continues(ids: Tensor, start: Size, cache: Cache | None, context: int) -> Size:
+def continues(ids: Tensor, start: Size, cache: KVCache | None, context: int) -> Size:
   """T of ids (B, T). Raises ValueError if they cannot stand at place `start`: with no cache of what was before, or beyond the context."""
   T: Size = ids.shape[1]
   if isinstance(start, int) and start + T > context:
@@ -117,8 +117,8 @@ def continues(ids: Tensor, start: Size, cache: Cache | None, context: int) -> Si
   return T
 
 
-def one_place(
-  block: Block, x: Tensor, at: Size, cache: Callable | None, turn: Callable | None = None
+def select_position(
+  block: Block, x: Tensor, at: Size, cache: Callable | None, rope: Callable | None = None
 ) -> Tensor:
   """x (B, T, D) -> its place `at`, (B, 1, D): the input of a last block that is asked for nothing else.
 
@@ -130,7 +130,7 @@ def one_place(
 
   def write(seen: Tensor) -> Tensor:
     k, v = block.attn.keys_values(seen)
-    cache(turn(k) if turn else k, v)
+    cache(rope(k) if rope else k, v)
     return seen
 
   block.residual(
@@ -139,8 +139,8 @@ def one_place(
   return x[:, at : at + 1]
 
 
-def padded(mask: Tensor | None, keep: Tensor | None) -> Tensor | None:
+def padded(mask: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
   """A mask of a text's queries and keys, of which padding is not kept either."""
-  if keep is None:
+  if attention_mask is None:
     return mask
-  return padding_mask(keep) if mask is None else mask + padding_mask(keep)
+  return padding_mask(attention_mask) if mask is None else mask + padding_mask(attention_mask)

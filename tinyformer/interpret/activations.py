@@ -11,8 +11,8 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer.interpret.recorder import Recorder, StreamRecorder
-from tinyformer.kernels.linear import embed, floats_of
-from transformer import stored
+from tinyformer.kernels.linear import embed, to_float32
+from transformer import materialize
 
 
 class Norm(NamedTuple):
@@ -110,11 +110,11 @@ class Record(NamedTuple):
 class Watch:
   """Stands in the places of a stack's residual connections and norms while it runs."""
 
-  def __init__(self, stack, attend: Recorder):
-    self.stack, self.attend, self.stream, self.norms = (
+  def __init__(self, stack, recorder: Recorder):
+    self.stack, self.recorder, self.stream, self.norms = (
       stack,
-      attend,
-      StreamRecorder(attend),
+      recorder,
+      StreamRecorder(recorder),
       list[tuple[int, Callable, Tensor]](),
     )
 
@@ -140,7 +140,7 @@ class Watch:
 
   def noted(self, norm: Callable) -> Callable:
     def note(x: Tensor) -> Tensor:
-      self.norms.append((len(self.stream.steps), norm, x := stored(x)))
+      self.norms.append((len(self.stream.steps), norm, x := materialize(x)))
       return norm(x)
 
     return note
@@ -184,38 +184,43 @@ class Watch:
       added,
       norm,
       step.after,
-      array(self.attend.weights[step.call][0]),
-      array(self.attend.heads[step.call][0]),
-      array(floats_of(out.weight)),
+      array(self.recorder.weights[step.call][0]),
+      array(self.recorder.heads[step.call][0]),
+      array(to_float32(out.weight)),
       None if out.bias is None else array(out.bias),
     )
 
 
-def run(model, attend: Recorder, *given: Sequence[int] | np.ndarray) -> dict[str, Record]:
+def run(model, recorder: Recorder, *given: Sequence[int] | np.ndarray) -> dict[str, Record]:
   """Runs a model on a text's ids; an encoder-decoder on a source's and a target's; one for pictures on pixels (1, C, height, width). A Record of each stack.
 
   attend: what the model was given as such.
   """
-  attend.weights.clear()
-  attend.heads.clear()
+  recorder.weights.clear()
+  recorder.heads.clear()
   stacks: dict[str, Any] = (
-    {"encoder": model.encoder, "decoder": model.decoder} if model.task == "respond" else {"": model}
+    {"encoder": model.encoder, "decoder": model.decoder}
+    if model.task == "text2text-generation"
+    else {"": model}
   )
-  watches = {name: Watch(stack, attend) for name, stack in stacks.items()}
+  watches = {name: Watch(stack, recorder) for name, stack in stacks.items()}
   inputs = [Tensor(g) if isinstance(g, np.ndarray) else Tensor([list(g)]) for g in given]
   with contextlib.ExitStack() as on:
     for watch in watches.values():
       on.enter_context(watch.on())
-    if model.task == "respond":
+    if model.task == "text2text-generation":
       y = model.decode(inputs[1], [model.encode(inputs[0])] * len(model.decoder.blocks))
     else:
-      y = model.hidden(inputs[0])
+      y = model.last_hidden_state(inputs[0])
     Tensor.realize(
-      y, *attend.weights, *attend.heads, *(t for watch in watches.values() for t in watch.tensors)
+      y,
+      *recorder.weights,
+      *recorder.heads,
+      *(t for watch in watches.values() for t in watch.tensors),
     )
 
   def part(x: Tensor) -> Callable[[np.ndarray], np.ndarray]:
-    if model.task == "picture":
+    if model.task == "image-classification":
       places = array(model.placed(*(int(n) // p for n, p in zip(x.shape[2:], model.patch)))[0])
       return lambda embedded: embedded - places
     return lambda embedded: array(embed(model.tokens, x)[0]) * getattr(model, "scale", 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyformer.checkpoints.safetensors import replacing
+from tinyformer.checkpoints.safetensors import atomic_write
 from tinyformer.interpret.inspection import Map, Scene
 
 try:
@@ -117,6 +117,6 @@ def draw(scene: Scene, path: Path, layer: int | None = None, head: int | None = 
               family="serif",
               labelpad=2,
             )
-  with warnings.catch_warnings(), replacing(path) as file:
+  with warnings.catch_warnings(), atomic_write(path) as file:
     warnings.simplefilter("ignore")  # of letters that the font lacks: they become boxes
     figure.savefig(file, format="png", dpi=130)

@@ -52,7 +52,7 @@ class Scene(NamedTuple):
 
   model: Any
   tokenizer: Any
-  attend: Recorder
+  recorder: Recorder
   texts: dict[str, Text]
   maps: list[Map]
   record: Record
@@ -68,51 +68,51 @@ def short(what: str, count: int, cure: str) -> None:
     )
 
 
-def of_text(model, tokenizer, attend: Recorder, text: str, last: int | None = None) -> Scene:
+def of_text(model, tokenizer, recorder: Recorder, text: str, last: int | None = None) -> Scene:
   """A decoder or an encoder on a text, or on its last tokens. Raises TooLong, ValueError for more than the model reads."""
-  special = [tokenizer.mask[1]] if model.task == "fill" and tokenizer.mask else []
+  special = [tokenizer.mask[1]] if model.task == "fill-mask" and tokenizer.mask else []
   for spelling in special:
     text = re.sub(r"\[MASK\]|<mask>", lambda _: spelling, text)
   ids = tokenizer.single(tokenizer.encode(text, special))
   ids = ids[-last:] if last else ids
   short("text", len(ids), f"--last {MOST} shows its end")
-  record = run(model, attend, ids)[""]
+  record = run(model, recorder, ids)[""]
   maps = [Map("", "self-attention", "text", "text", record.maps(), "attn")]
   return Scene(
     model,
     tokenizer,
-    attend,
+    recorder,
     {"text": Text("", labels(tokenizer, ids), leftward(text))},
     maps,
     record,
     "text",
-    slice(0, 1) if model.task == "classify" else slice(None),
+    slice(0, 1) if model.task == "text-classification" else slice(None),
   )
 
 
 def of_pair(
   model,
   tokenizer,
-  attend: Recorder,
+  recorder: Recorder,
   folder: Path,
   text: str,
   target: str | None,
   last: int | None = None,
 ) -> Scene:
   """An encoder-decoder on a text and its target; if there is none, on what it writes itself, always the likeliest token. Raises TooLong, ValueError as of_text."""
-  from tinyformer.generation.engine import respond
-  from tinyformer.generation.generation_config import Settings
+  from tinyformer.generation.engine import generate_seq2seq
+  from tinyformer.generation.generation_config import GenerationConfig
 
-  settings, source = Settings.read(folder), tokenizer.single(tokenizer.encode(text))
+  settings, source = GenerationConfig.read(folder), tokenizer.single(tokenizer.encode(text))
   source = source[-last:] if last else source
   short("text", len(source), f"--last {MOST} shows its end")
   if target is None:
-    ids = respond(model, source, settings._replace(num_beams=1), MOST - 1)
+    ids = generate_seq2seq(model, source, settings._replace(num_beams=1), MOST - 1)
   else:
-    ids = [*tokenizer.before, *tokenizer.encode(target)]
+    ids = [*tokenizer.prefix_ids, *tokenizer.encode(target)]
   ids = [settings.decoder_start_token_id, *ids]
   short("target", len(ids), "shorten it")
-  records = run(model, attend, source, ids)
+  records = run(model, recorder, source, ids)
   encoder, decoder = records["encoder"], records["decoder"]
   texts = {
     "source": Text("source", labels(tokenizer, source), leftward(text)),
@@ -130,10 +130,10 @@ def of_pair(
       "cross",
     ),
   ]
-  return Scene(model, tokenizer, attend, texts, maps, decoder, "target", slice(None))
+  return Scene(model, tokenizer, recorder, texts, maps, decoder, "target", slice(None))
 
 
-def of_picture(model, attend: Recorder, folder: Path, path: str) -> Scene:
+def of_picture(model, recorder: Recorder, folder: Path, path: str) -> Scene:
   """A model for pictures on that in a file. Raises TooLong, ImportError without Pillow, OSError or ValueError for what is no picture."""
   from tinyformer.vision import image_processor
 
@@ -147,12 +147,12 @@ def of_picture(model, attend: Recorder, folder: Path, path: str) -> Scene:
   ]
   file = io.BytesIO()
   image_processor.Image.fromarray(seen).save(file, "PNG", optimize=True)
-  record = run(model, attend, pixels)[""]
+  record = run(model, recorder, pixels)[""]
   names = ["class token", *(f"{r + 1}, {c + 1}" for r in range(rows) for c in range(columns))]
   return Scene(
     model,
     None,
-    attend,
+    recorder,
     {"picture": Text("patches", names)},
     [Map("", "self-attention", "picture", "picture", record.maps(), "attn")],
     record,
@@ -167,15 +167,15 @@ def head_kinds(scene: Scene, most: int = 50) -> dict[int, dict[str, np.ndarray]]
   model, tokenizer = scene.model, scene.tokenizer
   if scene.picture:
     return {}
-  before, after = tokenizer.before, tokenizer.after
+  before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
   room = min(most, model.context - len(before) - len(after) - 1)
   ids = head_types.repeated(
     min(len(tokenizer), model.vocab), room, set(tokenizer.specials.values())
   )
   text = tokenizer.single(ids)
-  if model.task != "respond":
-    return {0: head_types.kinds(run(model, scene.attend, text)[""].maps(), len(before), len(ids))}
-  records = run(model, scene.attend, text, [ids[-1], *ids])
+  if model.task != "text2text-generation":
+    return {0: head_types.kinds(run(model, scene.recorder, text)[""].maps(), len(before), len(ids))}
+  records = run(model, scene.recorder, text, [ids[-1], *ids])
   return {
     0: head_types.kinds(records["encoder"].maps(), len(before), len(ids)),
     1: head_types.kinds(records["decoder"].maps(), 1, len(ids)),

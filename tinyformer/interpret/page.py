@@ -40,13 +40,13 @@ def text64(array: np.ndarray) -> str:
 def predicted(scene: Scene) -> tuple[Lens | None, list[str], str]:
   """The lens, the names of what is predicted, and what is said of it in words."""
   model = scene.model
-  if model.task == "vectors" or model.head is None:
+  if model.task == "feature-extraction" or model.head is None:
     return (
       None,
       [],
       "This model ends in vectors and predicts nothing: there is no lens to look through.",
     )
-  if model.task == "answer":
+  if model.task == "question-answering":
     return (
       None,
       [],
@@ -60,9 +60,9 @@ def predicted(scene: Scene) -> tuple[Lens | None, list[str], str]:
     )
   seen = lens(model, scene.record, scene.places)
   where = {
-    "continue": "after each token of the text",
-    "respond": "after each token of the target",
-    "fill": "in the place of each token",
+    "text-generation": "after each token of the text",
+    "text2text-generation": "after each token of the target",
+    "fill-mask": "in the place of each token",
   }.get(model.task, "of each token")
   if scene.places != slice(None):
     where = (
@@ -80,7 +80,7 @@ def predicted(scene: Scene) -> tuple[Lens | None, list[str], str]:
 
 def labels_of(scene: Scene, ids: np.ndarray) -> list[str]:
   """What predictions are called: those of a model with labels by these, others as tokens."""
-  if scene.model.task in ("classify", "tag", "picture"):
+  if scene.model.task in ("text-classification", "token-classification", "image-classification"):
     return [safe(str(scene.model.labels[i])) for i in ids]
   return [
     labels(scene.tokenizer, [int(i)])[0] if int(i) in scene.tokenizer.tokens else f"token {i}"
@@ -139,9 +139,11 @@ def data(
       "columns": scene.picture.columns,
     }
   if seen:
-    verb = {"continue": "After", "respond": "After", "fill": "In the place of"}.get(
-      scene.model.task, "At"
-    )
+    verb = {
+      "text-generation": "After",
+      "text2text-generation": "After",
+      "fill-mask": "In the place of",
+    }.get(scene.model.task, "At")
     found["lens"] = {
       "text": scene.read,
       "verb": verb,

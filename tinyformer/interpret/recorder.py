@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from tinygrad import Tensor
 
-from transformer import Block, attention_weights, scaled_dot_product, shared, stored
+from transformer import Block, attention_weights, scaled_dot_product, repeat_kv, materialize
 
 
 class Recorder:
@@ -27,8 +27,8 @@ class Recorder:
     similarity: Callable = scaled_dot_product,
   ) -> Tensor:
     """As transformer.attention."""
-    self.weights.append(stored(attention_weights(q, k, mask, similarity)))
-    self.heads.append(stored(self.weights[-1] @ shared(v, q)))
+    self.weights.append(materialize(attention_weights(q, k, mask, similarity)))
+    self.heads.append(materialize(self.weights[-1] @ repeat_kv(v, q)))
     return self.heads[-1]
 
 
@@ -46,8 +46,8 @@ class Step(NamedTuple):
 class StreamRecorder:
   """A block's `residual`, whichever it is, which keeps a Step of every call: put it in a block's place of that with `of`."""
 
-  def __init__(self, attend: Recorder):
-    self.attend, self.steps = attend, list[Step]()
+  def __init__(self, recorder: Recorder):
+    self.recorder, self.steps = recorder, list[Step]()
 
   def of(self, block: Block) -> Callable:
     """What computes the same as the residual of this block."""
@@ -57,16 +57,16 @@ class StreamRecorder:
       seen: dict[str, Any] = {}
 
       def added(x: Tensor) -> Tensor:
-        before, seen["normed"] = len(self.attend.weights), "norm" in seen
-        seen["added"] = stored(sublayer(x))
-        seen["call"] = before if len(self.attend.weights) > before else None
+        before, seen["normed"] = len(self.recorder.weights), "norm" in seen
+        seen["added"] = materialize(sublayer(x))
+        seen["call"] = before if len(self.recorder.weights) > before else None
         return seen["added"]
 
       def normed(x: Tensor) -> Tensor:
         seen["norm"] = True
         return norm(x)
 
-      x = stored(x)
+      x = materialize(x)
       y = plain(x, added, normed)
       self.steps.append(Step(block, norm, x, seen["added"], not seen["normed"], seen["call"]))
       return y

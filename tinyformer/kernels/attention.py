@@ -8,7 +8,14 @@ from tinygrad import Tensor, UOp, dtypes
 from tinygrad.uop.ops import Ops
 
 import transformer
-from tinyformer.kernels.c_kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
+from tinyformer.kernels.c_kernel import (
+  EXPONENTIAL,
+  has_clang,
+  num_tasks,
+  empty,
+  kernel,
+  contiguous_buffer,
+)
 from tinyformer.kernels.linear import product
 from transformer import causal_mask, scaled_dot_product
 
@@ -232,7 +239,7 @@ def all_rows(x: Tensor) -> Tensor:
     and all(s.op is Ops.CONST and s.val == 0 for s in u.src[1].src)
   ):
     return Tensor(u.src[0])
-  return laid(x)
+  return contiguous_buffer(x)
 
 
 def gradient(sizes: dict[str, Any]) -> Callable:
@@ -246,7 +253,7 @@ def gradient(sizes: dict[str, Any]) -> Callable:
     if mask:
       return None, *masked(d, q, k, v, mask[0])
     (B, H, T, K), S = q.shape, k.shape[2]
-    parts = cut(sizes["HEADS"] * sizes["S"] * 8 * T * K)
+    parts = num_tasks(sizes["HEADS"] * sizes["S"] * 8 * T * K)
     room = parts * (T + 48) * (K + 63)  # no less than each part needs for a head's dq
     out = empty(B * H * (T + 2 * S) * K + room).custom_kernel(
       q, k, v, d, fxn=kernel("attention_back", BACK, 5, **sizes, parts=parts)
@@ -259,7 +266,11 @@ def gradient(sizes: dict[str, Any]) -> Callable:
 
   def masked(d: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[UOp, ...]:
     """The same with the mask's own gradient, which needs all of dS."""
-    scale, ks, vs = float(sizes["SCALE"][:-1]), transformer.shared(k, q), transformer.shared(v, q)
+    scale, ks, vs = (
+      float(sizes["SCALE"][:-1]),
+      transformer.repeat_kv(k, q),
+      transformer.repeat_kv(v, q),
+    )
     weights = transformer.attention_weights(
       q, k, mask, lambda q, k: product(q, k, turned_b=True) * scale
     ).contiguous()
@@ -307,10 +318,10 @@ def attention(
     or not fits
     or not T
     or {t.dtype for t in (q, k, v)} != {dtypes.float32}
-    or not all(compiles(str(t.device)) for t in (q, k, v))
+    or not all(has_clang(str(t.device)) for t in (q, k, v))
   ):
     return transformer.attention(q, k, v, mask, similarity)
-  k, v, masks = all_rows(k), all_rows(v), [laid(m.float()) for m in masks]
+  k, v, masks = all_rows(k), all_rows(v), [contiguous_buffer(m.float()) for m in masks]
   bias = "0"
   for m in masks:
     strides = [0 if n == 1 else math.prod(m.shape[i + 1 :]) for i, n in enumerate(m.shape)]
@@ -324,7 +335,7 @@ def attention(
     "attention",
     MANY if T > 1 else SINGLE,
     4 + len(masks),
-    cut(B * H * T * k.shape[2] * K * (8 if T == 1 else 1)),
+    num_tasks(B * H * T * k.shape[2] * K * (8 if T == 1 else 1)),
     names,
     **sizes,
     ROOM=k.shape[2],
@@ -333,6 +344,6 @@ def attention(
     MASK="const float *restrict mask," * len(masks),
     VARIABLES="".join(f"int {v.expr}, " for v in names),
   )
-  return empty(B, H, T, K).custom_kernel(laid(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes))[
-    0
-  ]
+  return empty(B, H, T, K).custom_kernel(
+    contiguous_buffer(q), k, v, *masks, fxn=fxn, grad_fxn=gradient(sizes)
+  )[0]

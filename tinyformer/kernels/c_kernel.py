@@ -115,7 +115,7 @@ TYPES = {
 }
 
 
-def narrow(dtype) -> dict[str, str | int]:
+def dtype_macros(dtype) -> dict[str, str | int]:
   return {"TYPE": TYPES[dtype], "BRAIN": int(dtype == dtypes.bfloat16)}
 
 
@@ -160,24 +160,24 @@ def kernel(
   return program
 
 
-def whole(n: Size) -> int:
+def static_size(n: Size) -> int:
   """A size that is known now; one that is told only when a step runs has no kernel."""
   assert isinstance(n, int)
   return n
 
 
-def cut(work: Size) -> int:
+def num_tasks(work: Size) -> int:
   """Into how many parts to cut so many multiplications, none too small to be worth the asking: a power of two, for two, four or eight cores to share them evenly."""
-  return 1 << min(16, max(1, whole(work) // 500_000)).bit_length() - 1
+  return 1 << min(16, max(1, static_size(work) // 500_000)).bit_length() - 1
 
 
 @functools.cache
-def compiles(device: str) -> bool:
+def has_clang(device: str) -> bool:
   """Whether C can be compiled for the device: it is the CPU, and tinygrad's compiler for it is clang."""
   return device == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
 
 
-def laid(x: Tensor) -> Tensor:
+def contiguous_buffer(x: Tensor) -> Tensor:
   """x as its numbers lie in memory one after the other; stored now, unless it is already, if in another shape."""
   u = x.uop
   while u.op is Ops.RESHAPE:
@@ -185,7 +185,7 @@ def laid(x: Tensor) -> Tensor:
   return x if u.op in (Ops.CONTIGUOUS, Ops.AFTER, Ops.BUFFER) else x.contiguous()
 
 
-def memory_of(t: Tensor) -> Buffer:
+def buffer_of(t: Tensor) -> Buffer:
   """Where a realized tensor's numbers are."""
   buffer: Any = t.uop.base.buffer
   return buffer.ensure_allocated()

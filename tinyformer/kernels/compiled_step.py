@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from tinygrad import Device, Tensor, TinyJit, UOp
 
-from tinyformer.kernels.c_kernel import compiles
-from tinyformer.kernels.graph_runner import Recording, Replay, record
+from tinyformer.kernels.c_kernel import has_clang
+from tinyformer.kernels.graph_runner import Recording, GraphRunner, record
 
 
-class Jitted:
+class CompiledStep:
   """A function of tensors whose kernels are kept: later calls only run them, on the CPU through tinyformer/kernels/graph_runner.py.
 
   The function must realize what it returns, and what it reads must be realized before; it is traced for inputs of the shapes of the first call.
@@ -29,16 +29,16 @@ class Jitted:
     self,
     function: Callable[..., Tensor],
     variables: tuple[UOp, ...] = (),
-    known: dict[str, Tensor] | None = None,
+    captured_buffers: dict[str, Tensor] | None = None,
     key: str | None = None,
   ):
-    self.jit, self.known, self.key = TinyJit(function), known or {}, key
+    self.jit, self.captured_buffers, self.key = TinyJit(function), captured_buffers or {}, key
     self.jit.cnt = (
       1  # TinyJit's first call without a trace is left out: there is nothing to be realized in it
     )
     self.variables = {v.expr: v for v in variables}
     self.shapes: list[tuple] | None = None
-    self.replay: Replay | None = None
+    self.graph_runner: GraphRunner | None = None
 
   def __call__(self, *arrays: np.ndarray, **numbers: int) -> np.ndarray:
     """The result, which the next call may write over. Raises ValueError for arrays of other shapes than the first call's."""
@@ -46,32 +46,34 @@ class Jitted:
     if self.shapes not in (None, shapes):
       raise ValueError(f"this step was traced for inputs of shapes {self.shapes}, not {shapes}")
     self.shapes = shapes
-    if not self.replay and not self.jit.captured and (file := self.file(arrays)):
-      self.replay = remembered(file, arrays, self.known)
-    if self.replay:
-      return self.replay(list(arrays), numbers)
+    if not self.graph_runner and not self.jit.captured and (file := self.file(arrays)):
+      self.graph_runner = load_cached(file, arrays, self.captured_buffers)
+    if self.graph_runner:
+      return self.graph_runner(list(arrays), numbers)
     tensors = [Tensor(a).realize() for a in arrays]
     result = self.jit(
       *tensors, **{name: v.bind(numbers[name]) for name, v in self.variables.items()}
     ).numpy()
-    if compiles(Device.DEFAULT) and self.jit.captured and all(t.device == "CPU" for t in tensors):
+    if has_clang(Device.DEFAULT) and self.jit.captured and all(t.device == "CPU" for t in tensors):
       try:
-        recording, own = record(self.jit.captured, [t.uop.base for t in tensors], self.known)
+        recording, own = record(
+          self.jit.captured, [t.uop.base for t in tensors], self.captured_buffers
+        )
       except ValueError:
         return result  # it goes on as a TinyJit
-      self.replay = Replay(recording, list(arrays), self.known, own)
-      if (file := self.file(arrays)) and recording.closed():
-        remember(file, recording)
+      self.graph_runner = GraphRunner(recording, list(arrays), self.captured_buffers, own)
+      if (file := self.file(arrays)) and recording.self_contained():
+        save_cached(file, recording)
     return result
 
   def file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
     """Where the kernels of this step are kept: under a name that changes with whatever they depend on."""
-    if self.key is None or not compiles(Device.DEFAULT):
+    if self.key is None or not has_clang(Device.DEFAULT):
       return None
     said = [
       self.key,
       [(a.shape, a.dtype.str) for a in arrays],
-      [(name, t.shape, str(t.dtype)) for name, t in self.known.items()],
+      [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()],
       machine(),
     ]
     folder = (
@@ -113,7 +115,7 @@ def machine() -> tuple[str, ...]:
   )
 
 
-def remember(file: Path, recording: Recording, most: int = 64) -> None:
+def save_cached(file: Path, recording: Recording, most: int = 64) -> None:
   """Writes a recording, whole or not at all, and forgets the oldest of many. It is only a cache: where it cannot be written, it is not."""
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,9 +129,9 @@ def remember(file: Path, recording: Recording, most: int = 64) -> None:
     pass
 
 
-def remembered(
-  file: Path, arrays: tuple[np.ndarray, ...], known: dict[str, Tensor]
-) -> Replay | None:
+def load_cached(
+  file: Path, arrays: tuple[np.ndarray, ...], captured_buffers: dict[str, Tensor]
+) -> GraphRunner | None:
   """The step of an earlier process, or None if there is none, or the file is damaged."""
   try:
     data = file.read_bytes()
@@ -137,4 +139,4 @@ def remembered(
     return None
   if hashlib.sha256(data[32:]).digest() != data[:32]:
     return None
-  return Replay(Recording(*pickle.loads(data[32:])), list(arrays), known)
+  return GraphRunner(Recording(*pickle.loads(data[32:])), list(arrays), captured_buffers)

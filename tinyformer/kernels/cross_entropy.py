@@ -5,7 +5,14 @@ import math
 from tinygrad import Tensor, UOp, dtypes
 
 import transformer
-from tinyformer.kernels.c_kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
+from tinyformer.kernels.c_kernel import (
+  EXPONENTIAL,
+  has_clang,
+  num_tasks,
+  empty,
+  kernel,
+  contiguous_buffer,
+)
 
 # Of each row x of logits (M, V), with `top` its largest: the sum of e^(x - top), and what its logarithm is to be added to: top - (1 - SMOOTHING) x[target]
 # - SMOOTHING mean(x); out is (2, M). BACK gives instead the gradient (M, V) from theirs; what `top` adds to the one it takes from the other.
@@ -48,12 +55,12 @@ def loss(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore: int = -
     logits.shape[:-1] != target.shape
     or not (isinstance(M, int) and isinstance(V, int) and M and V)
     or logits.dtype != dtypes.float32
-    or not compiles(str(logits.device))
+    or not has_clang(str(logits.device))
   ):
     return transformer.loss(logits, target, smoothing, ignore)
   keep, sizes = (
     target != ignore,
-    dict(M=M, V=V, SMOOTHING=f"{float(smoothing)!r}f", parts=cut(8 * M * V)),
+    dict(M=M, V=V, SMOOTHING=f"{float(smoothing)!r}f", parts=num_tasks(8 * M * V)),
   )
 
   def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
@@ -67,7 +74,7 @@ def loss(logits: Tensor, target: Tensor, smoothing: float = 0.1, ignore: int = -
     )
 
   given = (
-    laid(logits.reshape(M, V)),
+    contiguous_buffer(logits.reshape(M, V)),
     keep.where(target, 0).cast(dtypes.int32).reshape(M).contiguous(),
   )
   both = empty(2, M).custom_kernel(

@@ -4,8 +4,16 @@ import math
 
 from tinygrad import Tensor, dtypes
 
-from tinyformer.kernels.c_kernel import NARROW, compiles, cut, empty, kernel, laid, narrow
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.c_kernel import (
+  NARROW,
+  has_clang,
+  num_tasks,
+  empty,
+  kernel,
+  contiguous_buffer,
+  dtype_macros,
+)
+from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.linear import PackedLinear
 
 # The head (N, K) in bfloat16: of each number the upper 16 bits, rounded.
@@ -67,7 +75,7 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
 """
 
 
-class Shortlist:
+class ExactTopKHead:
   """A head that gives the logits of the `count` likeliest tokens, and of those that may be among them; those of the others are -inf."""
 
   def __init__(self, weight: Tensor, count: int, key: str | None = None):
@@ -79,7 +87,7 @@ class Shortlist:
     )  # no less: numbers near each other share their kernels
     self.copy, sizes = (
       Tensor.empty(N, K, dtype=dtypes.bfloat16, device="CPU").realize(),
-      dict(N=N, K=K, parts=cut(5 * N * K)),
+      dict(N=N, K=K, parts=num_tasks(5 * N * K)),
     )
 
     def fill() -> Tensor:
@@ -87,37 +95,38 @@ class Shortlist:
       return (
         empty(N)
         .custom_kernel(
-          weight, copy, fxn=kernel("slack", SLACK, 3, **sizes, **narrow(dtypes.bfloat16))
+          weight, copy, fxn=kernel("slack", SLACK, 3, **sizes, **dtype_macros(dtypes.bfloat16))
         )[0]
         .realize()
       )
 
     self.slack = Tensor(
-      Jitted(fill, known={"weight": weight, "copy": self.copy}, key=key)().copy(), device="CPU"
+      CompiledStep(fill, captured_buffers={"weight": weight, "copy": self.copy}, key=key)().copy(),
+      device="CPU",
     ).realize()
 
   @staticmethod
-  def serves(weight: Tensor, batch: int, count: int) -> bool:
+  def supports(weight: Tensor, batch: int, count: int) -> bool:
     """Whether it saves anything: on the CPU, for weights in float32, few texts (the product of many reads the head once for all) and a short list."""
     return (
       weight.dtype == dtypes.float32
       and batch <= 16
       and count <= 256
-      and compiles(str(weight.device))
+      and has_clang(str(weight.device))
     )
 
   def __call__(self, x: Tensor) -> Tensor:
     """x (..., K) in float32 -> logits (..., N)."""
     (N, K), M = self.weight.shape, math.prod(x.shape[:-1])
-    xs = laid(x.reshape(M, K))
-    near = laid(PackedLinear.product(xs, self.copy))
+    xs = contiguous_buffer(x.reshape(M, K))
+    near = contiguous_buffer(PackedLinear.product(xs, self.copy))
     level = empty(M).custom_kernel(
       xs,
       near,
       self.slack,
-      fxn=kernel("level", LEVEL, 4, M=M, N=N, K=K, COUNT=self.count, parts=cut(5 * M * N)),
+      fxn=kernel("level", LEVEL, 4, M=M, N=N, K=K, COUNT=self.count, parts=num_tasks(5 * M * N)),
     )[0]
-    fxn = kernel("likely", LIKELY, 6, M=M, N=N, K=K, parts=cut(5 * N * K))
+    fxn = kernel("likely", LIKELY, 6, M=M, N=N, K=K, parts=num_tasks(5 * N * K))
     return (
       empty(M, N)
       .custom_kernel(xs, near, self.slack, level, self.weight, fxn=fxn)[0]

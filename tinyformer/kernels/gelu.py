@@ -4,7 +4,14 @@ import math
 
 from tinygrad import Tensor, UOp, dtypes
 
-from tinyformer.kernels.c_kernel import EXPONENTIAL, compiles, cut, empty, kernel, laid
+from tinyformer.kernels.c_kernel import (
+  EXPONENTIAL,
+  has_clang,
+  num_tasks,
+  empty,
+  kernel,
+  contiguous_buffer,
+)
 
 # y = x / (1 + e^-2z), z = sqrt(2/pi) (x + 0.044715 x^3), which is x (1 + tanh z) / 2. BACK gives the gradient dy of y, times the slope of that.
 GELU = (
@@ -37,15 +44,17 @@ BACK = {
 def gelu(x: Tensor) -> Tensor:
   """Tensor.gelu, in its tanh form (Hendrycks & Gimpel 2016, sec. 2); on the CPU, in float32, as the kernel above."""
   N = math.prod(x.shape)
-  if not isinstance(N, int) or not N or x.dtype != dtypes.float32 or not compiles(str(x.device)):
+  if not isinstance(N, int) or not N or x.dtype != dtypes.float32 or not has_clang(str(x.device)):
     return x.gelu()
 
   def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    fxn = kernel("gelu_back", GELU, 3, N=N, parts=cut(16 * N), **BACK)
+    fxn = kernel("gelu_back", GELU, 3, N=N, parts=num_tasks(16 * N), **BACK)
     return None, empty(*x.shape).custom_kernel(
       Tensor(call.src[2]), Tensor(dy).contiguous(), fxn=fxn
     )[0].uop
 
   return empty(*x.shape).custom_kernel(
-    laid(x), fxn=kernel("gelu", GELU, 2, N=N, parts=cut(16 * N), **FORWARD), grad_fxn=gradient
+    contiguous_buffer(x),
+    fxn=kernel("gelu", GELU, 2, N=N, parts=num_tasks(16 * N), **FORWARD),
+    grad_fxn=gradient,
   )[0]

@@ -16,7 +16,7 @@ from tinygrad.helpers import NUM_CPU_THREADS
 from tinygrad.runtime.ops_cpu import CPUProgram
 from tinygrad.uop.ops import Ops
 
-from tinyformer.kernels.c_kernel import ABI, memory_of
+from tinyformer.kernels.c_kernel import ABI, buffer_of
 
 HEAD, WORDS, ARGUMENTS = 32, 64, 61  # 64-bit words before the commands, and in each
 # A step is a list of commands. A kernel of several parts is done by whoever has a core free: `ticket` says which command is on and which of its
@@ -140,7 +140,7 @@ class Recording(NamedTuple):
   own: list[int]
   result: tuple[int, int, tuple[int, ...], str]
 
-  def closed(self) -> bool:
+  def self_contained(self) -> bool:
     """Whether the step reads nothing of its own before it has written it, so that its memory may begin as anything."""
     written: set[tuple] = set()
     for _, _, (out, *others) in self.commands:
@@ -151,11 +151,11 @@ class Recording(NamedTuple):
 
 
 def record(
-  captured: CapturedJit, inputs: list[UOp], known: dict[str, Tensor]
+  captured: CapturedJit, inputs: list[UOp], captured_buffers: dict[str, Tensor]
 ) -> tuple[Recording, list[Buffer]]:
   """What a TinyJit captured, and the memory that is its own. Raises ValueError if that is more than kernels on the CPU."""
   programs: dict[tuple[str, bytes], int] = {}
-  names = {id(memory_of(t)): name for name, t in known.items()}
+  names = {id(buffer_of(t)): name for name, t in captured_buffers.items()}
   own: dict[int, tuple[int, Buffer]] = {}
 
   def place(b: Buffer) -> tuple[str, Any, int]:
@@ -210,14 +210,14 @@ def room(size: int) -> np.ndarray:
   return block[begin : begin + max(1, size)]
 
 
-class Replay:
+class GraphRunner:
   """A recording with memory to run in. known: the tensors that it names.  own: its own memory; without it, it gets some."""
 
   def __init__(
     self,
     recording: Recording,
     inputs: list[np.ndarray],
-    known: dict[str, Tensor],
+    captured_buffers: dict[str, Tensor],
     own: list[Buffer] | None = None,
   ):
     self.inputs = [np.empty_like(a) for a in inputs]
@@ -226,14 +226,14 @@ class Replay:
     def address(x) -> int:
       return x.ctypes.data if isinstance(x, np.ndarray) else x.get_buf("CPU").va_addr
 
-    named = {name: address(memory_of(t)) for name, t in known.items()}
+    named = {name: address(buffer_of(t)) for name, t in captured_buffers.items()}
     begins = {
       "input": [address(a) for a in self.inputs],
       "own": [address(b) for b in blocks],
       "known": named,
     }
     programs = [load(*p) for p in recording.programs]
-    self.kept = programs, blocks, known  # their addresses stand in the table
+    self.kept = programs, blocks, captured_buffers  # their addresses stand in the table
     self.variables: dict[str, list[int]] = {}
     self.over = len(recording.commands)
     self.table = np.zeros(HEAD + WORDS * self.over, np.uint64)

@@ -4,7 +4,7 @@ import math
 
 from tinygrad import Tensor, UOp, dtypes, nn
 
-from tinyformer.kernels.c_kernel import compiles, cut, empty, kernel, laid
+from tinyformer.kernels.c_kernel import has_clang, num_tasks, empty, kernel, contiguous_buffer
 
 # Rows of x (M, D): y = (x - mean) / sqrt(variance + EPS) * w + b. BACK gives instead, for the gradient dy of y, that of x, then for each part of the
 # work the sums over its rows of dy times the normalised x, and of dy: out is (M, D), then (PARTS, 2, D).
@@ -61,10 +61,10 @@ class LayerNorm(nn.LayerNorm):
       or bias is None
       or self.normalized_shape != (D,)
       or x.dtype != dtypes.float32
-      or not compiles(str(x.device))
+      or not has_clang(str(x.device))
     ):
       return super().__call__(x)
-    sizes, parts = dict(M=M, D=D, EPS=f"{self.eps!r}f"), cut(8 * M * D)
+    sizes, parts = dict(M=M, D=D, EPS=f"{self.eps!r}f"), num_tasks(8 * M * D)
 
     def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
       fxn = kernel("norm", ROWS, 4, **sizes, BACK=1, OTHER="slopes", parts=parts)
@@ -77,6 +77,12 @@ class LayerNorm(nn.LayerNorm):
     fxn = kernel("norm", ROWS, 4, **sizes, BACK=0, OTHER="b", parts=parts)
     return (
       empty(M, D)
-      .custom_kernel(laid(x.reshape(M, D)), laid(weight), laid(bias), fxn=fxn, grad_fxn=gradient)[0]
+      .custom_kernel(
+        contiguous_buffer(x.reshape(M, D)),
+        contiguous_buffer(weight),
+        contiguous_buffer(bias),
+        fxn=fxn,
+        grad_fxn=gradient,
+      )[0]
       .reshape(x.shape)
     )

@@ -10,15 +10,15 @@ import transformer
 from tinyformer.kernels.c_kernel import (
   NARROW,
   TYPES,
-  compiles,
-  cut,
+  has_clang,
+  num_tasks,
   empty,
   kernel,
-  laid,
-  narrow,
-  whole,
+  contiguous_buffer,
+  dtype_macros,
+  static_size,
 )
-from transformer import Size, stored
+from transformer import Size, materialize
 
 # out (BATCH, M, N) = a (M, K) b (K, N), element i, k of a at a[i*AR + k*AC], element k, j of b at b[k*BR + j*BC], a product's a and b AB and BB
 # after the last one's; with BIAS (N) added to each row of out. b is packed block by block, so that a tile's columns lie side by side; a tile of `out` stays in registers while k runs
@@ -142,7 +142,9 @@ def product(a: Tensor, b: Tensor, turned_a: bool = False, turned_b: bool = False
   M, K = a.shape[-2:][::-1] if turned_a else a.shape[-2:]
   N, batch = b.shape[-2 if turned_b else -1], math.prod(a.shape[:-2])
   return empty(*a.shape[:-2], M, N).custom_kernel(
-    laid(a), laid(b), fxn=multiplier(batch, M, N, K, b, turned_a, turned_b)
+    contiguous_buffer(a),
+    contiguous_buffer(b),
+    fxn=multiplier(batch, M, N, K, b, turned_a, turned_b),
   )[0]
 
 
@@ -159,7 +161,9 @@ def multiplier(
   """The kernel that `product` needs."""
   row = b.shape[-1]  # of an int8 matrix it is 4 longer than K
   by_column = not turned_a and N >= 192  # each part packs what it reads of a turned a, and of b
-  parts = min(cut(batch * M * N * K), 16 if by_column or batch > 1 else -(-whole(M) // 32))
+  parts = min(
+    num_tasks(batch * M * N * K), 16 if by_column or batch > 1 else -(-static_size(M) // 32)
+  )
   return kernel(
     "product",
     PRODUCT,
@@ -175,7 +179,7 @@ def multiplier(
     AB=M * K,
     BB=math.prod(b.shape[-2:]),
     BY_COLUMN=int(by_column),
-    **narrow(b.dtype),
+    **dtype_macros(b.dtype),
     **(BIASED if bias else PLAIN),
     parts=parts,
   )
@@ -190,13 +194,15 @@ def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
     product(d, w).uop,
     product(d, x, turned_a=True).cast(w.dtype).uop,
     *(
-      empty(N).custom_kernel(d, fxn=kernel("sums", SUMS, 2, M=M, N=N, parts=cut(4 * M * N)))[0].uop
+      empty(N)
+      .custom_kernel(d, fxn=kernel("sums", SUMS, 2, M=M, N=N, parts=num_tasks(4 * M * N)))[0]
+      .uop
       for _ in bias
     ),
   )
 
 
-def bytes_of(weight: np.ndarray) -> np.ndarray:
+def quantize_int8(weight: np.ndarray) -> np.ndarray:
   """(N, K) -> (N, K + 4) in int8: each row as the nearest multiples of a scale, its largest number / 127; the scale's own 4 bytes end the row."""
   scale = np.abs(weight).max(1, keepdims=True, initial=0).astype(np.float32) / np.float32(127)
   return np.concatenate(
@@ -204,7 +210,7 @@ def bytes_of(weight: np.ndarray) -> np.ndarray:
   )
 
 
-def floats_of(weight: Tensor) -> Tensor:
+def to_float32(weight: Tensor) -> Tensor:
   """(..., K + 4) in int8, as bytes_of makes it -> (..., K) in float32. Any other tensor only becomes float32."""
   if weight.dtype != dtypes.int8:
     return weight.float()
@@ -213,16 +219,16 @@ def floats_of(weight: Tensor) -> Tensor:
 
 def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
   """The table's rows for ids (...) -> (..., D) in float32."""
-  return table(ids) if table.weight.dtype == dtypes.float32 else looked_up(table.weight, ids)
+  return table(ids) if table.weight.dtype == dtypes.float32 else gather_rows(table.weight, ids)
 
 
-def looked_up(weight: Tensor, ids: Tensor) -> Tensor:
+def gather_rows(weight: Tensor, ids: Tensor) -> Tensor:
   """weight[ids] in float32. Numbers of 16 bits are looked up as whole ones: tinygrad's look-up is a sum with zeros, and a CPU without bfloat16
   arithmetic cannot round it."""
   if weight.dtype == dtypes.float32:
     return weight[ids]
   if weight.dtype == dtypes.int8:
-    return floats_of(weight[ids].contiguous())
+    return to_float32(weight[ids].contiguous())
   return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
 
 
@@ -237,15 +243,15 @@ class PackedLinear(transformer.Linear):
       isinstance(M, int)
       and M
       and x.device == weight.device
-      and compiles(str(x.device))
+      and has_clang(str(x.device))
       and x.dtype == dtypes.float32
       and weight.dtype in TYPES
     ):
       y = transformer.Linear.product(
-        stored(x), floats_of(weight) if weight.dtype == dtypes.int8 else weight
+        materialize(x), to_float32(weight) if weight.dtype == dtypes.int8 else weight
       )
-      return y if bias is None else stored(y + bias)
-    given = [] if bias is None else [laid(bias)]
+      return y if bias is None else materialize(y + bias)
+    given = [] if bias is None else [contiguous_buffer(bias)]
     fxn = (
       multiplier(1, M, N, K, weight, turned_b=True, bias=bool(given))
       if M > 16
@@ -256,13 +262,17 @@ class PackedLinear(transformer.Linear):
         M=M,
         N=N,
         K=K,
-        **narrow(weight.dtype),
+        **dtype_macros(weight.dtype),
         **(BIASED if given else PLAIN),
-        parts=cut(5 * N * K),
+        parts=num_tasks(5 * N * K),
       )
     )
     y = empty(M, N).custom_kernel(
-      laid(x.reshape(M, K)), laid(weight), *given, fxn=fxn, grad_fxn=gradient
+      contiguous_buffer(x.reshape(M, K)),
+      contiguous_buffer(weight),
+      *given,
+      fxn=fxn,
+      grad_fxn=gradient,
     )[0]
     return y.reshape(*x.shape[:-1], N)
 

@@ -11,19 +11,19 @@ from tinygrad import Tensor, dtypes
 
 import tinyformer.kernels.attention
 import transformer
-from tinyformer.kernels.c_kernel import compiles
+from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.linear import PackedLinear
-from transformer import attention_weights, scaled_dot_product, shared, stored
+from transformer import attention_weights, scaled_dot_product, repeat_kv, materialize
 
 
-def narrow(x: Tensor) -> Tensor:
+def to_bfloat16(x: Tensor) -> Tensor:
   """x in bfloat16, kept so."""
   return x.cast(dtypes.bfloat16).contiguous()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
   """a (..., M, K), b (..., K, N) -> (..., M, N) in float32: tinygrad's tensor cores take products of this form."""
-  return narrow(a).dot(narrow(b), dtype=dtypes.float32)
+  return to_bfloat16(a).dot(to_bfloat16(b), dtype=dtypes.float32)
 
 
 class MixedLinear(PackedLinear):
@@ -32,10 +32,10 @@ class MixedLinear(PackedLinear):
   @staticmethod
   def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K), weight (N, K), both in float32 -> x weight^T + bias (..., N) in float32."""
-    if compiles(str(x.device)):
-      return PackedLinear.product(narrow(x).float(), narrow(weight), bias)
+    if has_clang(str(x.device)):
+      return PackedLinear.product(to_bfloat16(x).float(), to_bfloat16(weight), bias)
     y = product(x, weight.T)
-    return stored(y if bias is None else y + bias)
+    return materialize(y if bias is None else y + bias)
 
 
 def attention(
@@ -48,16 +48,16 @@ def attention(
   """transformer.attention with its two products as above, where queries and keys are compared by their scaled dot product; else as it is."""
   if similarity is not scaled_dot_product:
     return transformer.attention(q, k, v, mask, similarity)
-  if compiles(str(q.device)):
+  if has_clang(str(q.device)):
     return tinyformer.kernels.attention.attention(
-      narrow(q).float(), narrow(k).float(), narrow(v).float(), mask
+      to_bfloat16(q).float(), to_bfloat16(k).float(), to_bfloat16(v).float(), mask
     )
   return product(
     attention_weights(
       q, k, mask, lambda q, k: product(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
     ),
-    shared(v, q),
+    repeat_kv(v, q),
   )
 
 
-MIXED = {"linear": MixedLinear, "attend": attention}
+MIXED = {"linear": MixedLinear, "attention_fn": attention}

@@ -6,4 +6,8 @@ from tinyformer.kernels.attention import attention
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
 
-CPU_KERNELS: dict[str, Any] = {"linear": PackedLinear, "attend": attention, "layer_norm": LayerNorm}
+CPU_KERNELS: dict[str, Any] = {
+  "linear": PackedLinear,
+  "attention_fn": attention,
+  "layer_norm": LayerNorm,
+}

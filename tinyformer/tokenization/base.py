@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyformer.checkpoints.safetensors import read_json
-from tinyformer.tokenization.normalizers import Stretch, whole
+from tinyformer.tokenization.normalizers import NormalizedString, whole
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 ENDS = "</s>", "<|endoftext|>", "<|end_of_text|>"
@@ -22,28 +22,37 @@ class Tokenizer:
   joint: what stands between a text and what is written on from it.  eager: specials that take the blanks before them.  always: tokens that are read as such from any text.
   """
 
-  joint = ""
+  continuation_joiner = ""
 
-  def __init__(self, tokens: dict[int, bytes], specials: dict[str, int], lead: bool = False):
-    self.tokens, self.specials, self.lead = (
+  def __init__(
+    self, tokens: dict[int, bytes], specials: dict[str, int], strip_leading_space: bool = False
+  ):
+    self.tokens, self.specials, self.strip_leading_space = (
       tokens | dict.fromkeys(specials.values(), b""),
       specials,
-      lead,
+      strip_leading_space,
     )
-    self.before, self.between, self.after, self.second = list[int](), list[int](), list[int](), 0
+    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = (
+      list[int](),
+      list[int](),
+      list[int](),
+      0,
+    )
     self.end = next((specials[s] for s in ENDS if s in specials), None)
     self.pad: int | None = None
     self.mask: tuple[int, str] | None = None
-    self.eager, self.always = set[str](), dict[str, int]()
+    self.lstrip_tokens, self.added_tokens = set[str](), dict[str, int]()
 
   def __len__(self) -> int:
     return max(self.tokens) + 1
 
-  def cut(self, stretch: Stretch) -> Iterable[tuple[int, int, int]]:
+  def tokenize(self, stretch: NormalizedString) -> Iterable[tuple[int, int, int]]:
     """The spans of a stretch of text without specials."""
     raise NotImplementedError
 
-  def spans(self, text: str, special: Sequence[str] = ()) -> list[tuple[int, int, int]]:
+  def encode_with_offsets(
+    self, text: str, special: Sequence[str] = ()
+  ) -> list[tuple[int, int, int]]:
     """(id, start, end) of each token of a text, without `before` and `after`: it came from text[start:end], which may begin with blanks. Lone surrogates are U+FFFD.
 
     special: spellings such as [MASK] that stand for themselves where the text has them; else they are text. Raises KeyError for one that is unknown.
@@ -52,14 +61,16 @@ class Tokenizer:
     return [
       span
       for a, b, i in self.parts(text, special)
-      for span in (self.cut(whole(text, a, b)) if i is None else [(i, a, b)])
+      for span in (self.tokenize(whole(text, a, b)) if i is None else [(i, a, b)])
     ]
 
   def parts(self, text: str, special: Sequence[str]) -> Iterator[tuple[int, int, int | None]]:
     """(start, end, a special's id, or None for text) of the parts of a text."""
-    known, done = {s: self.specials[s] for s in special} | self.always, 0
+    known, done = {s: self.specials[s] for s in special} | self.added_tokens, 0
     spellings = sorted(known, key=len, reverse=True)
-    pattern = "|".join((r"\s*" if s in self.eager else "") + f"({re.escape(s)})" for s in spellings)
+    pattern = "|".join(
+      (r"\s*" if s in self.lstrip_tokens else "") + f"({re.escape(s)})" for s in spellings
+    )
     for m in re.finditer(pattern, text) if known else ():
       if done < m.start():
         yield done, m.start(), None
@@ -70,7 +81,7 @@ class Tokenizer:
 
   def encode(self, text: str, special: Sequence[str] = ()) -> list[int]:
     """The ids of `spans`, for any string."""
-    return [i for i, _, _ in self.spans(text, special)]
+    return [i for i, _, _ in self.encode_with_offsets(text, special)]
 
   def token(self, i: int) -> bytes:
     """The bytes of one token, which may be a part of a character; none of a special. Raises ValueError for an id that is no token."""
@@ -81,18 +92,18 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids, without specials; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that is no token."""
     data = b"".join(map(self.token, ids))
-    return (data.removeprefix(b" ") if self.lead else data).decode(errors="replace")
+    return (data.removeprefix(b" ") if self.strip_leading_space else data).decode(errors="replace")
 
   def single(self, a: Sequence[int]) -> list[int]:
     """A text's ids as a model reads it alone."""
-    return [*self.before, *a, *self.after]
+    return [*self.prefix_ids, *a, *self.suffix_ids]
 
   def pair(self, a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
     """The ids of two texts as a model reads them together, and each one's segment; b begins at len(before) + len(a) + len(between)."""
-    first, second = [*self.before, *a, *self.between], [*b, *self.after]
+    first, second = [*self.prefix_ids, *a, *self.sep_ids], [*b, *self.suffix_ids]
     return first + second, [0] * len(first) + [self.second] * len(second)
 
-  def surround(self, files: "Files", template: str = "A B", second: int = 0) -> None:
+  def load_special_tokens(self, files: "Files", template: str = "A B", second: int = 0) -> None:
     """Learns from a checkpoint what stands around texts: tokenizer.json says it, else the template, such as [CLS] A [SEP] B [SEP], and tokenizer_config.json."""
 
     def named(key: str, *known: str) -> tuple[int, str] | None:
@@ -110,23 +121,23 @@ class Tokenizer:
       pad and pad[0],
       eos and eos[0],
     )
-    self.eager = {
+    self.lstrip_tokens = {
       s for s in self.specials if files.added.get(s, {}).get("lstrip", s == "<mask>")
     }  # RoBERTa's, BART's and CamemBERT's
-    self.always = {
+    self.added_tokens = {
       s: a["id"] for s, a in files.added.items() if not a.get("special") and s not in self.specials
     }
-    self.tokens |= {i: s.encode() for s, i in self.always.items()}
+    self.tokens |= {i: s.encode() for s, i in self.added_tokens.items()}
     words = [
       (w, [self.specials[w]] if w in self.specials else [], second) for w in template.split()
     ]
-    self.before, self.between, self.after, self.second = read_template(
+    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = read_template(
       files.full.get("post_processor")
     ) or around(words)
     if bos and files.config.get("add_bos_token") is not None:
-      self.before = [bos[0]] * files.config["add_bos_token"]
+      self.prefix_ids = [bos[0]] * files.config["add_bos_token"]
     if eos and files.config.get("add_eos_token") is not None:
-      self.after = [eos[0]] * files.config["add_eos_token"]
+      self.suffix_ids = [eos[0]] * files.config["add_eos_token"]
 
 
 Around = tuple[
@@ -199,7 +210,7 @@ class Files:
 
 
 @contextlib.contextmanager
-def damage(path: Path) -> Iterator[None]:
+def file_errors(path: Path) -> Iterator[None]:
   """Tells of a file's damage, wherever it shows, in one line: ValueError."""
   try:
     yield

@@ -12,8 +12,8 @@ import numpy as np
 import regex
 import tiktoken
 
-from tinyformer.tokenization.base import SURROGATE, Files, Tokenizer, damage
-from tinyformer.tokenization.normalizers import Stretch
+from tinyformer.tokenization.base import SURROGATE, Files, Tokenizer, file_errors
+from tinyformer.tokenization.normalizers import NormalizedString
 
 # How GPT-2 cuts a text before it merges (Radford et al. 2019, sec. 2.2): no token spans two of these.
 PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -33,7 +33,7 @@ LETTERS = {b: chr(b) for b in PRINTABLE} | {
 BYTES = {letter: b for b, letter in LETTERS.items()}
 
 
-def spell(token: bytes) -> str:
+def bytes_to_unicode(token: bytes) -> str:
   """A token as vocab.json and merges.txt write it."""
   return "".join(map(LETTERS.__getitem__, token))
 
@@ -76,7 +76,9 @@ class BytePairEncoding(Tokenizer):
     ranks = {bytes([b]): i for i, b in enumerate(LETTERS)}
     for a, b in self.merges:
       if a not in ranks or b not in ranks:
-        raise ValueError(f"the merge {spell(a)} {spell(b)} joins what is not yet a token")
+        raise ValueError(
+          f"the merge {bytes_to_unicode(a)} {bytes_to_unicode(b)} joins what is not yet a token"
+        )
       ranks.setdefault(a + b, len(ranks))
     specials = specials or {}
     unmade = {
@@ -87,18 +89,18 @@ class BytePairEncoding(Tokenizer):
     if joined := [
       t for t in unmade if any(t[:n] in ranks and t[n:] in ranks for n in range(1, len(t)))
     ]:
-      raise ValueError(f"no merge makes {spell(joined[0])!r} of its parts")
+      raise ValueError(f"no merge makes {bytes_to_unicode(joined[0])!r} of its parts")
     for t in unmade:
       ranks[t] = len(ranks)  # tiktoken would merge the parts of one, had it any
-    if missing := [t for t in ranks if spell(t) not in vocab]:
-      raise ValueError(f"the vocabulary has no id for {spell(missing[0])!r}")
+    if missing := [t for t in ranks if bytes_to_unicode(t) not in vocab]:
+      raise ValueError(f"the vocabulary has no id for {bytes_to_unicode(missing[0])!r}")
     self.by_rank = np.array(
-      [vocab[spell(t)] for t in ranks]
+      [vocab[bytes_to_unicode(t)] for t in ranks]
     )  # tiktoken's ids are ranks; RoBERTa's, for one, are not
     self.encoding = tiktoken.Encoding(
       "bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
     )
-    made = {vocab[spell(t)]: t for t in ranks}
+    made = {vocab[bytes_to_unicode(t)]: t for t in ranks}
     super().__init__(made, {t: i for t, i in vocab.items() if i not in made} | specials)
 
   def ids(self, text: str) -> list[int]:
@@ -106,7 +108,7 @@ class BytePairEncoding(Tokenizer):
     ranks = [r for part in LONG_SPACE.split(text) for r in self.encoding.encode_ordinary(part)]
     return self.by_rank[ranks].tolist() if ranks else []
 
-  def cut(self, stretch: Stretch) -> Iterator[tuple[int, int, int]]:
+  def tokenize(self, stretch: NormalizedString) -> Iterator[tuple[int, int, int]]:
     place, done = (
       [n for n, c in enumerate(stretch.text) for _ in c.encode()],
       0,
@@ -135,11 +137,11 @@ class BytePairEncoding(Tokenizer):
     if files.full:
       return cls.from_full(files)
     path = files.folder / "vocab.json"
-    with damage(path):
+    with file_errors(path):
       vocab = json.loads(path.read_text(encoding="utf-8"))
       if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
         raise ValueError("not a table of ids")
-    with damage(path := files.folder / "merges.txt"):
+    with file_errors(path := files.folder / "merges.txt"):
       tokenizer = cls(
         read_merges(
           [
@@ -150,7 +152,7 @@ class BytePairEncoding(Tokenizer):
         ),
         vocab,
       )
-    tokenizer.surround(
+    tokenizer.load_special_tokens(
       files, "<s> A </s> </s> B </s>" if {"<s>", "</s>"} <= tokenizer.specials.keys() else "A B"
     )  # RoBERTa and BART; GPT-2
     return tokenizer
@@ -158,7 +160,7 @@ class BytePairEncoding(Tokenizer):
   @classmethod
   def from_full(cls, files: Files) -> "BytePairEncoding":
     """From tokenizer.json, which also says how a text is cut."""
-    with damage(files.folder / "tokenizer.json"):
+    with file_errors(files.folder / "tokenizer.json"):
       model, pre = files.full["model"], files.full["pre_tokenizer"]
       *splits, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
       patterns = [
@@ -183,7 +185,7 @@ class BytePairEncoding(Tokenizer):
         files.specials(model["vocab"]),
         model.get("ignore_merges", False),
       )
-      tokenizer.surround(files)
+      tokenizer.load_special_tokens(files)
     return tokenizer
 
   def save(self, folder: str | Path) -> None:
@@ -191,7 +193,10 @@ class BytePairEncoding(Tokenizer):
     (Path(folder) / "vocab.json").write_text(
       json.dumps(self.vocab, ensure_ascii=False), encoding="utf-8"
     )
-    lines = ["#version: 0.2", *(f"{spell(a)} {spell(b)}" for a, b in self.merges)]
+    lines = [
+      "#version: 0.2",
+      *(f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in self.merges),
+    ]
     (Path(folder) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
   @classmethod
@@ -221,7 +226,7 @@ class BytePairEncoding(Tokenizer):
   def of(cls, merges: list[tuple[bytes, bytes]], end: str = END) -> "BytePairEncoding":
     """With ids in the order of GPT-2's: the bytes, what each merge makes, `end`."""
     tokens = dict.fromkeys([bytes([b]) for b in LETTERS] + [a + b for a, b in merges])
-    return cls(merges, {spell(t): i for i, t in enumerate(tokens)} | {end: len(tokens)})
+    return cls(merges, {bytes_to_unicode(t): i for i, t in enumerate(tokens)} | {end: len(tokens)})
 
 
 @functools.total_ordering

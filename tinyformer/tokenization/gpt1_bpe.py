@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tinyformer.tokenization.base import Files, damage
+from tinyformer.tokenization.base import Files, file_errors
 from tinyformer.tokenization.sentencepiece import merge
 from tinyformer.tokenization.wordpiece import WordPiece
 
@@ -14,7 +14,7 @@ END = "</w>"
 class WordPairs(WordPiece):
   """merges: the pairs that are joined, in their order. A letter that is no piece is unknown. As transformers has it where spaCy and ftfy are not installed."""
 
-  joint = " "  # a text that goes on begins a word
+  continuation_joiner = " "  # a text that goes on begins a word
 
   def __init__(
     self, vocab: dict[str, int], merges: list[tuple[str, ...]], specials: dict[str, int]
@@ -29,12 +29,12 @@ class WordPairs(WordPiece):
   def load(cls, folder: str | Path) -> "WordPairs":
     """From tokenizer.json, or else vocab.json and merges.txt. Raises FileNotFoundError, or ValueError for damaged files."""
     files = Files(folder)
-    with damage(path := files.folder / ("tokenizer.json" if files.full else "vocab.json")):
+    with file_errors(path := files.folder / ("tokenizer.json" if files.full else "vocab.json")):
       vocab = (
         files.full["model"]["vocab"] if files.full else json.loads(path.read_text(encoding="utf-8"))
       )
       unknown = vocab["<unk>"]
-    with damage(path if files.full else (path := files.folder / "merges.txt")):
+    with file_errors(path if files.full else (path := files.folder / "merges.txt")):
       lines = (
         files.full["model"]["merges"]
         if files.full

@@ -11,17 +11,17 @@ import numpy as np
 import regex
 
 
-class Stretch(NamedTuple):
+class NormalizedString(NamedTuple):
   """A part of a text, perhaps rewritten: its character n stands for the original's from starts[n] up to ends[n]."""
 
   text: str
   starts: Sequence[int]
   ends: Sequence[int]
 
-  def part(self, a: int, b: int | None = None) -> "Stretch":
-    return Stretch(self.text[a:b], self.starts[a:b], self.ends[a:b])
+  def part(self, a: int, b: int | None = None) -> "NormalizedString":
+    return NormalizedString(self.text[a:b], self.starts[a:b], self.ends[a:b])
 
-  def rewrite(self, changes: Iterable[tuple[int, int, str]]) -> "Stretch":
+  def rewrite(self, changes: Iterable[tuple[int, int, str]]) -> "NormalizedString":
     """With each (begin, end, new), from the left, written anew; every new character stands for all that was there, an insertion for nothing."""
     text: list[str] = []
     starts: list[int] = []
@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
       ends += [*self.ends[done:a], *[self.ends[b - 1] if a < b else self.starts[a]] * len(new)]
       done = b
     return (
-      Stretch(
+      NormalizedString(
         "".join([*text, self.text[done:]]),
         [*starts, *self.starts[done:]],
         [*ends, *self.ends[done:]],
@@ -43,16 +43,16 @@ class Stretch(NamedTuple):
     )
 
 
-Step = Callable[[Stretch], list[Stretch]]
+Step = Callable[[NormalizedString], list[NormalizedString]]
 
 
-def whole(text: str, a: int = 0, b: int | None = None) -> Stretch:
+def whole(text: str, a: int = 0, b: int | None = None) -> NormalizedString:
   """A text's characters from a up to b, as they are."""
   b = len(text) if b is None else b
-  return Stretch(text[a:b], range(a, b), range(a + 1, b + 1))
+  return NormalizedString(text[a:b], range(a, b), range(a + 1, b + 1))
 
 
-def follow(steps: Sequence[Step], stretch: Stretch) -> list[Stretch]:
+def apply(steps: Sequence[Step], stretch: NormalizedString) -> list[NormalizedString]:
   """What comes of a stretch, step by step; empty ones are left out."""
   stretches = [stretch]
   for step in steps:
@@ -83,7 +83,7 @@ def strip(left: str, right: str) -> Step:
 def prepend(new: str, unless: bool = False, first: bool = False) -> Step:
   """With `new` before it; `unless` it begins so already; `first`: only where the text itself begins."""
 
-  def step(s: Stretch) -> list[Stretch]:
+  def step(s: NormalizedString) -> list[NormalizedString]:
     return [
       s
       if (unless and s.text.startswith(new)) or (first and s.starts[0])

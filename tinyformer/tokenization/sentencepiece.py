@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyformer.tokenization import normalizers
-from tinyformer.tokenization.base import Files, Tokenizer, damage
-from tinyformer.tokenization.normalizers import Step, Stretch
+from tinyformer.tokenization.base import Files, Tokenizer, file_errors
+from tinyformer.tokenization.normalizers import Step, NormalizedString
 
 NORMAL, UNKNOWN, CONTROL, DEFINED = 1, 2, 3, 4  # types of pieces
 PENALTY = 10  # of an unknown character, below the least score of all
@@ -62,7 +62,7 @@ def merging(
   return lambda text: [piece for word in words.findall(text) for piece in cut(word)]
 
 
-def likeliest(
+def viterbi(
   text: str, scores: dict[str, float], unknown: float, rounded: Callable[[float], float] = float
 ) -> list[str]:
   """The pieces with the highest sum of scores that make up a text, by Viterbi's algorithm (Kudo 2018, sec. 3.2); of equals, those of which the last is the longest.
@@ -93,7 +93,7 @@ def unigram(
     piece[:n]: unknown if n == 1 else -math.inf for piece in scores for n in range(1, len(piece))
   }
   table = beginnings | scores
-  return functools.lru_cache(1 << 16)(lambda text: likeliest(text, table, unknown, rounded))
+  return functools.lru_cache(1 << 16)(lambda text: viterbi(text, table, unknown, rounded))
 
 
 class SentencePiece(Tokenizer):
@@ -110,7 +110,7 @@ class SentencePiece(Tokenizer):
     unknown: int | None,
     specials: dict[str, int],
     fallback: bool = False,
-    lead: bool = True,
+    strip_leading_space: bool = True,
   ):
     self.vocab, self.pieces, self.prepare, self.unknown = vocab, pieces, prepare, unknown
     self.bytes = [vocab[b] for b in BYTES] if fallback and all(b in vocab for b in BYTES) else []
@@ -120,11 +120,11 @@ class SentencePiece(Tokenizer):
     tokens = {i: piece.replace("▁", " ").encode() for piece, i in self.ids.items()} | {
       i: bytes([b]) for b, i in enumerate(self.bytes)
     }
-    super().__init__(tokens, specials, lead)
+    super().__init__(tokens, specials, strip_leading_space)
 
-  def cut(self, stretch: Stretch) -> list[tuple[int, int, int]]:
+  def tokenize(self, stretch: NormalizedString) -> list[tuple[int, int, int]]:
     spans: list[tuple[int, int, int]] = []
-    for s in normalizers.follow(self.prepare, stretch):
+    for s in normalizers.apply(self.prepare, stretch):
       done, fused = 0, False  # unknown neighbours are one token
       for piece in self.pieces(s.text):
         a, done = done, done + len(piece)
@@ -159,7 +159,7 @@ class SentencePiece(Tokenizer):
   @classmethod
   def from_full(cls, files: Files) -> "SentencePiece":
     """From tokenizer.json, whose `model` is a BPE with merges, or a Unigram with scores."""
-    with damage(files.folder / "tokenizer.json"):
+    with file_errors(files.folder / "tokenizer.json"):
       model = files.full["model"]
       vocab = (
         model["vocab"]
@@ -195,7 +195,7 @@ class SentencePiece(Tokenizer):
         model.get("byte_fallback", False),
         drops_blank(files.full.get("decoder")),
       )
-      self.surround(files)
+      self.load_special_tokens(files)
     return self
 
   @classmethod
@@ -204,7 +204,7 @@ class SentencePiece(Tokenizer):
     model, (ids, template, second) = read_model(path), FAMILIES[path.name]
     spelled = [p.text for p in model.pieces]
     vocab = {p: i for i, p in enumerate(ids(spelled))}
-    with damage(path):
+    with file_errors(path):
       specials = files.specials(
         vocab,
         [p.text for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
@@ -212,23 +212,23 @@ class SentencePiece(Tokenizer):
       )
       self = cls(
         vocab,
-        model.cut(),
+        model.tokenize(),
         model.prepare(),
         vocab[spelled[model.unknown]],
         specials,
         model.fallback,
         model.dummy,
       )
-      self.surround(files, template, second)
+      self.load_special_tokens(files, template, second)
     return self
 
   @classmethod
   def marian(cls, files: Files) -> "SentencePiece":
     """From source.spm, which cuts, and vocab.json, which has the ids of both languages' pieces."""
-    with damage(path := files.folder / "source.spm"):
+    with file_errors(path := files.folder / "source.spm"):
       model = read_model(path)
-      cut, prepare = model.cut(), model.prepare()
-    with damage(path := files.folder / "vocab.json"):
+      cut, prepare = model.tokenize(), model.prepare()
+    with file_errors(path := files.folder / "vocab.json"):
       if files.config.get("separate_vocabs"):
         raise ValueError("two languages with a vocabulary each are not read here")
       vocab = json.loads(path.read_text(encoding="utf-8"))
@@ -239,13 +239,13 @@ class SentencePiece(Tokenizer):
         prepare,
         unknown,
         specials,
-        lead=model.dummy,
+        strip_leading_space=model.dummy,
       )
       self.tokens |= {
         i: piece.replace("▁", " ").encode() for piece, i in vocab.items() if piece not in specials
       }
-      self.surround(files, "A B </s>")
-      self.always = {
+      self.load_special_tokens(files, "A B </s>")
+      self.added_tokens = {
         s: i for s, i in vocab.items() if s.startswith(">>") and s.endswith("<<")
       }  # the language to translate into
     return self
@@ -345,7 +345,7 @@ class Model(NamedTuple):
       *blanks,
     ]
 
-  def cut(self) -> Cut:
+  def tokenize(self) -> Cut:
     """Where sums are as near as a rounding, they are float32 as sentencepiece's are."""
     normal = {p.text: p.score for p in self.pieces if p.type == NORMAL}
     defined = [p.text for p in self.pieces if p.type == DEFINED]  # are always read as such
@@ -363,7 +363,7 @@ def read_model(path: Path) -> Model:
   trainer: dict[int, Any] = {}
   normalizer: dict[int, Any] = {}
   data = path.read_bytes()
-  with damage(path):
+  with file_errors(path):
     for number, value in fields(data):
       if number == 1:
         piece = dict(fields(value))

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyformer.tokenization.base import Files, Tokenizer, damage
-from tinyformer.tokenization.normalizers import Stretch
+from tinyformer.tokenization.base import Files, Tokenizer, file_errors
+from tinyformer.tokenization.normalizers import NormalizedString
 
 CHINESE = (
   (0x4E00, 0x9FFF),
@@ -57,7 +57,7 @@ class WordPiece(Tokenizer):
     super().__init__(
       tokens,
       {s: vocab[s] for s in KNOWN if s in vocab} if specials is None else specials,
-      lead=True,
+      strip_leading_space=True,
     )
     self.letter = functools.cache(self.normal)
 
@@ -67,7 +67,7 @@ class WordPiece(Tokenizer):
     files = Files(folder)
     if files.full:
       return cls.from_full(files)
-    with damage(path := files.folder / "vocab.txt"):
+    with file_errors(path := files.folder / "vocab.txt"):
       lines = path.read_text(encoding="utf-8").split("\n")
       vocab = {
         line.rstrip("\r"): i for i, line in enumerate(lines[:-1] if lines[-1] == "" else lines)
@@ -81,13 +81,13 @@ class WordPiece(Tokenizer):
         config.get("unk_token", "[UNK]"),
         files.specials(vocab, KNOWN),
       )
-      self.surround(files, "[CLS] A [SEP] B [SEP]", 1)
+      self.load_special_tokens(files, "[CLS] A [SEP] B [SEP]", 1)
     return self
 
   @classmethod
   def from_full(cls, files: Files) -> "WordPiece":
     """From tokenizer.json."""
-    with damage(files.folder / "tokenizer.json"):
+    with file_errors(files.folder / "tokenizer.json"):
       model, normal = files.full["model"], files.full["normalizer"]
       if (
         normal["type"] != "BertNormalizer"
@@ -104,7 +104,7 @@ class WordPiece(Tokenizer):
         model["unk_token"],
         files.specials(model["vocab"], KNOWN),
       )
-      self.surround(files)
+      self.load_special_tokens(files)
     return self
 
   def normal(self, c: str) -> str:
@@ -119,7 +119,7 @@ class WordPiece(Tokenizer):
       c = "".join(d for d in unicodedata.normalize("NFD", c) if unicodedata.category(d) != "Mn")
     return "".join(d.lower() for d in c) if self.lower else c
 
-  def words(self, s: Stretch) -> Iterator[Stretch]:
+  def words(self, s: NormalizedString) -> Iterator[NormalizedString]:
     """The words of a text that is `normal`, and its punctuation marks, each by itself."""
     begin = 0
     for n, c in enumerate(s.text):
@@ -149,7 +149,7 @@ class WordPiece(Tokenizer):
       begin = end
     return pieces
 
-  def cut(self, stretch: Stretch) -> Iterator[tuple[int, int, int]]:
+  def tokenize(self, stretch: NormalizedString) -> Iterator[tuple[int, int, int]]:
     normal = stretch.rewrite(
       (n, n + 1, new) for n, c in enumerate(stretch.text) if (new := self.letter(c)) != c
     )

@@ -3,12 +3,12 @@
 import numpy as np
 
 
-def split(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def inputs_and_targets(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(N, T + 1) -> inputs (N, T) and the tokens that follow each of them, (N, T)."""
   return pieces[:, :-1].copy(), pieces[:, 1:].copy()
 
 
-def by_lot(ids: np.ndarray, context: int, count: int, *seed: int) -> np.ndarray:
+def sample_batch(ids: np.ndarray, context: int, count: int, *seed: int) -> np.ndarray:
   """(count, context + 1): pieces that begin anywhere; the same seed draws the same ones."""
   starts = np.random.default_rng(seed).integers(0, len(ids) - context, count)
   return np.stack([ids[i : i + context + 1] for i in starts])
@@ -20,7 +20,7 @@ def windows(ids: np.ndarray, context: int) -> np.ndarray:
   return np.stack([ids[i * context : (i + 1) * context + 1] for i in range(n)])
 
 
-def spread(pieces: np.ndarray, most: int, batch: int) -> np.ndarray:
+def eval_batches(pieces: np.ndarray, most: int, batch: int) -> np.ndarray:
   """So many of the pieces, evenly spread, in whole batches: (M, batch, T + 1). Some come twice where they do not fill a batch."""
   count = max(1, min(most, len(pieces)) // batch) * batch
   return pieces[np.linspace(0, len(pieces) - 1, count).astype(int)].reshape(

@@ -31,7 +31,9 @@ def read_documents(paths: list[Path]) -> list[str]:
   return documents
 
 
-def hold_out(documents: list[str], seed: int, share: float = 0.05) -> tuple[list[str], list[str]]:
+def train_val_split(
+  documents: list[str], seed: int, share: float = 0.05
+) -> tuple[list[str], list[str]]:
   """(to learn, held out): whole documents by lot, until they make `share` of the text; of a single document, its end."""
   total = sum(map(len, documents))
   if len(documents) == 1:

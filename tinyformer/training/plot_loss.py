@@ -40,7 +40,7 @@ def picture(
   lines: list[str], path: Path, others: Sequence[tuple[str, list[float], list[float]]] = ()
 ) -> bool:
   """Draws a log's losses as a PNG, and those of others, whole or not at all. False where there is no matplotlib to do it."""
-  from tinyformer.checkpoints.safetensors import replacing
+  from tinyformer.checkpoints.safetensors import atomic_write
 
   try:
     from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def picture(
   for name, x, y in others:
     axes.plot(x, y, "x" if len(x) > 1 else "*", markersize=8, label=name)
   axes.legend()
-  with replacing(path) as part:
+  with atomic_write(path) as part:
     figure.savefig(part, format="png", dpi=110)
   return True
 

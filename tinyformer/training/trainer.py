@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from tinygrad import Context, Device, Tensor, dtypes, nn
 
-from tinyformer.kernels.compiled_step import Jitted
+from tinyformer.kernels.compiled_step import CompiledStep
 
 
-class Learner:
+class Trainer:
   """Teaches a model. loss: tensors of a batch -> a number; its first call fixes the shapes of the batches.
 
   Matrices decay, norms and biases do not.  measured: the loss that `measure` tells, if not that which is learned from.
@@ -87,8 +87,8 @@ class Learner:
         length, *rest = follow(rate, sums)
         return length.realize(*rest)
 
-    self.step, self.add, self.end = Jitted(step), Jitted(add), Jitted(end)
-    self.look = Jitted(lambda *batch: (measured or loss)(*shared(batch)).realize())
+    self.step, self.add, self.end = CompiledStep(step), CompiledStep(add), CompiledStep(end)
+    self.look = CompiledStep(lambda *batch: (measured or loss)(*shared(batch)).realize())
     self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
     for i, o in enumerate(adam):
       self.state |= {
@@ -101,11 +101,11 @@ class Learner:
     """On every device, if there are several."""
     return t.shard(self.devices) if self.devices else t
 
-  def restore(self, state: dict[str, np.ndarray], drawn: dict[str, list[int]]) -> None:
+  def restore(self, state: dict[str, np.ndarray], rng_state: dict[str, list[int]]) -> None:
     """Goes on from what `state` and `drawn` were."""
     for name, t in self.state.items():
       t.assign(self.copied(Tensor(state[name]))).realize()
-    for device, count in drawn.items():
+    for device, count in rng_state.items():
       Tensor._device_rng_counters[device].assign(
         Tensor(count, dtype=dtypes.uint32, device=device)
       ).realize()
@@ -116,11 +116,11 @@ class Learner:
       t.assign(Tensor(self.state[f"model.{name}"].numpy())).realize()
 
   @property
-  def drawn(self) -> dict[str, list[int]]:
+  def rng_state(self) -> dict[str, list[int]]:
     """How many random numbers dropout and the initialisation have drawn on each device, low and high half: tinygrad's generators are counters."""
     return {device: count.numpy().tolist() for device, count in Tensor._device_rng_counters.items()}
 
-  def learn(self, rate: float, *batch: np.ndarray) -> float:
+  def train_step(self, rate: float, *batch: np.ndarray) -> float:
     """One step at a learning rate -> the loss before it."""
     now = np.array([rate], np.float32)
     if self.pieces == 1:
@@ -132,6 +132,6 @@ class Learner:
     self.end(now)
     return sum(losses) / self.pieces
 
-  def measure(self, *batch: np.ndarray) -> float:
+  def evaluate(self, *batch: np.ndarray) -> float:
     """The loss, with nothing learned."""
     return self.look(*batch).item()
