@@ -54,7 +54,7 @@ PARAMETERS, BYTES = (
   {"float32": 4, "bfloat16": 2, "int8": 1},
 )  # of the weights, and of one of them
 NANOGPT: dict[str, Any] = dict(
-  vocab=65, context=64, dim=128, heads=4, layers=4
+  vocab_size=65, context=64, dim=128, heads=4, num_layers=4
 )  # its CPU setting, batch 12
 
 
@@ -245,7 +245,7 @@ def training(name: str, folder: Path, threads: int) -> Callable[[str], list[floa
     theirs = transformers.GPT2LMHeadModel(
       transformers.GPT2Config(
         **{f"n_{key}": NANOGPT[mine] for key, mine in SIZES.items()},
-        vocab_size=NANOGPT["vocab"],
+        vocab_size=NANOGPT["vocab_size"],
         resid_pdrop=0,
         embd_pdrop=0,
         attn_pdrop=0,

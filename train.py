@@ -195,14 +195,14 @@ def make(args: argparse.Namespace, learn: list[str]):
     if (kind := Config.read(source).get("model_type")) != "gpt2":
       raise cli.Usage(f"--init {args.init} is a {kind}, only a gpt2 can be taught here")
     model = gpt2.load(source, **parts)
-    if len(tokenizer) > model.vocab:
+    if len(tokenizer) > model.vocab_size:
       raise ValueError(
         f"{source}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}"
       )
     agree(
       args,
       f"--init {args.init}",
-      vocab=model.vocab,
+      vocab=model.vocab_size,
       layers=len(model.blocks),
       heads=model.heads,
       dim=model.dim,

@@ -93,9 +93,14 @@ class Encoder:
   """A stack of identical layers on vectors."""
 
   def __init__(
-    self, layers: int = 6, dim: int = 512, heads: int = 8, ff_dim: int = 2048, dropout: float = 0.1
+    self,
+    num_layers: int = 6,
+    dim: int = 512,
+    heads: int = 8,
+    ff_dim: int = 2048,
+    dropout: float = 0.1,
   ):
-    self.blocks = [encoder_block(dim, heads, ff_dim, dropout) for _ in range(layers)]
+    self.blocks = [encoder_block(dim, heads, ff_dim, dropout) for _ in range(num_layers)]
 
   def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """x (B, S, D) -> (B, S, D). mask: usually a padding_mask."""
@@ -108,9 +113,14 @@ class Decoder:
   """A stack of identical layers on vectors, each of which sees the encoder's output, and no later position of its own input."""
 
   def __init__(
-    self, layers: int = 6, dim: int = 512, heads: int = 8, ff_dim: int = 2048, dropout: float = 0.1
+    self,
+    num_layers: int = 6,
+    dim: int = 512,
+    heads: int = 8,
+    ff_dim: int = 2048,
+    dropout: float = 0.1,
   ):
-    self.blocks = [decoder_block(dim, heads, ff_dim, dropout) for _ in range(layers)]
+    self.blocks = [decoder_block(dim, heads, ff_dim, dropout) for _ in range(num_layers)]
 
   def __call__(self, y: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
     """y (B, T, D), memory (B, S, D) -> (B, T, D). memory_mask: the encoder's padding_mask."""
@@ -312,18 +322,18 @@ class Transformer:
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     dim: int = 512,
     heads: int = 8,
     ff_dim: int = 2048,
-    layers: int = 6,
+    num_layers: int = 6,
     dropout: float = 0.1,
   ):
-    self.tokens = nn.Embedding(vocab, dim)
-    self.tokens.weight = Tensor.normal(vocab, dim, std=dim**-0.5)
+    self.tokens = nn.Embedding(vocab_size, dim)
+    self.tokens.weight = Tensor.normal(vocab_size, dim, std=dim**-0.5)
     self.encoder, self.decoder = (
-      Encoder(layers, dim, heads, ff_dim, dropout),
-      Decoder(layers, dim, heads, ff_dim, dropout),
+      Encoder(num_layers, dim, heads, ff_dim, dropout),
+      Decoder(num_layers, dim, heads, ff_dim, dropout),
     )
     self.dim, self.dropout = dim, dropout
 

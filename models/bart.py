@@ -60,12 +60,12 @@ class Bart(EncoderDecoder):
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     context: int,
     dim: int,
     heads: tuple[int, int],
     ff_dim: tuple[int, int],
-    layers: tuple[int, int],
+    num_layers: tuple[int, int],
     activation: Callable,
     positions: Callable,
     embed_norm: Callable | None,
@@ -85,12 +85,12 @@ class Bart(EncoderDecoder):
           lambda: layer_norm(dim),
           cross=attn(n) if n else None,
         )
-        for _ in range(layers[n])
+        for _ in range(num_layers[n])
       ]
       return Stack(blocks, positions(context, dim), embed_norm and embed_norm(dim))
 
-    super().__init__(vocab, context, dim, stack(0), stack(1), scale)
-    self.product, self.head_bias = linear.product, Tensor.zeros(1, vocab).contiguous()
+    super().__init__(vocab_size, context, dim, stack(0), stack(1), scale)
+    self.product, self.head_bias = linear.product, Tensor.zeros(1, vocab_size).contiguous()
 
   def head(self, x: Tensor) -> Tensor:
     """(..., D) -> logits (..., V): how well each token's embedding fits, and a number of its own."""

@@ -101,11 +101,11 @@ class Bert:
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     context: int,
     dim: int,
     heads: int,
-    layers: int,
+    num_layers: int,
     ff_dim: int,
     segments: int = 2,
     activation: Callable = ACTIVATIONS["gelu"],
@@ -118,9 +118,9 @@ class Bert:
     attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.vocab, self.context, self.places, self.dropout = vocab, context, places, dropout
+    self.vocab_size, self.context, self.places, self.dropout = vocab_size, context, places, dropout
     self.tokens, self.positions, self.segments = (
-      nn.Embedding(vocab, dim),
+      nn.Embedding(vocab_size, dim),
       nn.Embedding(before + context, dim),
       nn.Embedding(segments, dim),
     )
@@ -132,7 +132,7 @@ class Bert:
         lambda: layer_norm(dim, eps),
         functools.partial(post_norm, dropout=dropout),
       )
-      for _ in range(layers)
+      for _ in range(num_layers)
     ]
     self.head = head(self.tokens)
     self.task, self.labels = self.head.task, self.head.labels

@@ -164,10 +164,10 @@ class Deberta:
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     context: int,
     dim: int,
-    layers: int,
+    num_layers: int,
     ff_dim: int,
     attn: Callable,
     norm: Callable,
@@ -177,15 +177,17 @@ class Deberta:
     head: Callable = lambda tokens: Vectors(),
     linear: type[Linear] = Linear,
   ):
-    self.vocab, self.context, self.tokens, self.norm, self.relative = (
-      vocab,
+    self.vocab_size, self.context, self.tokens, self.norm, self.relative = (
+      vocab_size,
       context,
-      nn.Embedding(vocab, dim),
+      nn.Embedding(vocab_size, dim),
       norm(),
       relative,
     )
     self.blocks, self.convolution = (
-      [Block(attn(), FeedForward(dim, ff_dim, activation, linear), norm) for _ in range(layers)],
+      [
+        Block(attn(), FeedForward(dim, ff_dim, activation, linear), norm) for _ in range(num_layers)
+      ],
       convolution,
     )
     self.head = head(self.tokens)

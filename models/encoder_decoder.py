@@ -70,10 +70,16 @@ class EncoderDecoder:
   head: Callable[[Tensor], Tensor]
 
   def __init__(
-    self, vocab: int, context: int, dim: int, encoder: Stack, decoder: Stack, scale: float = 1.0
+    self,
+    vocab_size: int,
+    context: int,
+    dim: int,
+    encoder: Stack,
+    decoder: Stack,
+    scale: float = 1.0,
   ):
-    self.vocab, self.context, self.scale = vocab, context, scale
-    self.tokens, self.encoder, self.decoder = nn.Embedding(vocab, dim), encoder, decoder
+    self.vocab_size, self.context, self.scale = vocab_size, context, scale
+    self.tokens, self.encoder, self.decoder = nn.Embedding(vocab_size, dim), encoder, decoder
 
   def embed(self, ids: Tensor) -> Tensor:
     """ids (B, T) -> (B, T, D)."""

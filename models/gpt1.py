@@ -14,8 +14,8 @@ KEY_MAP = gpt2.KEY_MAP._replace(
 class GPT(gpt2.GPT2):
   """Token ids to logits for the token that follows each of them. Arguments, methods and how weights start are GPT2's."""
 
-  def __init__(self, vocab: int = 40478, context: int = 512, **more):
-    super().__init__(vocab, context, residual=post_norm, **more)
+  def __init__(self, vocab_size: int = 40478, context: int = 512, **more):
+    super().__init__(vocab_size, context, residual=post_norm, **more)
     self.norm = lambda x: x  # the last block has ended with one
 
 
@@ -30,7 +30,7 @@ def from_config(config: Config, **parts) -> GPT:
     config.size("n_positions", 512),
     dim=config.size("n_embd", 768),
     heads=config.size("n_head", 12),
-    layers=config.size("n_layer", 12),
+    num_layers=config.size("n_layer", 12),
     activation=activation,
     eps=config.get("layer_norm_epsilon", 1e-5),
     **parts,

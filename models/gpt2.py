@@ -57,11 +57,11 @@ class GPT2:
 
   def __init__(
     self,
-    vocab: int = 50257,
+    vocab_size: int = 50257,
     context: int = 1024,
     dim: int = 768,
     heads: int = 12,
-    layers: int = 12,
+    num_layers: int = 12,
     ff_dim: int | None = None,
     activation: Callable = gelu,
     eps: float = 1e-5,
@@ -71,8 +71,8 @@ class GPT2:
     attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.vocab, self.context, self.dim, self.heads, self.dropout, self.product = (
-      vocab,
+    self.vocab_size, self.context, self.dim, self.heads, self.dropout, self.product = (
+      vocab_size,
       context,
       dim,
       heads,
@@ -80,7 +80,7 @@ class GPT2:
       linear.product,
     )
     self.activation, self.ff_dim = activation, ff_dim or 4 * dim
-    self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(context, dim)
+    self.tokens, self.positions = nn.Embedding(vocab_size, dim), nn.Embedding(context, dim)
     self.blocks = [
       Block(
         MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
@@ -88,7 +88,7 @@ class GPT2:
         lambda: layer_norm(dim, eps),
         functools.partial(residual, dropout=dropout),
       )
-      for _ in range(layers)
+      for _ in range(num_layers)
     ]
     self.norm = layer_norm(dim, eps)
     for name, t in nn.state.get_state_dict(self).items():
@@ -96,7 +96,7 @@ class GPT2:
         t.replace(
           Tensor.normal(
             *t.shape,
-            std=0.02 / math.sqrt(2 * layers)
+            std=0.02 / math.sqrt(2 * num_layers)
             if name.endswith(("out.weight", "down.weight"))
             else 0.02,
           )
@@ -201,7 +201,7 @@ def save(model: GPT2, folder: str | Path, dtype: str = "float32", **config) -> N
     {
       "model_type": "gpt2",
       "architectures": ["GPT2LMHeadModel"],
-      "vocab_size": model.vocab,
+      "vocab_size": model.vocab_size,
       "n_positions": model.context,
       "n_embd": model.dim,
       "n_head": model.heads,

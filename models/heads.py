@@ -38,7 +38,7 @@ class Fill:
   def __init__(
     self,
     dim: int,
-    vocab: int,
+    vocab_size: int,
     activation: Callable,
     norm: Callable,
     linear: type[Linear] = Linear,
@@ -46,9 +46,11 @@ class Fill:
   ):
     self.dense, self.norm, self.activation = linear(dim, dim), norm(), activation
     if tokens:
-      self.bias = Tensor.zeros(vocab)
+      self.bias = Tensor.zeros(vocab_size)
     self.decoder: Callable = (
-      (lambda x: linear.product(x, tokens.weight) + self.bias) if tokens else linear(dim, vocab)
+      (lambda x: linear.product(x, tokens.weight) + self.bias)
+      if tokens
+      else linear(dim, vocab_size)
     )
 
   def __call__(self, x: Tensor) -> Tensor:
@@ -150,13 +152,13 @@ def for_config(
 
   fill, pool: the activations of Fill and Classify.  tied: Fill's decoder is the embeddings.  Raises ValueError for a head that is not built here.
   """
-  dim, vocab, names = config.size("hidden_size"), config.size("vocab_size"), labels(config)
+  dim, vocab_size, names = config.size("hidden_size"), config.size("vocab_size"), labels(config)
   problem = config.get("problem_type") or (
     "regression" if len(names) == 1 else "single_label_classification"
   )
 
   def words(tokens: nn.Embedding) -> Fill:
-    return Fill(dim, vocab, fill, norm, linear, tokens if tied else None)
+    return Fill(dim, vocab_size, fill, norm, linear, tokens if tied else None)
 
   heads: dict[str, Callable] = {
     "ForMaskedLM": words,

@@ -54,12 +54,12 @@ class Llama:
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     context: int,
     dim: int,
     heads: int,
     kv_heads: int,
-    layers: int,
+    num_layers: int,
     ff_dim: int,
     head_dim: int,
     inv_freq: list[float],
@@ -70,8 +70,8 @@ class Llama:
     linear: type[Linear] = Linear,
     attention_fn: Callable = attention,
   ):
-    self.vocab, self.context, self.kv_heads, self.head_dim, self.inv_freq, self.window = (
-      vocab,
+    self.vocab_size, self.context, self.kv_heads, self.head_dim, self.inv_freq, self.window = (
+      vocab_size,
       context,
       kv_heads,
       head_dim,
@@ -79,7 +79,7 @@ class Llama:
       window,
     )
     plain = functools.partial(linear, bias=False)
-    self.tokens = nn.Embedding(vocab, dim)
+    self.tokens = nn.Embedding(vocab_size, dim)
     self.blocks = [
       Block(
         MultiHeadAttention(
@@ -89,11 +89,11 @@ class Llama:
         lambda: nn.RMSNorm(dim, eps),
         pre_norm,
       )
-      for _ in range(layers)
+      for _ in range(num_layers)
     ]
     self.norm = nn.RMSNorm(dim, eps)
     self.head: Callable = (
-      (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab)
+      (lambda x: linear.product(x, self.tokens.weight)) if tied else plain(dim, vocab_size)
     )  # (..., D) -> logits (..., V)
 
   def cache(self, batch: int = 1) -> KVCache:

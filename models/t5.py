@@ -64,11 +64,11 @@ class T5(EncoderDecoder):
 
   def __init__(
     self,
-    vocab: int,
+    vocab_size: int,
     dim: int,
     heads: int,
     head_dim: int,
-    layers: tuple[int, int],
+    num_layers: tuple[int, int],
     ff: Callable,
     context: int = 512,
     buckets: int = 32,
@@ -83,19 +83,22 @@ class T5(EncoderDecoder):
     def attn() -> MultiHeadAttention:
       return MultiHeadAttention(dim, heads, plain, dot_product, attention_fn, head_dim=head_dim)
 
-    encoder = [Block(attn(), ff(dim, linear=plain), norm, pre_norm) for _ in range(layers[0])]
+    encoder = [Block(attn(), ff(dim, linear=plain), norm, pre_norm) for _ in range(num_layers[0])]
     decoder = [
-      Block(attn(), ff(dim, linear=plain), norm, pre_norm, cross=attn()) for _ in range(layers[1])
+      Block(attn(), ff(dim, linear=plain), norm, pre_norm, cross=attn())
+      for _ in range(num_layers[1])
     ]
     super().__init__(
-      vocab,
+      vocab_size,
       context,
       dim,
       Stack(encoder, bias=RelativeBias(heads, True, buckets, most), norm=norm()),
       Stack(decoder, bias=RelativeBias(heads, False, buckets, most), norm=norm()),
     )
     self.head = (
-      (lambda x: linear.product(x * dim**-0.5, self.tokens.weight)) if tied else plain(dim, vocab)
+      (lambda x: linear.product(x * dim**-0.5, self.tokens.weight))
+      if tied
+      else plain(dim, vocab_size)
     )
 
 
@@ -103,7 +106,7 @@ def from_config(
   config: Config, linear: type[Linear] = Linear, attention_fn: Callable = attention, **_
 ) -> T5:
   """An untrained model of the sizes that a config.json of T5 or mT5 states. Raises ValueError for what is not built here."""
-  proj, layers = config.get("feed_forward_proj", "relu"), config.size("num_layers")
+  proj, num_layers = config.get("feed_forward_proj", "relu"), config.size("num_layers")
   activation = Config({"feed_forward_proj": proj.removeprefix("gated-")}, config.source).activation(
     "feed_forward_proj", "relu"
   )
@@ -123,7 +126,7 @@ def from_config(
     config.size("d_model"),
     config.size("num_heads"),
     config.size("d_kv"),
-    (layers, config.size("num_decoder_layers", layers)),
+    (num_layers, config.size("num_decoder_layers", num_layers)),
     ff,
     config.size("n_positions", 512),
     config.size("relative_attention_num_buckets", 32),

@@ -101,7 +101,7 @@ class ViT:
     channels: int = 3,
     dim: int = 768,
     heads: int = 12,
-    layers: int = 12,
+    num_layers: int = 12,
     ff_dim: int = 3072,
     activation: Callable = ACTIVATIONS["gelu"],
     eps: float = 1e-12,
@@ -131,7 +131,7 @@ class ViT:
         lambda: layer_norm(dim, eps),
         pre_norm,
       )
-      for _ in range(layers)
+      for _ in range(num_layers)
     ]
     self.norm = layer_norm(dim, eps)
     self.new_head(labels)

@@ -21,12 +21,12 @@ from transformer import Linear, attention
 
 V, C = 37, 40
 LLAMA = dict(
-  vocab=V,
+  vocab_size=V,
   context=C,
   dim=12,
   heads=4,
   kv_heads=2,
-  layers=2,
+  num_layers=2,
   ff_dim=20,
   head_dim=6,
   inv_freq=rope_inv_freq(6),
@@ -225,7 +225,7 @@ def test_a_window_bounds_the_cache(monkeypatch):
   monkeypatch.setattr(KVCache, "PIECE", 16)
   monkeypatch.setattr(Engine, "PIECES", (16, 1))
   model, ids = (
-    randomise(Llama(**LLAMA | dict(context=4000, layers=1), window=5)),
+    randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5)),
     np.random.default_rng(1).integers(0, V, 90).astype(np.int32),
   )
   reader, ends = Engine(model), [14, *range(15, 31), 60, 90]  # at 26 it is full

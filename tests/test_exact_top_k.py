@@ -91,12 +91,12 @@ def test_what_is_no_number_stays_none():
 
 
 LLAMA = dict(
-  vocab=V,
+  vocab_size=V,
   context=40,
   dim=36,
   heads=4,
   kv_heads=2,
-  layers=1,
+  num_layers=1,
   ff_dim=20,
   head_dim=10,
   inv_freq=rope_inv_freq(10),

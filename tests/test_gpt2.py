@@ -189,7 +189,7 @@ def test_shards_are_read(tmp_path):
 
 def test_a_real_folder_loads():
   model = gpt2.load(shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"))
-  assert (model.vocab, model.context, model.dim, len(model.blocks)) == (50257, 256, 16, 1)
+  assert (model.vocab_size, model.context, model.dim, len(model.blocks)) == (50257, 256, 16, 1)
   assert np.isfinite(model(Tensor([[464, 3290]])).numpy()).all()
 
 
@@ -231,9 +231,9 @@ def test_what_is_saved_has_the_layout_of_what_was_loaded(tmp_path):
 )
 def test_the_sizes_have_their_published_parameter_counts(sizes, count):
   before = GlobalCounters.mem_used
-  dim, heads, layers = sizes
+  dim, heads, num_layers = sizes
   with safetensors.skip_init():
-    model = gpt2.GPT2(dim=dim, heads=heads, layers=layers)
+    model = gpt2.GPT2(dim=dim, heads=heads, num_layers=num_layers)
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count
   assert GlobalCounters.mem_used < before + 1_000_000  # from shapes alone
 

@@ -12,7 +12,7 @@ def accuracy_of_reversal(steps: int) -> tuple[float, float]:
   """Teaches a small Transformer to reverse random sequences: (share of tokens right when it writes by itself, its last loss)."""
   Tensor.manual_seed(0)
   draw = np.random.default_rng(0)
-  model = transformer.Transformer(VOCAB, 32, 4, 64, layers=1, dropout=0)
+  model = transformer.Transformer(VOCAB, 32, 4, 64, num_layers=1, dropout=0)
   optimizer = nn.optim.Adam(nn.state.get_parameters(model), lr=3e-3, b2=0.98)
 
   @TinyJit

@@ -16,12 +16,12 @@ from transformer import Linear, attention
 V, C, B = 37, 40, 2
 IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
 SIZES = dict(
-  vocab=V,
+  vocab_size=V,
   context=C,
   dim=12,
   heads=4,
   kv_heads=2,
-  layers=2,
+  num_layers=2,
   ff_dim=20,
   head_dim=6,
   inv_freq=rope_inv_freq(6),

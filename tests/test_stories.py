@@ -38,10 +38,10 @@ def read(path):
   return dict(
     dim=dim,
     ff_dim=hidden,
-    layers=layers,
+    num_layers=layers,
     heads=heads,
     kv_heads=kv_heads,
-    vocab=vocab,
+    vocab_size=vocab,
     context=context,
   ), w
 
@@ -88,7 +88,7 @@ def naive(sizes, w, ids):
     z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)[:, None]
     return np.stack([z.real, z.imag], -1).reshape(x.shape)
 
-  for i in range(sizes["layers"]):
+  for i in range(sizes["num_layers"]):
     y = norm(x, w["attn_norm"][i])
     q, k, v = ((y @ w[n][i].T).reshape(T, -1, K) for n in "qkv")
     q, k = turn(q), turn(k)
@@ -123,7 +123,7 @@ def to_folder(sizes, w, folder):
     "down": "mlp.down_proj",
   }
   tensors = {"model.embed_tokens.weight": w["tokens"], "model.norm.weight": w["norm"]}
-  for i in range(sizes["layers"]):
+  for i in range(sizes["num_layers"]):
     for ours, name in names.items():
       x = w[ours][i]
       tensors[f"model.layers.{i}.{name}.weight"] = (
@@ -138,11 +138,11 @@ def to_folder(sizes, w, folder):
     json.dumps(
       {
         "model_type": "llama",
-        "vocab_size": sizes["vocab"],
+        "vocab_size": sizes["vocab_size"],
         "hidden_size": sizes["dim"],
         "num_attention_heads": sizes["heads"],
         "num_key_value_heads": sizes["kv_heads"],
-        "num_hidden_layers": sizes["layers"],
+        "num_hidden_layers": sizes["num_layers"],
         "intermediate_size": sizes["ff_dim"],
         "max_position_embeddings": sizes["context"],
         "rms_norm_eps": 1e-5,
@@ -159,7 +159,7 @@ def story(tmp_path_factory):
     tmp_path_factory.mktemp("story"),
   )
   to_folder(sizes, w, folder)
-  to_tokenizer(shared_data("checkpoints/tok512.bin"), sizes["vocab"], folder)
+  to_tokenizer(shared_data("checkpoints/tok512.bin"), sizes["vocab_size"], folder)
   return sizes, w, folder
 
 

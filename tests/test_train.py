@@ -105,10 +105,10 @@ def test_it_learns(finished):
 def test_what_it_writes_is_a_folder_that_loads(finished):
   model, tokenizer = gpt2.load(finished), BytePairEncoding.load(finished)
   assert (
-    model.vocab == len(tokenizer)
+    model.vocab_size == len(tokenizer)
     and json.loads((finished / "config.json").read_text())["eos_token_id"] == tokenizer.end
   )
-  assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab
+  assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab_size
 
 
 def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
@@ -188,7 +188,9 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
   for i in range(len(kept)):
     for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
       if (folder / "model.safetensors").exists():
-        assert hub.whole(folder) and gpt2.load(folder).vocab == len(BytePairEncoding.load(folder))
+        assert hub.whole(folder) and gpt2.load(folder).vocab_size == len(
+          BytePairEncoding.load(folder)
+        )
   last = max(
     i for i, name in enumerate(kept) if ".training." in name
   )  # the best and the last model are of step 40, what --resume reads of step 20
@@ -290,7 +292,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(
   args = [*SMALL[2:], "--steps", "1"]
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
   assert (
-    gpt2.load(tmp_path / "c").vocab == 257
+    gpt2.load(tmp_path / "c").vocab_size == 257
     and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
   )
   assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(
@@ -468,7 +470,7 @@ def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_pat
   )
   assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and gpt2.load(
     tmp_path / "x" / "last"
-  ).vocab > 256
+  ).vocab_size > 256
 
 
 def test_the_rate_rises_and_falls():

@@ -130,7 +130,7 @@ def test_a_decoder_block_without_a_memory_is_refused():
 
 def test_the_transformer_is_that_of_the_oracle():
   model, source, target = (
-    randomise(transformer.Transformer(11, D, H, F, layers=1)),
+    randomise(transformer.Transformer(11, D, H, F, num_layers=1)),
     [3, 1, 4, 1, 5],
     [9, 2, 6],
   )
@@ -153,7 +153,7 @@ def test_stacks_of_the_papers_kind_keep_the_shape():
 
 
 def test_padding_changes_nothing_for_the_rest():
-  model = randomise(transformer.Transformer(11, D, H, F, layers=1))
+  model = randomise(transformer.Transformer(11, D, H, F, num_layers=1))
   target, mask = Tensor([[9, 2, 6]]), transformer.padding_mask(Tensor([[True] * 3 + [False] * 2]))
   close(
     model(Tensor([[3, 1, 4, 0, 7]]), target, mask), model(Tensor([[3, 1, 4]]), target).numpy(), 1e-5
@@ -166,7 +166,7 @@ def test_a_query_never_sees_a_later_token(model):
     logits = randomise(GPT2(11, 8, D, H, 2))
   else:
     logits = functools.partial(
-      randomise(transformer.Transformer(11, D, H, F, layers=1)), Tensor([[1, 2, 3]])
+      randomise(transformer.Transformer(11, D, H, F, num_layers=1)), Tensor([[1, 2, 3]])
     )
   a, b = (logits(Tensor([[5, 6, 7, last]])).numpy() for last in (8, 9))
   np.testing.assert_array_equal(a[:, :3], b[:, :3])
@@ -174,7 +174,7 @@ def test_a_query_never_sees_a_later_token(model):
 
 
 def test_embeddings_and_projection_are_one_matrix():
-  model = transformer.Transformer(11, D, H, F, layers=1)
+  model = transformer.Transformer(11, D, H, F, num_layers=1)
   assert [n for n, t in nn.state.get_state_dict(model).items() if 11 in t.shape] == [
     "tokens.weight"
   ]
@@ -258,7 +258,7 @@ def test_variance_stays_put_at_depth():
   for block in encoder.blocks:
     x = block(x).realize()
   assert x.numpy().var() == pytest.approx(1, rel=0.01)  # each post-norm restores it
-  model = GPT2(50, 16, 64, 4, layers=8)
+  model = GPT2(50, 16, 64, 4, num_layers=8)
   embedded = (model.tokens(Tensor([list(range(16))])) + model.positions.weight).numpy().var()
   x = Tensor(normal(1, 16, 64) * math.sqrt(embedded))
   for block in model.blocks:
@@ -269,7 +269,7 @@ def test_variance_stays_put_at_depth():
 
 
 def test_logits_of_a_new_transformer_have_unit_variance():
-  model = transformer.Transformer(200, 64, 4, 128, layers=1)
+  model = transformer.Transformer(200, 64, 4, 128, num_layers=1)
   ids = Tensor([list(range(30))])
   assert model(ids, ids).numpy().var() == pytest.approx(1, rel=0.25)
 

@@ -154,7 +154,7 @@ def test_the_sizes_have_their_published_parameter_counts(dim, heads, layers, pat
       patch=(patch, patch),
       dim=dim,
       heads=heads,
-      layers=layers,
+      num_layers=layers,
       ff_dim=4 * dim,
     )
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count

@@ -53,7 +53,7 @@ def test_it_learns_other_classes_and_is_saved_with_them(tmp_path):
   """Of shuffled labels it learns nothing."""
   vit.save(
     randomise(
-      vit.ViT(["cat", "dog"], (12, 12), (4, 4), dim=48, heads=3, layers=1, ff_dim=48, eps=1e-6)
+      vit.ViT(["cat", "dog"], (12, 12), (4, 4), dim=48, heads=3, num_layers=1, ff_dim=48, eps=1e-6)
     ),
     tmp_path / "old",
   )

@@ -106,7 +106,9 @@ def test_sixteen_bit_files_are_read_as_theirs(tmp_path, dtype):
 @pytest.mark.parametrize("labels", [["cat", "dog", "neither"], ["yes", "no"], []])
 @pytest.mark.parametrize("image, patch", [((12, 12), (4, 4)), ((12, 20), (3, 5))])
 def test_they_load_what_we_save(tmp_path, image, patch, labels):
-  model = randomise(vit.ViT(["old"], image, patch, dim=18, heads=3, layers=2, ff_dim=30, eps=1e-3))
+  model = randomise(
+    vit.ViT(["old"], image, patch, dim=18, heads=3, num_layers=2, ff_dim=30, eps=1e-3)
+  )
   model.new_head(labels)
   if labels:
     model.head.weight, model.head.bias = (

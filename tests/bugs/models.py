@@ -50,7 +50,7 @@ BUGS = [
     "models/gpt2.py",
     "GPT2.head",
     "return self.product(x, self.tokens.weight)",
-    "return self.product(x, Tensor.normal(self.vocab, self.dim, std=0.02))",
+    "return self.product(x, Tensor.normal(self.vocab_size, self.dim, std=0.02))",
     "gpt2",
   ),
   Bug(
@@ -89,7 +89,7 @@ BUGS = [
     "residual weights as large as the rest",
     "models/gpt2.py",
     "GPT2.__init__",
-    "0.02 / math.sqrt(2*layers)",
+    "0.02 / math.sqrt(2 * num_layers)",
     "0.02",
     "transformer",
   ),

@@ -170,7 +170,7 @@ def head_kinds(scene: Scene, most: int = 50) -> dict[int, dict[str, np.ndarray]]
   before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
   room = min(most, model.context - len(before) - len(after) - 1)
   ids = head_types.repeated(
-    min(len(tokenizer), model.vocab), room, set(tokenizer.specials.values())
+    min(len(tokenizer), model.vocab_size), room, set(tokenizer.specials.values())
   )
   text = tokenizer.single(ids)
   if model.task != "text2text-generation":
