@@ -28,7 +28,7 @@ class Placed(Decoder):
     super().__init__(SYMBOLS + 1, DIM, HEADS, LAYERS)
     self.learned, self.relative = (
       Tensor.normal(most, DIM),
-      RelativeBias(HEADS, both=False, buckets=16, most=length),
+      RelativeBias(HEADS, bidirectional=False, buckets=16, max_distance=length),
     )
 
   def places(

@@ -1,6 +1,7 @@
-"""Where a token stands: sinusoids in halves, rotations of queries and keys, and biases of their scores by distance.
+"""Position encodings: sinusoids in halves, rotary embeddings (RoPE), and biases by distance.
 
-T queries are the last T of S places, as in transformer.causal_mask: what is added to scores is (T, S), or (H, T, S) with a value for each head.
+The T queries are the last T of S positions, as in transformer.causal_mask. Biases are added to the
+scores; they have shape (T, S), or (H, T, S) if they differ by head.
 """
 
 import math
@@ -12,140 +13,171 @@ from transformer import Size
 
 
 def sinusoids_in_halves(T: Size, dim: int, start: Size = 0) -> Tensor:
-  """(T, D), from place `start` on: the columns of transformer.sinusoids in another order, all sines before all cosines (tensor2tensor's, and so Marian's)."""
+  """Return (T, D) from position `start` on: transformer.sinusoids with all sines first.
+
+  This is the column order of tensor2tensor, and therefore of Marian. Raises ValueError if D is odd.
+  """
   if dim % 2:
     raise ValueError(f"dim {dim} is odd: sines and cosines come in pairs")
-  angle = places(start, T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
+  angle = position_ids(start, T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
   return angle.sin().cat(angle.cos(), dim=1)
 
 
-def places(start: Size | Tensor, T: Size) -> Tensor:
-  """(T): start, start + 1, ..."""
+def position_ids(start: Size | Tensor, T: Size) -> Tensor:
+  """Return (T,): start, start + 1, ..."""
   return Tensor.arange(T) + (Tensor(start) if isinstance(start, UOp) else start)
 
 
-# **************** rotations (Su et al. 2021, RoFormer, sec. 3.2) ****************
+# **************** RoPE (Su et al. 2021, RoFormer, sec. 3.2) ****************
 
 
 def rope_inv_freq(
   dim: int, theta: float = 10000.0, scaling: dict[str, Any] | None = None
 ) -> list[float]:
-  """Radians a place for each of the D / 2 planes: theta^(-2i / D).
+  """Return the D / 2 angles per position, in radians: theta^(-2i / D).
 
-  scaling stretches a trained model to longer texts, in the words of a config.json. "linear": all slower by `factor` (Chen et al. 2023).
-  "ntk": theta grows so that the slowest is slower by `factor` and the fastest stays (bloc97 2023). "llama3": waves longer than
-  original_max_position_embeddings / low_freq_factor are slower by `factor`, those shorter than that over high_freq_factor stay, and those
-  between lie between (Llama 3.1). Raises ValueError for another kind.
+  `scaling` extends the context of a trained model; its keys are those of a config.json.
+  "linear" divides all frequencies by `factor` (Chen et al. 2023). "ntk" increases theta so that
+  the lowest frequency is divided by `factor` and the highest is unchanged (bloc97 2023). "llama3"
+  divides the frequencies of wavelengths above original_max_position_embeddings / low_freq_factor
+  by `factor`, keeps those of wavelengths below original_max_position_embeddings / high_freq_factor
+  and interpolates in between (Llama 3.1). Raises ValueError for any other type.
   """
-  kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
-  factor = float((scaling or {}).get("factor", 1))
+  scaling = scaling or {}
+  kind = scaling.get("rope_type") or scaling.get("type") or "default"
+  factor = float(scaling.get("factor", 1))
   if kind == "ntk":
     theta *= factor ** (dim / (dim - 2))
-  plain = [theta ** (-2 * i / dim) for i in range(dim // 2)]
+  inv_freq = [theta ** (-2 * i / dim) for i in range(dim // 2)]
   if kind in ("default", "ntk"):
-    return plain
+    return inv_freq
   if kind == "linear":
-    return [f / factor for f in plain]
-  if kind != "llama3" or scaling is None:
-    raise ValueError(
-      f"rope scaling of the kind {kind!r} is not built here: default, linear, ntk and llama3 are"
-    )
-  low, high, old = (
-    float(scaling[key])
-    for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-  )
-
-  def stretched(f: float) -> float:
-    share = min(
-      1.0, max(0.0, (old * f / (2 * math.pi) - low) / (high - low))
-    )  # of the plain frequency: 1 for waves that fit in often
-    return share * f + (1 - share) * f / factor
-
-  return [stretched(f) for f in plain]
+    return [f / factor for f in inv_freq]
+  if kind == "llama3":
+    return llama3_inv_freq(inv_freq, factor, scaling)
+  raise ValueError(f"RoPE scaling {kind!r} is not supported: use default, linear, ntk or llama3")
 
 
-def rope_cos_sin(
-  start: Size | Tensor, T: Size, rope_inv_freq: list[float]
-) -> tuple[Tensor, Tensor]:
-  """The cosines and sines (T, D/2) of the angles at the places from `start` on."""
-  angle = places(start, T).reshape(T, 1) * Tensor.stack(
-    *map(Tensor, rope_inv_freq)
-  )  # constants of the kernel: a list would be a tensor to keep with it
+def llama3_inv_freq(inv_freq: list[float], factor: float, scaling: dict[str, Any]) -> list[float]:
+  """Return the frequencies with Llama 3.1's scaling; see rope_inv_freq."""
+  low = float(scaling["low_freq_factor"])
+  high = float(scaling["high_freq_factor"])
+  original_context = float(scaling["original_max_position_embeddings"])
+  scaled = []
+  for f in inv_freq:
+    rotations_in_context = original_context * f / (2 * math.pi)
+    # The weight of the original frequency: 1 for short wavelengths, 0 for long ones.
+    weight = min(1.0, max(0.0, (rotations_in_context - low) / (high - low)))
+    scaled.append(weight * f + (1 - weight) * f / factor)
+  return scaled
+
+
+def rope_cos_sin(start: Size | Tensor, T: Size, inv_freq: list[float]) -> tuple[Tensor, Tensor]:
+  """Return the cosines and sines (T, D/2) of the rotation angles from position `start` on."""
+  # One constant Tensor per frequency: a Tensor made from the list would be a captured buffer.
+  frequencies = Tensor.stack(*map(Tensor, inv_freq))
+  angle = position_ids(start, T).reshape(T, 1) * frequencies
   return angle.cos(), angle.sin()
 
 
 def apply_rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-  """x (..., T, D) with each pair (x_i, x_{i + D/2}) turned by its angle: the order of Hugging Face's LLaMA checkpoints and of GPT-NeoX."""
+  """Rotate each pair (x_i, x_{i + D/2}) of x (..., T, D).
+
+  This is the pairing of Hugging Face's LLaMA checkpoints and of GPT-NeoX.
+  """
   a, b = x.chunk(2, dim=-1)
   return (a * cos - b * sin).cat(b * cos + a * sin, dim=-1)
 
 
 def apply_rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-  """x (..., T, D) with each pair (x_{2i}, x_{2i+1}) turned by its angle: the paper's order, and that of Meta's own LLaMA files."""
+  """Rotate each pair (x_{2i}, x_{2i+1}) of x (..., T, D).
+
+  This is the pairing of the paper and of Meta's LLaMA checkpoints.
+  """
   a, b = x[..., 0::2], x[..., 1::2]
   return Tensor.stack(a * cos - b * sin, b * cos + a * sin, dim=-1).flatten(-2)
 
 
-# **************** biases ****************
+# **************** biases and masks by distance ****************
 
 
 def distances(T: Size, S: Size) -> Tensor:
-  """(T, S): how many places each key stands before each query; below 0 for a later one."""
-  return places(S - T, T).reshape(T, 1) - Tensor.arange(S).reshape(1, S)
+  """Return (T, S): the query's position minus the key's, negative for later keys."""
+  return position_ids(S - T, T).reshape(T, 1) - Tensor.arange(S).reshape(1, S)
 
 
 def window_mask(T: Size, S: Size, window: int) -> Tensor:
-  """(T, S): 0 for a query's own key and the window - 1 before it, -inf elsewhere (Beltagy et al. 2020; Mistral, Jiang et al. 2023, sec. 2)."""
+  """Return (T, S): 0 for the query's own position and the window - 1 before it, else -inf.
+
+  Source: Beltagy et al. 2020; Jiang et al. 2023 (Mistral), sec. 2.
+  """
   d = distances(T, S)
   return ((d >= 0) & (d < window)).where(0.0, -math.inf)
 
 
 def alibi_slopes(heads: int) -> list[float]:
-  """2^(-8/H), 2^(-16/H), ...; where H is no power of two, those of the power below, and every second of those of the power above."""
+  """Return 2^(-8h/H) for head h = 1..H.
+
+  If H is not a power of two, take the slopes of the next lower power, followed by every second
+  slope of the next higher one. Source: Press et al. 2022, sec. 3.
+  """
   power = 2 ** int(math.log2(heads))
   slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
   return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
 
 
 def alibi(T: Size, S: Size, heads: int) -> Tensor:
-  """(H, T, S): minus the distance times the head's slope (Press et al. 2022, sec. 3); a causal mask goes with it."""
+  """Return ALiBi's biases (H, T, S): minus the distance times the head's slope.
+
+  Add them to a causal mask. Source: Press et al. 2022, sec. 3.
+  """
   return -distances(T, S).abs() * Tensor(alibi_slopes(heads)).reshape(heads, 1, 1)
 
 
-def bucket(distance: Tensor, both: bool, buckets: int = 32, most: int = 128) -> Tensor:
-  """Which of T5's buckets a distance (query's place minus key's) falls in: small ones have their own, larger ones share, by their logarithm, up to `most`.
+def bucket(
+  distance: Tensor, bidirectional: bool, buckets: int = 32, max_distance: int = 128
+) -> Tensor:
+  """Return T5's bucket of each distance (query's position minus key's).
 
-  both: keys after the query have the upper half of the buckets; otherwise they count as at the query (Raffel et al. 2020, sec. 2.1).
+  Small distances have a bucket each. Larger ones share buckets logarithmically, and all from
+  max_distance on share the last. If bidirectional, keys after the query use the upper half of the
+  buckets; otherwise their distance counts as 0. Source: Raffel et al. 2020, sec. 2.1.
   """
-  after = (distance < 0).where(buckets // 2, 0) if both else 0
-  n, d = buckets // 2 if both else buckets, distance.abs() if both else distance.maximum(0)
+  offset: Tensor | int
+  if bidirectional:
+    offset = (distance < 0).where(buckets // 2, 0)
+    n, d = buckets // 2, distance.abs()
+  else:
+    offset, n, d = 0, buckets, distance.maximum(0)
   exact = n // 2
-  far = exact + ((d.maximum(1) / exact).log() / math.log(most / exact) * (n - exact)).cast("int32")
-  return after + (d < exact).where(d, far.minimum(n - 1))
+  log_ratio = (d.maximum(1) / exact).log() / math.log(max_distance / exact)
+  far = exact + (log_ratio * (n - exact)).cast("int32")
+  return offset + (d < exact).where(d, far.minimum(n - 1))
 
 
-def signed_bucket(distance: int, buckets: int, most: int) -> int:
-  """DeBERTa's bucket of a distance: itself up to buckets / 2; from there to most - 1 their logarithms share the other half; its sign stays (He et al. 2023)."""
+def signed_bucket(distance: int, buckets: int, max_distance: int) -> int:
+  """Return DeBERTa's bucket of a distance, with the distance's sign.
+
+  Distances up to buckets / 2 are their own bucket. Larger ones, up to max_distance - 1, share the
+  other half logarithmically. Source: He et al. 2023.
+  """
   exact = buckets // 2
   if abs(distance) <= exact:
     return distance
-  far = exact + math.ceil(
-    math.log(abs(distance) / exact) / math.log((most - 1) / exact) * (exact - 1)
-  )
+  log_ratio = math.log(abs(distance) / exact) / math.log((max_distance - 1) / exact)
+  far = exact + math.ceil(log_ratio * (exact - 1))
   return far if distance > 0 else -far
 
 
 class RelativeBias:
-  """T5's learned bias for each head and bucket of distances; the layers of a stack share one."""
+  """T5's learned bias per head and distance bucket. All layers of a stack share one instance."""
 
-  def __init__(self, heads: int, both: bool, buckets: int = 32, most: int = 128):
-    self.weight, self.both, self.buckets, self.most = (
-      Tensor.normal(buckets, heads, std=0.02),
-      both,
-      buckets,
-      most,
-    )
+  def __init__(self, heads: int, bidirectional: bool, buckets: int = 32, max_distance: int = 128):
+    self.weight = Tensor.normal(buckets, heads, std=0.02)
+    self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
 
   def __call__(self, T: Size, S: Size) -> Tensor:
-    """(H, T, S), to be added to the scores."""
-    return self.weight[bucket(distances(T, S), self.both, self.buckets, self.most)].permute(2, 0, 1)
+    """Return the biases (H, T, S), to be added to the scores."""
+    d = distances(T, S)
+    indices = bucket(d, self.bidirectional, self.buckets, self.max_distance)
+    return self.weight[indices].permute(2, 0, 1)

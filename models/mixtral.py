@@ -2,7 +2,7 @@
 
 import functools
 
-from layers.feedforward import MixtureOfExperts
+from layers.moe import MixtureOfExperts
 from models import llama
 from tinyformer.checkpoints.config import Config, loader
 

@@ -1,15 +1,16 @@
-"""Every test runs on the device that the commands would choose; CI's, where there is no clang, is the CPU with ziglang's."""
+"""Shared test helpers. Tests run on the device that the commands would select."""
 
 import json
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("PARALLEL", "0")  # tests run side by side already: each compiles for itself
-os.environ.setdefault(
-  "NOOPT", "1"
-)  # tinygrad makes plainer kernels in two thirds of the time; the slow tests of .ci/run take its usual ones
-for name in list(os.environ):  # a user's hub and proxies are not the tests'
+# The tests already run in parallel, so each compiles its kernels in one process.
+os.environ.setdefault("PARALLEL", "0")
+# Unoptimized kernels compile in two thirds of the time. The slow tests of .ci/run use the default.
+os.environ.setdefault("NOOPT", "1")
+# The user's hub settings and proxies must not affect the tests.
+for name in list(os.environ):
   if name.startswith("HF_") or name.lower().endswith("_proxy"):
     del os.environ[name]
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -22,46 +23,54 @@ from tinygrad import Tensor, nn
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
-SHARED = (
-  ROOT.parent / "shared" / "data"
-)  # public data beside the project; what needs it skips where it is absent
+# Public data beside the project. Tests that need it skip if it is absent.
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
 def seed():
-  """tinygrad's is the time of day, or what the test before left."""
+  """Seed tinygrad, whose default seed is the time of day."""
   Tensor.manual_seed(0)
 
 
 def shared_data(name: str) -> Path:
+  """Return the path of a file or folder of the public data, or skip the test if it is absent."""
   if not (SHARED / name).exists():
-    pytest.skip(f"{name} of the public data is not here")
+    pytest.skip(f"{name} is not in the shared data folder")
   return SHARED / name
 
 
 def randomise(model, seed: int = 0, scale: float = 0.3):
-  """Gives every parameter random numbers: norm weights from 0.5 to 1.5, all others normal. A fresh model's norms hide swapped names."""
-  draw = np.random.default_rng(seed)
+  """Replace every parameter with random numbers and return the model.
+
+  Norm weights are uniform in (0.5, 1.5), all others are normal: the ones of a new norm would hide
+  parameters that are swapped.
+  """
+  rng = np.random.default_rng(seed)
   for name, t in nn.state.get_state_dict(model).items():
-    values = (
-      draw.uniform(0.5, 1.5, t.shape) if "norm.weight" in name else draw.normal(0, scale, t.shape)
-    )
+    is_norm = "norm.weight" in name
+    values = rng.uniform(0.5, 1.5, t.shape) if is_norm else rng.normal(0, scale, t.shape)
     t.replace(Tensor(values.astype(np.float32)))
   return model
 
 
-def close(got: np.ndarray, want: np.ndarray, share: float = 1e-5):
-  """Within 1e-4, and within a share of the spread of what is wanted."""
-  assert got.shape == want.shape
-  assert np.abs(got - want).max() < min(1e-4, share * want.std())
+def close(actual: np.ndarray, expected: np.ndarray, share: float = 1e-5):
+  """Assert a maximum error of 1e-4, and of `share` times the standard deviation of `expected`."""
+  assert actual.shape == expected.shape
+  assert np.abs(actual - expected).max() < min(1e-4, share * expected.std())
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
+  """Return standard normal float32 numbers."""
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def with_head(case: str, head: str, folder: Path, **config) -> Path:
-  """A folder with the fixture's tensors whose config.json names the architecture that ends in `head`; config: other keys of it."""
+  """Write a checkpoint with a fixture's tensors and another head, and return its folder.
+
+  head: the end of the architecture's name, such as "ForTokenClassification".  config: further keys
+  of config.json.
+  """
   values = json.loads((FIXTURES / case / "config.json").read_text())
   values["architectures"] = [values["architectures"][0].replace("ForMaskedLM", head)]
   (folder / "config.json").write_text(json.dumps(values | config))

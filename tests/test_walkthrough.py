@@ -1,3 +1,6 @@
+"""`python transformer.py`: its sections, its checks and its exit status."""
+
+import re
 import subprocess
 import sys
 
@@ -8,45 +11,69 @@ import transformer
 from tinyformer import walkthrough
 
 
+def section_index(title: str) -> int:
+  return [section[1] for section in walkthrough.SECTIONS].index(title)
+
+
 @pytest.mark.slow
-def test_the_lesson_shows_and_checks_each_section():
-  done = subprocess.run(
-    [sys.executable, "transformer.py", "-v"], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith("on ") and done.stdout.count("\n  ok: ") == len(
-    walkthrough.SECTIONS
-  )
-  assert all(f"{number} {title}" in done.stdout for number, title, _ in walkthrough.SECTIONS)
+def test_verbose_output_shows_and_checks_every_section():
+  command = [sys.executable, "transformer.py", "-v"]
+  run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  assert run.stdout.startswith("Device: ")
+  assert run.stdout.count("\n  ok: ") == len(walkthrough.SECTIONS)
+  for number, title, _ in walkthrough.SECTIONS:
+    assert f"{number} {title}".strip() in run.stdout
+  assert "1 checks" not in run.stdout
+  counts = [int(n) for n in re.findall(r"ok: .*: (\d+) checks?,", run.stdout)]
+  last = run.stdout.splitlines()[-1]
+  summary = re.fullmatch(r"(\d+) checks passed, largest error \de-\d\d, on \w+, \d+ s", last)
+  assert summary and int(summary[1]) == sum(counts) == run.stdout.count("✓")
 
 
-def test_without_a_flag_it_is_a_line_a_section(capsys, monkeypatch):
+def test_without_verbose_each_section_is_one_line(capsys, monkeypatch):
   monkeypatch.setattr(walkthrough, "SECTIONS", walkthrough.SECTIONS[:2])
   assert walkthrough.main([]) == 0
-  assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-    "on " + walkthrough.select_device(),
-    "ok",
-    "ok",
-  ]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == "Device: " + walkthrough.select_device()
+  assert [line.split(":")[0] for line in lines[1:-1]] == ["ok", "ok"]
+  assert lines[-1].startswith("7 checks passed, ")
+
+
+def test_one_check_is_singular():
+  assert walkthrough.count_checks(1) == "1 check"
+  assert walkthrough.count_checks(2) == "2 checks"
 
 
 @pytest.mark.parametrize(
-  "section, name, broken, told",
+  "title, name, broken, message",
   [
-    (1, "scaled_dot_product", lambda q, k: q @ k.T / 8.01, "Q K^T / sqrt(d_k) of 60 by 60 vectors"),
     (
-      2,
+      "Why the scores are scaled",
+      "scaled_dot_product",
+      lambda q, k: q @ k.T / 8.01,
+      "Q K^T / sqrt(d_k), (60, 60)",
+    ),
+    (
+      "Masks",
       "causal_mask",
       lambda T, S: transformer.Tensor.full((T, S), -1e4).triu(S - T + 1),
       "causal mask",
     ),
-    (7, "sinusoids", lambda T, dim: transformer.Tensor.zeros(T, dim), "sinusoids"),
+    (
+      "Positional encoding",
+      "sinusoids",
+      lambda T, dim: transformer.Tensor.zeros(T, dim),
+      "sinusoids",
+    ),
   ],
 )
 def test_a_failing_check_is_named_and_the_status_is_1(
-  capsys, monkeypatch, section, name, broken, told
+  capsys, monkeypatch, title, name, broken, message
 ):
-  monkeypatch.setattr(walkthrough, "SECTIONS", walkthrough.SECTIONS[section : section + 1])
+  index = section_index(title)
+  monkeypatch.setattr(walkthrough, "SECTIONS", walkthrough.SECTIONS[index : index + 1])
   monkeypatch.setattr(transformer, name, broken)
   assert walkthrough.main([]) == 1
-  assert "failed: " in (err := capsys.readouterr().err) and told in err
+  error = capsys.readouterr().err
+  assert "failed: " in error and message in error

@@ -1,10 +1,12 @@
-"""The paper's formulas once more, in plain Python loops over lists: slow, naive, and sharing nothing with transformer.py.
+"""The paper's formulas in plain Python loops over lists, independent of transformer.py.
 
-lesson.py and the tests hold transformer.py against it. A matrix is a list of rows; parameters are a dict of lists by name, as in
-a state dict, of which `within(p, "attn.")` gives those of one module.
+The walkthrough and the tests compare transformer.py with this module. A matrix is a list of rows.
+Parameters are a dict of nested lists by name, as in a state dict. `within(p, "attn.")` returns
+those of one module.
 """
 
 import math
+from collections.abc import Callable
 
 Vector = list[float]
 Matrix = list[list[float]]
@@ -32,16 +34,31 @@ def plus(a: Matrix, b: Matrix) -> Matrix:
 
 
 def softmax(row: Vector) -> Vector:
-  """exp(x) / sum of exp(x); zeros where every x is -inf."""
-  top = max(row)
-  if top == -math.inf:
+  """Return exp(x) / sum(exp(x)), or zeros if every x is -inf."""
+  row_max = max(row)
+  if row_max == -math.inf:
     return [0.0 for _ in row]
-  parts = [math.exp(x - top) for x in row]
-  return [x / sum(parts) for x in parts]
+  exponentials = [math.exp(x - row_max) for x in row]
+  return [x / sum(exponentials) for x in exponentials]
 
 
 def scaled_dot_product(q: Vector, k: Vector) -> float:
   return dot(q, k) / math.sqrt(len(q))
+
+
+def general(w: Matrix) -> Callable[[Vector, Vector], float]:
+  """Return the similarity q^T W k."""
+  return lambda q, k: dot(q, [dot(row, k) for row in w])
+
+
+def additive(w: Matrix, u: Matrix, v: Vector) -> Callable[[Vector, Vector], float]:
+  """Return the similarity v^T tanh(W q + U k)."""
+
+  def score(q: Vector, k: Vector) -> float:
+    hidden = [math.tanh(dot(a, q) + dot(b, k)) for a, b in zip(w, u, strict=True)]
+    return dot(v, hidden)
+
+  return score
 
 
 def attention_weights(
@@ -58,7 +75,7 @@ def attention(
 
 
 def causal_mask(T: int, S: int) -> Matrix:
-  """Query t stands at place S - T + t and sees the keys at places up to its own."""
+  """Query t has position S - T + t and sees the keys up to that position."""
   return [[0.0 if s <= S - T + t else -math.inf for s in range(S)] for t in range(T)]
 
 
@@ -71,12 +88,8 @@ def layer_norm(p: Parameters, x: Matrix, eps: float = 1e-5) -> Matrix:
   for row in x:
     mean = sum(row) / len(row)
     variance = sum((value - mean) ** 2 for value in row) / len(row)
-    out.append(
-      [
-        (value - mean) / math.sqrt(variance + eps) * w + b
-        for value, w, b in zip(row, p["weight"], p["bias"], strict=True)
-      ]
-    )
+    normalized = [(value - mean) / math.sqrt(variance + eps) for value in row]
+    out.append([y * w + b for y, w, b in zip(normalized, p["weight"], p["bias"], strict=True)])
   return out
 
 
@@ -88,17 +101,19 @@ def multi_head(
   mask: Matrix | None = None,
   similarity=scaled_dot_product,
 ) -> Matrix:
-  q, k, v = (
-    linear(within(p, "q."), x),
-    linear(within(p, "k."), memory),
-    linear(within(p, "v."), memory),
-  )
-  width, joined = len(q[0]) // heads, [Vector() for _ in x]
+  q = linear(within(p, "q."), x)
+  k = linear(within(p, "k."), memory)
+  v = linear(within(p, "v."), memory)
+  width = len(q[0]) // heads
+  concatenated: Matrix = [[] for _ in x]
   for h in range(heads):
-    a, b, c = ([row[h * width : (h + 1) * width] for row in y] for y in (q, k, v))
-    for row, out in zip(joined, attention(a, b, c, mask, similarity)):
-      row.extend(out)
-  return linear(within(p, "out."), joined)
+    head_q, head_k, head_v = (
+      [row[h * width : (h + 1) * width] for row in matrix] for matrix in (q, k, v)
+    )
+    output = attention(head_q, head_k, head_v, mask, similarity)
+    for row, head_row in zip(concatenated, output, strict=True):
+      row.extend(head_row)
+  return linear(within(p, "out."), concatenated)
 
 
 def relu(x: float) -> float:
@@ -110,13 +125,11 @@ def gelu_tanh(x: float) -> float:
 
 
 def feed_forward(p: Parameters, x: Matrix, activation=relu) -> Matrix:
-  return linear(
-    within(p, "down."),
-    [[activation(value) for value in row] for row in linear(within(p, "up."), x)],
-  )
+  hidden = [[activation(value) for value in row] for row in linear(within(p, "up."), x)]
+  return linear(within(p, "down."), hidden)
 
 
-def block(
+def block(  # noqa: PLR0913
   p: Parameters,
   x: Matrix,
   heads: int,
@@ -128,64 +141,58 @@ def block(
 ) -> Matrix:
   def residual(x, name, sublayer):
     norm = within(p, name + "_norm.")
-    return (
-      plus(x, sublayer(layer_norm(norm, x))) if pre_norm else layer_norm(norm, plus(x, sublayer(x)))
-    )
+    if pre_norm:
+      return plus(x, sublayer(layer_norm(norm, x)))
+    return layer_norm(norm, plus(x, sublayer(x)))
 
   x = residual(x, "attn", lambda y: multi_head(within(p, "attn."), y, y, heads, mask))
   if memory is not None:
-    x = residual(
-      x, "cross", lambda y: multi_head(within(p, "cross."), y, memory, heads, memory_mask)
-    )
+    cross = within(p, "cross.")
+    x = residual(x, "cross", lambda y: multi_head(cross, y, memory, heads, memory_mask))
   return residual(x, "ff", lambda y: feed_forward(within(p, "ff."), y, activation))
 
 
 def sinusoids(T: int, dim: int) -> Matrix:
-  return [
-    [(math.cos if c % 2 else math.sin)(place / 10000 ** ((c - c % 2) / dim)) for c in range(dim)]
-    for place in range(T)
-  ]
+  def value(position: int, column: int) -> float:
+    angle = position / 10000 ** ((column - column % 2) / dim)
+    return math.cos(angle) if column % 2 else math.sin(angle)
+
+  return [[value(position, column) for column in range(dim)] for position in range(T)]
 
 
-def stack(p: Parameters, layers: int, x: Matrix, heads: int, *args) -> Matrix:
-  for i in range(layers):
+def stack(p: Parameters, num_layers: int, x: Matrix, heads: int, *args) -> Matrix:
+  for i in range(num_layers):
     x = block(within(p, f"blocks.{i}."), x, heads, *args)
   return x
 
 
 def transformer(
-  p: Parameters, layers: int, heads: int, source: list[int], target: list[int]
+  p: Parameters, num_layers: int, heads: int, source: list[int], target: list[int]
 ) -> Matrix:
-  """Logits for each place of the target."""
+  """Return the logits (T, V) of a Transformer."""
   table = p["tokens.weight"]
+  dim = len(table[0])
 
   def embed(ids):
-    return plus(
-      [[math.sqrt(len(table[0])) * value for value in table[i]] for i in ids],
-      sinusoids(len(ids), len(table[0])),
-    )
+    embeddings = [[math.sqrt(dim) * value for value in table[i]] for i in ids]
+    return plus(embeddings, sinusoids(len(ids), dim))
 
-  memory = stack(within(p, "encoder."), layers, embed(source), heads)
-  out = stack(
-    within(p, "decoder."),
-    layers,
-    embed(target),
-    heads,
-    causal_mask(len(target), len(target)),
-    memory,
-  )
+  memory = stack(within(p, "encoder."), num_layers, embed(source), heads)
+  mask = causal_mask(len(target), len(target))
+  out = stack(within(p, "decoder."), num_layers, embed(target), heads, mask, memory)
   return matmul(out, transpose(table))
 
 
 def learning_rate(step: int, dim: int, warmup: int) -> float:
-  """Up in a line to 1 / sqrt(dim * warmup), then down as the root of the step."""
-  return (step / warmup if step < warmup else math.sqrt(warmup / step)) / math.sqrt(dim * warmup)
+  """Increase linearly to 1 / sqrt(dim * warmup), then decrease as 1 / sqrt(step)."""
+  factor = step / warmup if step < warmup else math.sqrt(warmup / step)
+  return factor / math.sqrt(dim * warmup)
 
 
 def smoothed_loss(logits: Matrix, target: list[int], smoothing: float) -> float:
-  """Mean cross-entropy against 1 - smoothing on the target plus smoothing spread evenly over all tokens."""
+  """Return the mean cross-entropy with label smoothing, in nats."""
   total = 0.0
   for row, t in zip(logits, target, strict=True):
-    logs = [math.log(x) for x in softmax(row)]
-    total -= (1 - smoothing) * logs[t] + smoothing * sum(logs) / len(logs)
+    log_probs = [math.log(x) for x in softmax(row)]
+    total -= (1 - smoothing) * log_probs[t] + smoothing * sum(log_probs) / len(log_probs)
   return total / len(target)

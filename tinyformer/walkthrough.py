@@ -1,459 +1,466 @@
-"""`python transformer.py -v`: a walk through the paper on transformer.py, each section shown at work and checked by oracle.py."""
+"""Run the sections of the 2017 paper on transformer.py and check every step against oracle.py.
+
+`python transformer.py` prints one line per section; `-v` also shows the tensors.
+"""
 
 import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from tinyformer import cli
+import numpy as np
+from tinygrad import Context, Tensor, nn
+
+import transformer
+from layers import similarity
+from tinyformer import cli, oracle
 from tinyformer.device import select_device
 
+ORDER = (
+  "The sections follow the paper's order, with two exceptions. 3.1 comes after 3.3, because a\n"
+  "block contains attention and a feed-forward network. 3.4 comes after 3.5, because the model\n"
+  "contains the positions."
+)
+SHADES = " ░▒▓█"
 
-class Failed(Exception):
-  """A check did not hold."""
+
+class CheckFailed(Exception):  # noqa: N818
+  """A result differs from its reference."""
 
 
 class Section:
-  """Shows what a section of the paper does, where it is asked to, and holds each number that it shows against another way to it."""
+  """Shows one section of the paper if `verbose`, and checks its results."""
 
   def __init__(self, number: str, title: str, verbose: bool):
-    self.number, self.title, self.verbose, self.checks, self.worst = number, title, verbose, 0, 0.0
+    self.number, self.title, self.verbose = number, title, verbose
+    self.checks = 0
+    self.largest_error = 0.0
     if verbose:
-      print(f"\n\033[1m{number} {title}\033[0m" if cli.fancy(sys.stdout) else f"\n{number} {title}")
+      heading = f"{number} {title}".strip()
+      print(f"\n\033[1m{heading}\033[0m" if cli.fancy(sys.stdout) else f"\n{heading}")
 
-  def say(self, text: str) -> None:
+  def show(self, text: str) -> None:
+    """Print a text, indented, if verbose."""
     if self.verbose:
       print("  " + text.replace("\n", "\n  "))
 
   def check(
-    self, what: str, got, want, tolerance: float = 1e-5, against: str = "plain Python loops"
+    self,
+    name: str,
+    actual,
+    expected,
+    tolerance: float = 1e-5,
+    reference: str = "plain Python loops",
   ) -> None:
-    """got and want: a Tensor, an array, nested lists or a number. Raises Failed with what it was that did not hold."""
-    import numpy as np
-
-    a, b = (
-      np.asarray(x.numpy() if hasattr(x, "numpy") else x, dtype=np.float64) for x in (got, want)
-    )
+    """Compare two Tensors, arrays, nested lists or numbers. Raises CheckFailed if they differ."""
+    a, b = to_array(actual), to_array(expected)
     if a.shape != b.shape:
-      raise Failed(f"{self.number} {self.title}: {what} is of shape {a.shape}, not {b.shape}")
-    error = float(
-      np.abs(np.subtract(a, b, out=np.zeros(a.shape), where=a != b)).max(initial=0)
-    )  # equal infinities do not differ
+      raise CheckFailed(f"{self.number} {self.title}: {name} has shape {a.shape}, not {b.shape}")
+    differences = np.zeros(a.shape)
+    np.subtract(a, b, out=differences, where=a != b)  # equal infinities have no difference
+    error = float(np.abs(differences).max(initial=0))
     if not error <= tolerance:
-      raise Failed(f"{self.number} {self.title}: {what} is off by {error:.2g}, against {against}")
+      raise CheckFailed(
+        f"{self.number} {self.title}: {name} differs from {reference} by {error:.2g}"
+      )
     self.checks += 1
-    if tolerance < 1e-2:
-      self.worst = max(self.worst, error)  # the others are of random numbers
-    self.say(f"✓ {what}: within {error:.1g} of {against}")
+    if tolerance < 1e-2:  # larger tolerances are for statistics of random numbers
+      self.largest_error = max(self.largest_error, error)
+    self.show(f"✓ {name}: within {error:.1g} of {reference}")
 
   def matrix(
     self,
     name: str,
-    got,
-    want,
+    actual: Tensor,
+    expected: oracle.Matrix,
     rows: list[str] | None = None,
     columns: list[str] | None = None,
-    shades: bool = False,
   ) -> None:
-    """Checks a matrix and shows it, in numbers or in shades from its least to its greatest."""
-    self.check(name, got, want)
-    if not self.verbose:
-      return
-    values = got.tolist()
+    """Show a matrix in numbers, then check it."""
+    values: Any = actual.tolist()
     if columns:
-      self.say(" " * 8 + "".join(f"{c:>7}" for c in columns))
+      self.show(" " * 8 + "".join(f"{c:>7}" for c in columns))
+    for label, row in zip(rows or [""] * len(values), values, strict=True):
+      self.show(f"{label:>7} " + "".join(f"{x:7.2f}" for x in row))
+    self.check(name, actual, expected)
+
+  def shades(self, values: Any, rows: list[str]) -> None:
+    """Show a matrix in five shades, from its smallest to its largest value."""
     low, high = min(map(min, values)), max(map(max, values))
-    for label, row in zip(rows or [""] * len(values), values):
-      cells = (
-        "".join(" ░▒▓█"[min(4, int(5 * (x - low) / (high - low)))] for x in row)
-        if shades
-        else "".join(f"{x:7.2f}" for x in row)
-      )
-      self.say(f"{label:>7} {cells}")
+    span = high - low or 1.0
+    for label, row in zip(rows, values, strict=True):
+      cells = (SHADES[min(4, int(5 * (x - low) / span))] for x in row)
+      self.show(f"{label:>7} {''.join(cells)}")
 
 
-def numbers(module) -> dict[str, Any]:
-  """A module's parameters as the oracle takes them."""
-  from tinygrad import Tensor, nn
+def to_array(x) -> np.ndarray:
+  """Return a Tensor, an array, nested lists or a number as a float64 array."""
+  return np.asarray(x.numpy() if hasattr(x, "numpy") else x, dtype=np.float64)
 
-  parameters = nn.state.get_state_dict(module)
-  Tensor.realize(
-    *parameters.values()
-  )  # at once: a random number costs little, its kernel's schedule much
-  return {name: t.tolist() for name, t in parameters.items()}
+
+def parameters(module) -> dict[str, Any]:
+  """Return a module's parameters as nested lists, by name."""
+  tensors = nn.state.get_state_dict(module)
+  Tensor.realize(*tensors.values())  # all at once: scheduling costs more than the numbers
+  return {name: t.tolist() for name, t in tensors.items()}
+
+
+def normal(*shape: int, seed: int) -> np.ndarray:
+  """Return standard normal numbers of a shape."""
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+WORDS = ["the", "cat", "sat", "on", "the", "mat"]
+VECTORS = {
+  "the": [0.0, 0.0, 3.0, 0.0],
+  "cat": [3.0, 0.0, 0.0, 1.0],
+  "sat": [0.0, 3.0, 0.0, 0.0],
+  "on": [0.0, 1.0, 0.0, 3.0],
+  "mat": [3.0, 0.0, 0.0, 1.0],
+}
 
 
 def scaled_attention(s: Section) -> None:
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  words = ["the", "cat", "sat", "on", "the", "mat"]
-  meaning = {
-    "the": [0.0, 0, 3, 0],
-    "cat": [3.0, 0, 0, 1],
-    "sat": [0.0, 3, 0, 0],
-    "on": [0.0, 1, 0, 3],
-    "mat": [3.0, 0, 0, 1],
-  }
-  x = [meaning[word] for word in words]
-  s.say(
-    "Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V: each query takes the average of the values, weighted by how alike it and their keys are."
-  )
-  s.say(
-    "Six words as vectors (T, d_k) = (6, 4); queries, keys and values are the words themselves. Who attends to whom, (T, S) = (6, 6):"
+  x = [VECTORS[word] for word in WORDS]
+  s.show(
+    "Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V: each query receives a mean of the values,\n"
+    "weighted by the similarity of the query and each key.\n"
+    "Six words as vectors, (T, d_k) = (6, 4), are queries, keys and values. The weights, (T, S):"
   )
   weights = transformer.attention_weights(Tensor(x), Tensor(x))
-  s.matrix("attention weights", weights, oracle.attention_weights(x, x), words, words)
-  s.say("The two nouns see each other, and so do the two articles: their vectors are alike.")
-  s.check("each row's sum", weights.sum(-1), [1.0] * 6, against="1")
-  s.matrix(
-    "softmax(Q K^T / sqrt(d_k)) V",
-    transformer.attention(Tensor(x), Tensor(x), Tensor(x)),
-    oracle.attention(x, x, x),
-    words,
+  s.matrix("attention weights", weights, oracle.attention_weights(x, x), WORDS, WORDS)
+  s.show(
+    "The two nouns attend to each other, and so do the two articles: their vectors are similar."
   )
+  s.check("sum of each row", weights.sum(-1), [1.0] * 6, reference="1")
+  s.show("The output, (T, d_k) = (6, 4):")
+  output = transformer.attention(Tensor(x), Tensor(x), Tensor(x))
+  s.matrix("softmax(Q K^T / sqrt(d_k)) V", output, oracle.attention(x, x, x), WORDS)
 
 
 def scaling(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
   q, k = np.random.default_rng(0).standard_normal((2, 60, 64)).astype(np.float32)
-  s.say(
-    "Q K^T of vectors with d_k independent entries of variance 1 has variance d_k. Divided by sqrt(d_k) it has variance 1, and the softmax stays soft."
+  s.show(
+    "If the d_k entries of q and k are independent with variance 1, q k^T has variance d_k.\n"
+    "Division by sqrt(d_k) makes the variance 1, which keeps the softmax away from regions where\n"
+    "its gradient vanishes. 60 queries and 60 keys with d_k = 64:"
   )
-  for name, similarity, own, expected in (
-    ("Q K^T", transformer.dot_product, oracle.dot, 64),
-    ("Q K^T / sqrt(d_k)", transformer.scaled_dot_product, oracle.scaled_dot_product, 1),
+  for name, function, variance in (
+    ("Q K^T", transformer.dot_product, 64),
+    ("Q K^T / sqrt(d_k)", transformer.scaled_dot_product, 1),
   ):
-    scores = similarity(Tensor(q), Tensor(k)).numpy()
-    want = [own(a, b) for a in q.tolist() for b in k.tolist()]
-    mean = sum(want) / len(want)
-    s.check(f"{name} of 60 by 60 vectors, d_k = 64", scores.flatten(), want, 1e-4)
-    s.check(
-      f"its variance, {scores.var():.2f}",
-      scores.var(),
-      sum((x - mean) ** 2 for x in want) / len(want),
-      1e-4,
-    )
-    s.check("its variance, about", scores.var(), expected, expected / 5, str(expected))
+    products = function(Tensor(q), Tensor(k))
+    scale = 1 if variance == 64 else math.sqrt(64)
+    expected = [[oracle.dot(a, b) / scale for b in k.tolist()] for a in q.tolist()]
+    s.show(f"{name} has variance {to_array(products).var():.2f}.")
+    s.check(f"{name}, (60, 60)", products, expected)
+    s.check(f"variance of {name}", to_array(products).var(), variance, variance / 16, str(variance))
 
 
-def masks(s: Section) -> None:
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  s.say(
-    "A mask is added to the scores: 0 where a query may look, -inf where not, since exp(-inf) = 0. The causal mask of 4 queries and 4 keys:"
+def similarities(s: Section) -> None:
+  words = ["the", "cat", "sat"]
+  x = [[value / 2 for value in VECTORS[word]] for word in words]
+  q = Tensor(x)
+  s.show(
+    "The similarity of a query and a key can be computed in several ways. The paper compares dot\n"
+    "products with additive attention (Bahdanau et al. 2015); the general form is from Luong et\n"
+    "al. 2015. The weights of the same three vectors, (T, S) = (3, 3), with each of the four:"
   )
-  s.matrix("causal mask", transformer.causal_mask(4, 4), oracle.causal_mask(4, 4))
-  s.say("With two keys more from before, kept in a cache, the same queries see those too:")
-  s.matrix(
-    "causal mask with 2 earlier keys", transformer.causal_mask(4, 6), oracle.causal_mask(4, 6)
-  )
-  x = [[0.5, -1.0, 2.0], [1.0, 0.3, -0.7], [-0.2, 0.8, 0.1], [0.9, -0.4, 0.6]]
-  s.say("Attention of four vectors under the first, (T, S) = (4, 4):")
-  s.matrix(
-    "masked attention weights",
-    transformer.attention_weights(Tensor(x), Tensor(x), transformer.causal_mask(4, 4)),
-    oracle.attention_weights(x, x, oracle.causal_mask(4, 4)),
-  )
-  nothing = transformer.attention_weights(
-    Tensor([x]), Tensor([x]), transformer.padding_mask(Tensor([[False] * 4]))[:, 0]
-  )
-  s.check(
-    "a query all of whose keys are padding", nothing, [[[0.0] * 4] * 4], against="zeros, not NaN"
-  )
+  identity = [[float(i == j) for j in range(4)] for i in range(4)]
+  general = similarity.General(4, 4)
+  nouns_to_verbs = [[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], *identity[2:]]
+  general.weight = Tensor(nouns_to_verbs)
+  additive = similarity.Bahdanau(4, 4, 4)
+  additive.q, additive.k, additive.v = Tensor(identity), Tensor(identity), Tensor([[1.0]] * 4)
+  for name, function, reference, remark in (
+    (
+      "dot: q k^T",
+      transformer.dot_product,
+      oracle.dot,
+      "The larger the vectors, the closer the softmax is to one-hot.",
+    ),
+    (
+      "scaled dot: q k^T / sqrt(d_k)",
+      transformer.scaled_dot_product,
+      oracle.scaled_dot_product,
+      "The same order, but the weights are smoother.",
+    ),
+    (
+      "general: q W k^T, here with a W that exchanges nouns and verbs",
+      general,
+      oracle.general(nouns_to_verbs),
+      "W is learned, so a query can attend to keys unlike itself: cat attends to sat.",
+    ),
+    (
+      "additive: v^T tanh(W q + U k), here with W = U = I and v = 1",
+      additive,
+      oracle.additive(identity, identity, [1.0] * 4),
+      "tanh saturates if q and k share a feature, so keys unlike the query weigh more here.",
+    ),
+  ):
+    s.show(f"{name}:")
+    weights = transformer.attention_weights(q, q, similarity=function)
+    expected = oracle.attention_weights(x, x, similarity=reference)
+    s.matrix(f"weights with {name.split(':')[0]}", weights, expected, words, words)
+    s.show(remark)
 
 
 def multi_head(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  x, memory = (np.random.default_rng(n).standard_normal((n, 12)).astype(np.float32) for n in (5, 7))
-  s.say(
-    "MultiHead(Q, K, V) = Concat(head_1 .. head_H) W^O, head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V): H = 3 heads of d_k = 4 in D = 12."
+  x, memory = normal(5, 12, seed=5), normal(7, 12, seed=7)
+  s.show(
+    "MultiHead(Q, K, V) = Concat(head_1, ..., head_H) W^O\n"
+    "with head_i = Attention(Q W_i^Q, K W_i^K, V W_i^V): H = 3 heads of width d_k = 4, D = 12."
   )
   mha = transformer.MultiHeadAttention(12, 3)
-  p = numbers(mha)
-  out = mha(Tensor(x[None]), mask=transformer.causal_mask(5, 5))[0]
-  s.check(
-    "masked self-attention, (T, D) = (5, 12)",
-    out,
-    oracle.multi_head(p, x.tolist(), x.tolist(), 3, oracle.causal_mask(5, 5)),
-  )
+  p = parameters(mha)
+  out = mha(Tensor(x[None]))[0]
+  s.check("self-attention, (T, D) = (5, 12)", out, oracle.multi_head(p, x.tolist(), x.tolist(), 3))
   out = mha(Tensor(x[None]), Tensor(memory[None]))[0]
-  s.check(
-    "cross-attention to 7 keys, (5, 12)", out, oracle.multi_head(p, x.tolist(), memory.tolist(), 3)
-  )
+  expected = oracle.multi_head(p, x.tolist(), memory.tolist(), 3)
+  s.check("cross-attention to 7 keys, (5, 12)", out, expected)
+  s.show("A head is SingleHeadAttention with its rows of the projections. Head 2 alone:")
   head = transformer.SingleHeadAttention(12, 4)
-  for name, whole in (("q", mha.q), ("k", mha.k), ("v", mha.v)):
-    part = getattr(head, name)
-    part.weight, part.bias = whole.weight[4:8], whole.bias[4:8]
-  alone = head(Tensor(x[None]), Tensor(memory[None]))[0].numpy()
-  joined = oracle.linear(oracle.within(p, "out."), np.pad(alone, ((0, 0), (4, 4))).tolist())
-  rest = p | {"v.weight": [r if 4 <= i < 8 else [0.0] * 12 for i, r in enumerate(p["v.weight"])]}
+  for name in ("q", "k", "v"):
+    projection, all_heads = getattr(head, name), getattr(mha, name)
+    projection.weight, projection.bias = all_heads.weight[4:8], all_heads.bias[4:8]
+  output = head(Tensor(x[None]), Tensor(memory[None]))[0].numpy()
+  padded = np.pad(output, ((0, 0), (4, 4))).tolist()
+  values = [row if 4 <= i < 8 else [0.0] * 12 for i, row in enumerate(p["v.weight"])]
   s.check(
-    "head 2 alone, joined with silent heads",
-    joined,
-    oracle.multi_head(rest, x.tolist(), memory.tolist(), 3),
-    against="the three heads with two silenced",
+    "head 2, projected",
+    oracle.linear(oracle.within(p, "out."), padded),
+    oracle.multi_head(p | {"v.weight": values}, x.tolist(), memory.tolist(), 3),
+    reference="multi-head attention with the other heads' values set to 0",
   )
+
+
+def masks(s: Section) -> None:
+  s.show(
+    "A mask is added to the scores: 0 where attention is allowed and -inf where it is not,\n"
+    "because exp(-inf) = 0. The causal mask of 4 queries and 4 keys:"
+  )
+  mask = transformer.causal_mask(4, 4)
+  s.matrix("causal mask", mask, oracle.causal_mask(4, 4))
+  s.show("With 2 earlier keys from the KV cache, the queries also see those:")
+  s.matrix(
+    "causal mask with 2 cached keys", transformer.causal_mask(4, 6), oracle.causal_mask(4, 6)
+  )
+  x = normal(4, 8, seed=1)
+  s.show("The weights of four vectors with the first mask, (T, S) = (4, 4):")
+  weights = transformer.attention_weights(Tensor(x), Tensor(x), mask)
+  expected = oracle.attention_weights(x.tolist(), x.tolist(), oracle.causal_mask(4, 4))
+  s.matrix("masked attention weights", weights, expected)
+  s.show("A query whose keys are all padding receives zeros:")
+  padding = transformer.padding_mask(Tensor([[False] * 4]))[0, 0]
+  output = transformer.attention(Tensor(x), Tensor(x), Tensor(x), padding)
+  s.check("attention with all keys masked", output, np.zeros((4, 8)), reference="0, not NaN")
 
 
 def feed_forward(s: Section) -> None:
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
   x = [[0.5, -1.0, 2.0, 0.1], [1.0, 0.3, -0.7, 0.0], [0.5, -1.0, 2.0, 0.1]]
   ff = transformer.FeedForward(4, 16)
-  s.say(
-    "FFN(x) = max(0, x W1 + b1) W2 + b2, at each position by itself: (T, D) = (3, 4) by way of (3, F = 16)."
+  s.show(
+    "FFN(x) = max(0, x W1 + b1) W2 + b2, applied to each position separately:\n"
+    "(T, D) = (3, 4) -> (T, F) = (3, 16) -> (3, 4). Rows 1 and 3 have equal inputs and outputs."
   )
-  s.matrix("FFN(x)", ff(Tensor(x)), oracle.feed_forward(numbers(ff), x))
-  s.say("Rows 1 and 3 are alike because their inputs are: no position sees another.")
+  s.matrix("FFN(x)", ff(Tensor(x)), oracle.feed_forward(parameters(ff), x))
 
 
 def residuals(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Tensor, nn
-
-  import transformer
-  from tinyformer import oracle
-
-  x = np.random.default_rng(3).standard_normal((5, 12)).astype(np.float32)
-  s.say(
-    "Around each sublayer a residual connection and a norm: LayerNorm(x + Sublayer(x)) in the paper, x + Sublayer(LayerNorm(x)) in most since."
+  x = normal(5, 12, seed=3)
+  s.show(
+    "Each sublayer has a residual connection and a norm: LayerNorm(x + Sublayer(x)) in the paper\n"
+    "(post-norm), x + Sublayer(LayerNorm(x)) in most later models (pre-norm)."
   )
   for residual in (transformer.post_norm, transformer.pre_norm):
-    block = transformer.Block(
-      transformer.MultiHeadAttention(12, 3),
-      transformer.FeedForward(12, 20),
-      lambda: nn.LayerNorm(12),
-      residual,
-    )
-    out, pre = block(Tensor(x[None]))[0], residual is transformer.pre_norm
-    s.check(
-      f"a block with {residual.__name__}, (5, 12)",
-      out,
-      oracle.block(numbers(block), x.tolist(), 3, pre_norm=pre),
-    )
-    if not pre:
-      s.check("after the post-norm: mean of each row", out.mean(-1), [0.0] * 5, against="0")
+    attn, ff = transformer.MultiHeadAttention(12, 3), transformer.FeedForward(12, 20)
+    block = transformer.Block(attn, ff, lambda: nn.LayerNorm(12), residual)
+    out = block(Tensor(x[None]))[0]
+    is_pre_norm = residual is transformer.pre_norm
+    expected = oracle.block(parameters(block), x.tolist(), 3, pre_norm=is_pre_norm)
+    s.check(f"a block with {residual.__name__}, (T, D) = (5, 12)", out, expected)
+    if not is_pre_norm:
+      s.check("row means after post-norm", out.mean(-1), [0.0] * 5, reference="0")
 
 
 def stacks(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  x, y = (np.random.default_rng(n).standard_normal((1, n, 12)).astype(np.float32) for n in (7, 5))
-  encoder, decoder = transformer.Encoder(2, 12, 3, 20), transformer.Decoder(2, 12, 3, 20)
+  x, y = normal(1, 7, 12, seed=7), normal(1, 5, 12, seed=5)
+  encoder = transformer.Encoder(2, 12, 3, 20)
+  decoder = transformer.Decoder(2, 12, 3, 20)
   memory = encoder(Tensor(x)).realize()
-  want = oracle.stack(numbers(encoder), 2, x[0].tolist(), 3)
-  s.say(
-    "The encoder reads 7 vectors; the decoder reads 5, each of which sees the 7 and those before it. Two layers each, D = 12:"
+  expected = oracle.stack(parameters(encoder), 2, x[0].tolist(), 3)
+  s.show(
+    "The encoder reads 7 vectors. The decoder reads 5; each attends to the 7 and to the earlier\n"
+    "ones of the 5. Two layers each, D = 12."
   )
-  s.check("the encoder's output, (B, S, D) = (1, 7, 12)", memory, [want])
-  s.check(
-    "the decoder's output, (B, T, D) = (1, 5, 12)",
-    decoder(Tensor(y), memory),
-    [oracle.stack(numbers(decoder), 2, y[0].tolist(), 3, oracle.causal_mask(5, 5), want)],
-  )
+  s.check("encoder output, (B, S, D) = (1, 7, 12)", memory, [expected])
+  mask = oracle.causal_mask(5, 5)
+  output = oracle.stack(parameters(decoder), 2, y[0].tolist(), 3, mask, expected)
+  s.check("decoder output, (B, T, D) = (1, 5, 12)", decoder(Tensor(y), memory), [output])
 
 
 def positions(s: Section) -> None:
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  s.say(
-    "PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = the cosine. 16 places of D = 32, sines and cosines side by side, from -1 ' ' to 1 '█':"
-  )
-  s.matrix(
-    "sinusoids",
-    transformer.sinusoids(16, 32),
-    oracle.sinusoids(16, 32),
-    [f"p = {p}" for p in range(16)],
-    shades=True,
+  s.show(
+    "PE(p, 2i) = sin(p / 10000^(2i/D)) and PE(p, 2i+1) = cos of the same angle.\n"
+    "16 positions, D = 32, in shades from -1 (blank) to 1 (█):"
   )
   table = transformer.sinusoids(16, 32).contiguous()
+  s.shades(table.tolist(), [f"p = {p}" for p in range(16)])
+  s.check("sinusoids", table, oracle.sinusoids(16, 32))
+  s.show("The dot product of two positions depends only on their distance:")
   dots = (table @ table.T).numpy()
   s.check(
-    "the dot product of places 3 apart, anywhere",
+    "dot products of positions 3 apart",
     [dots[p, p + 3] for p in range(13)],
     [dots[0, 3]] * 13,
     1e-4,
-    "that of places 0 and 3",
+    "that of positions 0 and 3",
   )
-  x = Tensor([[[1.0, 2.0], [3.0, 4.0]]])
-  s.check(
-    "added to x (1, 2, 2)",
-    transformer.add_positions(x, transformer.sinusoids(2, 2)),
-    [oracle.plus([[1.0, 2.0], [3.0, 4.0]], oracle.sinusoids(2, 2))],
-  )
-  first, second = oracle.sinusoids(2, 2)
-  s.check(
-    "concatenated to x, (1, 2, 4)",
-    transformer.concatenate_positions(x, transformer.sinusoids(2, 2)),
-    [[[1.0, 2.0, *first], [3.0, 4.0, *second]]],
-  )
+  s.show("The paper adds positions to the embeddings; they can also be concatenated.")
+  x = [[1.0, 2.0], [3.0, 4.0]]
+  rows = oracle.sinusoids(2, 2)
+  encodings = transformer.sinusoids(2, 2)
+  added = transformer.add_positions(Tensor([x]), encodings)
+  s.check("added to x, (1, 2, 2)", added, [oracle.plus(x, rows)])
+  concatenated = transformer.concatenate_positions(Tensor([x]), encodings)
+  s.check("concatenated to x, (1, 2, 4)", concatenated, [[x[0] + rows[0], x[1] + rows[1]]])
 
 
-def whole(s: Section) -> None:
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  model, source, target = transformer.Transformer(11, 12, 3, 20, 1), [3, 1, 4, 1, 5], [9, 2, 6]
-  p = numbers(model)
-  s.say(
-    "From 5 source ids and 3 target ids to logits (B, T, V) = (1, 3, 11), by one layer each. One matrix embeds both, times sqrt(D), and gives the logits:"
+def whole_model(s: Section) -> None:
+  model = transformer.Transformer(11, 12, 3, 20, 1)
+  source, target = [3, 1, 4, 1, 5], [9, 2, 6]
+  p = parameters(model)
+  s.show(
+    "From 5 source ids and 3 target ids to logits, (B, T, V) = (1, 3, 11), with one layer each.\n"
+    "One matrix embeds both, scaled by sqrt(D), and also computes the logits:"
   )
   logits = model(Tensor([source]), Tensor([target])).realize()
-  s.matrix(
-    "logits",
-    logits[0],
-    oracle.transformer(p, 1, 3, source, target),
-    columns=[str(i) for i in range(11)],
-  )
-  later = model(Tensor([source]), Tensor([[9, 2, 7]]))
-  s.check(
-    "logits of places 1 and 2 with another third token",
-    later[0, :2],
-    logits[0, :2],
-    against="those before",
-  )
-  s.check(
-    "label smoothing 0.1: the loss",
-    transformer.loss(logits, Tensor([[2, 6, 0]])),
-    oracle.smoothed_loss(oracle.transformer(p, 1, 3, source, target), [2, 6, 0], 0.1),
-  )
+  expected = oracle.transformer(p, 1, 3, source, target)
+  s.matrix("logits", logits[0], expected, columns=[str(i) for i in range(11)])
+  s.show("No position sees a later token: the third token does not change the first two rows.")
+  changed = model(Tensor([source]), Tensor([[9, 2, 7]]))
+  s.check("first two rows again", changed[0, :2], logits[0, :2], reference="those above")
+  s.show("Label smoothing of 0.1 spreads a tenth of each target over all tokens (sec. 5.4):")
+  smoothed = transformer.loss(logits, Tensor([[2, 6, 0]]))
+  s.check("smoothed loss", smoothed, oracle.smoothed_loss(expected, [2, 6, 0], 0.1))
 
 
 def training(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Context, Tensor
-
-  import transformer
-  from tinyformer import oracle
-
   rates = [transformer.learning_rate(step, 512, 4000) for step in range(1, 20001)]
-  s.say(
-    "The learning rate rises for 4,000 steps and then falls as 1 / sqrt(step); steps 1 to 20,000 in shades:"
+  s.show(
+    "The learning rate increases for 4,000 steps and then decreases as 1 / sqrt(step).\n"
+    "Steps 1 to 20,000 in shades:"
   )
-  s.say("".join(" ░▒▓█"[min(4, int(5 * rates[i] / max(rates)))] for i in range(0, 20000, 313)))
-  s.check(
-    "the rates", rates, [oracle.learning_rate(step, 512, 4000) for step in range(1, 20001)], 1e-12
+  s.show("".join(SHADES[min(4, int(5 * rates[i] / max(rates)))] for i in range(0, 20000, 313)))
+  expected = [oracle.learning_rate(step, 512, 4000) for step in range(1, 20001)]
+  s.check("learning rates", rates, expected, 1e-12)
+  s.check("step of the largest rate", int(np.argmax(rates)) + 1, 4000, 0, "the paper's 4,000")
+  s.show(
+    "Dropout sets a tenth of the values to 0 and scales the rest by 1 / 0.9, in training only."
   )
-  s.check("the step of the highest rate", int(np.argmax(rates)) + 1, 4000, 0, "the paper's 4,000")
   Tensor.manual_seed(1)
   x = Tensor.ones(100, 100).contiguous()
-  s.check("dropout outside training", x.dropout(0.1), np.ones((100, 100)), 0, "x itself")
+  s.check("dropout outside training", x.dropout(0.1), np.ones((100, 100)), 0, "x")
   with Context(TRAINING=1):
     dropped = x.dropout(0.1).numpy()
-  s.check("the share dropped in training", (dropped == 0).mean(), 0.1, 0.02, "0.1")
-  s.check("what is left, scaled up", dropped[dropped > 0].mean(), 1 / 0.9, 1e-5, "1 / 0.9")
+  s.check("fraction dropped in training", (dropped == 0).mean(), 0.1, 0.02, "0.1")
+  s.check("mean of the remaining values", dropped[dropped > 0].mean(), 1 / 0.9, 1e-5, "1 / 0.9")
 
 
 def backward(s: Section) -> None:
-  import numpy as np
-  from tinygrad import Tensor
-
-  import transformer
-  from tinyformer import oracle
-
-  q, k, v, do = (
-    np.random.default_rng(seed).standard_normal((rows, 3)).astype(np.float32)
-    for seed, rows in enumerate((4, 5, 5, 4))
-  )
-  s.say(
-    "O = A V with A = softmax(S), S = Q K^T / sqrt(d_k). Given dO, by the chain rule, row by row through the softmax:"
-  )
-  s.say(
-    "dV = A^T dO    dA = dO V^T    dS = A * (dA - sum(dA * A))    dQ = dS K / sqrt(d_k)    dK = dS^T Q / sqrt(d_k)"
+  q, k, v, do = (normal(rows, 3, seed=seed) for seed, rows in enumerate((4, 5, 5, 4)))
+  s.show(
+    "O = A V with A = softmax(S) and S = Q K^T / sqrt(d_k). Given dO, the chain rule yields\n"
+    "  dV = A^T dO        dA = dO V^T        dS = A * (dA - rowsum(dA * A))\n"
+    "  dQ = dS K / sqrt(d_k)                 dK = dS^T Q / sqrt(d_k)\n"
+    "Each is compared with finite differences and with tinygrad's gradient."
   )
   Q, K, V, dO = (Tensor(x) for x in (q, k, v, do))
   A = transformer.attention_weights(Q, K).contiguous()
   dA = dO @ V.T
   dS = (A * (dA - (dA * A).sum(-1, keepdim=True))).contiguous()
-  hand = {"dQ": dS @ K / math.sqrt(3), "dK": dS.T @ Q / math.sqrt(3), "dV": A.T @ dO}
-  auto = dict(zip(hand, (transformer.attention(Q, K, V) * dO).sum().gradient(Q, K, V)))
+  manual = {"dQ": dS @ K / math.sqrt(3), "dK": dS.T @ Q / math.sqrt(3), "dV": A.T @ dO}
+  automatic = (transformer.attention(Q, K, V) * dO).sum().gradient(Q, K, V)
+  for i, (name, gradient) in enumerate(manual.items()):
+    differences = finite_differences((q, k, v), do, i)
+    s.show(f"{name}:")
+    s.matrix(f"{name} by the formula", gradient, differences.tolist())
+    s.check(f"{name} by tinygrad", automatic[i], gradient, reference="the formula")
+
+
+def finite_differences(inputs: tuple, do: np.ndarray, index: int, step: float = 1e-5) -> np.ndarray:
+  """Return the gradient of sum(attention(q, k, v) * dO) with respect to one of q, k, v."""
 
   def objective(q, k, v) -> float:
-    return sum(oracle.dot(a, b) for a, b in zip(oracle.attention(q, k, v), do.tolist()))
+    output = oracle.attention(q.tolist(), k.tolist(), v.tolist())
+    return sum(oracle.dot(a, b) for a, b in zip(output, do.tolist(), strict=True))
 
-  for i, name in enumerate(hand):
-    differences = np.zeros_like((q, k, v)[i])
-    for place in np.ndindex(differences.shape):
-      ends = []
-      for step in (1e-5, -1e-5):
-        inputs = [x.astype(np.float64) for x in (q, k, v)]
-        inputs[i][place] += step
-        ends.append(objective(*(x.tolist() for x in inputs)))
-      differences[place] = (ends[0] - ends[1]) / 2e-5
-    s.matrix(f"{name} by hand", hand[name], differences.tolist())
-    s.check(f"{name} by tinygrad", auto[name], hand[name], against="that by hand")
+  gradient = np.zeros_like(inputs[index], dtype=np.float64)
+  for position in np.ndindex(gradient.shape):
+    values = []
+    for delta in (step, -step):
+      shifted = [x.astype(np.float64) for x in inputs]
+      shifted[index][position] += delta
+      values.append(objective(*shifted))
+    gradient[position] = (values[0] - values[1]) / (2 * step)
+  return gradient
 
 
-SECTIONS = [
+SECTIONS: list[tuple[str, str, Callable[[Section], None]]] = [
   ("3.2.1", "Scaled dot-product attention", scaled_attention),
   ("3.2.1", "Why the scores are scaled", scaling),
-  ("3.2.3", "Masks", masks),
+  ("3.2.1", "Four similarity functions", similarities),
   ("3.2.2", "Multi-head attention", multi_head),
+  ("3.2.3", "Masks", masks),
   ("3.3", "Position-wise feed-forward networks", feed_forward),
   ("3.1", "Residual connections and norms", residuals),
   ("3.1", "Encoder and decoder stacks", stacks),
   ("3.5", "Positional encoding", positions),
-  ("3.4", "The Transformer, from ids to logits", whole),
-  ("5", "Learning rate and dropout", training),
-  ("", "Attention backwards, by hand", backward),
+  ("3.4", "The Transformer, from ids to logits", whole_model),
+  ("5.3, 5.4", "Learning rate and dropout", training),
+  ("", "The backward pass of attention", backward),
 ]
 
 
+def count_checks(n: int) -> str:
+  return f"{n} check" if n == 1 else f"{n} checks"
+
+
+def run_sections(device: str, verbose: bool) -> int:
+  """Run all sections and print a line for each, and a summary. Return the exit status."""
+  start = time.monotonic()
+  checks, largest_error = 0, 0.0
+  print(f"Device: {device}", flush=True)
+  if verbose:
+    print(ORDER)
+  for number, title, section in SECTIONS:
+    Tensor.manual_seed(0)
+    s = Section(number, title, verbose)
+    try:
+      section(s)
+    except CheckFailed as e:
+      cli.note(f"failed: {e}")
+      return 1
+    checks += s.checks
+    largest_error = max(largest_error, s.largest_error)
+    result = f"{count_checks(s.checks)}, largest error {s.largest_error:.0e}"
+    heading = title if verbose else f"{number:9}{title}"
+    print(f"{'  ' if verbose else ''}ok: {heading}: {result}", flush=True)
+  seconds = time.monotonic() - start
+  summary = f"{count_checks(checks)} passed, largest error {largest_error:.0e}"
+  print(f"{summary}, on {device}, {seconds:.0f} s")
+  return 0
+
+
 def main(argv: list[str] | None = None) -> int:
-  p = argparse.ArgumentParser(
-    prog="transformer.py", description="Walk through the 2017 paper and check every step."
+  """Run the walkthrough and return its exit status."""
+  parser = argparse.ArgumentParser(
+    prog="transformer.py",
+    description="Run each section of the paper and check it against plain Python.",
   )
-  p.add_argument("-v", "--verbose", action="store_true", help="show it happening")
-  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
-  args = p.parse_args(argv)
-
-  def walk() -> int:
-    print(f"on {select_device(args.device)}", flush=True)
-    from tinygrad import Tensor
-
-    begun = time.monotonic()
-    for number, title, section in SECTIONS:
-      Tensor.manual_seed(0)
-      s = Section(number, title, args.verbose)
-      try:
-        section(s)
-      except Failed as e:
-        cli.note(f"failed: {e}")
-        return 1
-      print(
-        f"{'  ' if args.verbose else ''}ok: {number:6}{title}: {s.checks} checks, none off by more than {s.worst:.0e}",
-        flush=True,
-      )
-    cli.note(f"{time.monotonic() - begun:.0f} s")
-    return 0
-
-  return cli.run(walk)
+  parser.add_argument("-v", "--verbose", action="store_true", help="also print the tensors")
+  parser.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
+  args = parser.parse_args(argv)
+  return cli.run(lambda: run_sections(select_device(args.device), args.verbose))

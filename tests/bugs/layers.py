@@ -1,10 +1,10 @@
-"""Bugs planted in layers; see tests/planted_bugs.py."""
+"""Bugs planted in layers/; see tests/planted_bugs.py."""
 
 from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "pairs of another rotation",
+    "apply_rope_half pairs neighbouring columns",
     "layers/positions.py",
     "apply_rope_half",
     "a, b = x.chunk(2, dim=-1)",
@@ -12,7 +12,7 @@ BUGS = [
     "llama",
   ),
   Bug(
-    "a gate that is not activated",
+    "the gate has no activation",
     "layers/feedforward.py",
     "GatedFeedForward.__call__",
     "self.activation(self.gate(x)) * self.up(x)",
@@ -20,23 +20,23 @@ BUGS = [
     "feedforward",
   ),
   Bug(
-    "experts chosen, and their shares not made to add up to 1",
-    "layers/feedforward.py",
+    "the selected experts' weights are not renormalized",
+    "layers/moe.py",
     "MixtureOfExperts.__call__",
-    "share = share / share.sum(-1, keepdim=True)",
-    "share = share",
+    "weights = weights / weights.sum(-1, keepdim=True)",
+    "weights = weights",
     "feedforward",
   ),
   Bug(
-    "the next expert for the chosen one",
-    "layers/feedforward.py",
-    "MixtureOfExperts.some.apply",
-    "choice.flatten()",
-    "(choice.flatten() + 1) % self.experts",
+    "one token goes to the expert after the selected one",
+    "layers/moe.py",
+    "MixtureOfExperts.forward_token.project",
+    "indices.flatten()",
+    "(indices.flatten() + 1) % self.experts",
     "feedforward",
   ),
   Bug(
-    "a window one key too wide",
+    "the window is one key too wide",
     "layers/positions.py",
     "window_mask",
     "(d < window)",
@@ -44,19 +44,19 @@ BUGS = [
     "positions",
   ),
   Bug(
-    "buckets that are linear",
+    "DeBERTa's buckets are linear",
     "layers/positions.py",
     "signed_bucket",
-    "math.log(abs(distance) / exact) / math.log((most - 1) / exact)",
-    "(abs(distance) - exact) / (most - 1 - exact)",
+    "log_ratio = math.log(abs(distance) / exact) / math.log((max_distance - 1) / exact)",
+    "log_ratio = (abs(distance) - exact) / (max_distance - 1 - exact)",
     "deberta",
   ),
   Bug(
-    "distances of T5 the wrong way round",
+    "T5's bucket has the sign of the distance reversed",
     "layers/positions.py",
     "bucket",
-    "after = (distance < 0)",
-    "after = (distance > 0)",
+    "offset = (distance < 0)",
+    "offset = (distance > 0)",
     "positions",
   ),
 ]

@@ -1,26 +1,27 @@
-"""Bugs planted in transformer; see tests/planted_bugs.py."""
+"""Bugs planted in transformer.py; see tests/planted_bugs.py."""
 
 from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "q, k, v in another order",
+    "q and k are created in the wrong order",
     "transformer.py",
     "MultiHeadAttention.__init__",
-    "self.q, self.k, self.v = (linear(dim, n",
-    "self.k, self.q, self.v = (linear(dim, n",
+    "self.q = linear(dim, heads * self.head_dim) self.k = linear(dim, kv_heads * self.head_dim)",
+    "self.k = linear(dim, kv_heads * self.head_dim)\n    self.q = linear(dim, heads * "
+    "self.head_dim)",
     "gpt2",
   ),
   Bug(
-    "values read as keys",
+    "keys and values are swapped",
     "transformer.py",
     "MultiHeadAttention.keys_values",
-    "return self.split(self.k(memory)), self.split(self.v(memory))",
-    "return self.split(self.v(memory)), self.split(self.k(memory))",
+    "return self.split_heads(self.k(memory)), self.split_heads(self.v(memory))",
+    "return self.split_heads(self.v(memory)), self.split_heads(self.k(memory))",
     "transformer",
   ),
   Bug(
-    "post-norm for pre-norm",
+    "pre_norm computes post-norm",
     "transformer.py",
     "pre_norm",
     "return x + sublayer(norm(x)).dropout(dropout)",
@@ -28,7 +29,7 @@ BUGS = [
     "gpt2",
   ),
   Bug(
-    "pre-norm for post-norm",
+    "post_norm computes pre-norm",
     "transformer.py",
     "post_norm",
     "return norm(x + sublayer(x).dropout(dropout))",
@@ -36,7 +37,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "a mask of -1e4",
+    "causal mask of -1e4 instead of -inf",
     "transformer.py",
     "causal_mask",
     "Tensor.full((T, S), -math.inf, buffer=False)",
@@ -44,15 +45,15 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "a padding mask of -1e4",
+    "padding mask of -1e4 instead of -inf",
     "transformer.py",
     "padding_mask",
-    "keep.bool().where(0.0, -math.inf)",
-    "keep.bool().where(0.0, -1e4)",
+    "attention_mask.bool().where(0.0, -math.inf)",
+    "attention_mask.bool().where(0.0, -1e4)",
     "transformer",
   ),
   Bug(
-    "a mask that lets the next token through",
+    "causal mask lets a query see the next token",
     "transformer.py",
     "causal_mask",
     ".triu(S - T + 1)",
@@ -60,7 +61,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "a mask that hides the token itself",
+    "causal mask hides the query's own token",
     "transformer.py",
     "causal_mask",
     ".triu(S - T + 1)",
@@ -68,7 +69,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "a mask aligned with the first key",
+    "causal mask is aligned with the first key",
     "transformer.py",
     "causal_mask",
     ".triu(S - T + 1)",
@@ -76,7 +77,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "unscaled scores",
+    "scores are not scaled",
     "transformer.py",
     "scaled_dot_product",
     "return dot_product(q, k) / math.sqrt(q.shape[-1])",
@@ -84,7 +85,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "scores scaled by the model's width",
+    "scores are scaled by the model width",
     "transformer.py",
     "scaled_dot_product",
     "return dot_product(q, k) / math.sqrt(q.shape[-1])",
@@ -92,19 +93,19 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "heads split the wrong way round",
+    "heads are split in the wrong order",
     "transformer.py",
-    "MultiHeadAttention.split",
+    "MultiHeadAttention.split_heads",
     '"b t (h k) -> b h t k", k=',
     '"b t (k h) -> b h t k", k=',
     "transformer",
   ),
   Bug(
-    "NaN where all keys are masked",
+    "NaN if all keys are masked",
     "transformer.py",
     "attention_weights",
-    "(top == -math.inf).where(0, top)",
-    "top",
+    "(row_max == -math.inf).where(0, row_max)",
+    "row_max",
     "transformer",
   ),
   Bug(
@@ -124,7 +125,7 @@ BUGS = [
     "transformer",
   ),
   Bug(
-    "embeddings not scaled",
+    "embeddings are not scaled by sqrt(D)",
     "transformer.py",
     "Transformer.embed",
     "self.tokens(ids) * math.sqrt(self.dim)",
@@ -135,12 +136,12 @@ BUGS = [
     "padding counts in the loss",
     "transformer.py",
     "loss",
-    "/ keep.sum()",
-    "/ keep.numel()",
+    "/ counted.sum()",
+    "/ counted.numel()",
     "transformer",
   ),
   Bug(
-    "keys shared by every other head",
+    "key heads are tiled instead of repeated",
     "transformer.py",
     "repeat_kv",
     "x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)",
