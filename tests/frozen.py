@@ -1,7 +1,7 @@
 """Compute the results that tests/test_frozen.py compares with tests/frozen.json.
 
-`python tests/frozen.py` writes frozen.json anew. It was written once, at commit 1097acd, before the
-repository was reorganized; a refactoring must not change it.
+`python tests/frozen.py` overwrites frozen.json. The file was written at commit 1097acd, before the
+repository was reorganized. A refactoring must not change it.
 """
 
 import base64

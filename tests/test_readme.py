@@ -1,4 +1,4 @@
-"""What README.md shows, its commands give: tests/test_docs.py has the other commands."""
+"""The README shows what its commands print. tests/test_docs.py checks the other commands."""
 
 import os
 import re
@@ -19,69 +19,60 @@ def run(*argv, **env):
 
 
 def test_the_first_command_answers_without_a_network():
-  [argv] = re.findall(r'&& python (gpt.py -p "[^"]+")', SHELL)
-  assert argv == 'gpt.py -p "How can entropy be reversed?"'
-  done = run(
-    sys.executable,
-    "gpt.py",
-    "-p",
-    "How can entropy be reversed?",
-    "-s",
-    "1",
-    HF_HUB_OFFLINE="1",
-    HF_HUB_CACHE="/nowhere",
-  )
+  [command] = re.findall(r'&& python (gpt.py -p "[^"]+")', SHELL)
+  prompt = "How can entropy be reversed?"
+  assert command == f'gpt.py -p "{prompt}"'
+  command = [sys.executable, "gpt.py", "-p", prompt, "-s", "1"]
+  result = run(*command, HF_HUB_OFFLINE="1", HF_HUB_CACHE="/nowhere")
   if not (ROOT / "weights" / "gpt2").exists():
-    assert "small model" in done.stderr
-  assert (
-    done.returncode == 0
-    and done.stdout.startswith("How can entropy be reversed?")
-    and len(done.stdout) > 100
-  )
+    assert "small model" in result.stderr
+  assert result.returncode == 0
+  assert result.stdout.startswith(prompt)
+  assert len(result.stdout) > 100
 
 
-def test_its_picture_of_attention_is_what_the_command_draws():
-  [argv, picture] = re.findall(r"`python (attend.py [^`]*)`.*?```\n(.*?)```", README, re.S)[0]
-  done = run(sys.executable, *shlex.split(argv), "--layer", "3", COLUMNS="70")
-  assert [line.rstrip() for line in done.stdout.splitlines()][
-    : len(picture.splitlines())
-  ] == picture.splitlines(), done.stderr
+def test_the_attention_picture_is_what_the_command_prints():
+  pattern = r"`python (attend.py [^`]*)`.*?```\n(.*?)```"
+  [argv, picture] = re.findall(pattern, README, re.S)[0]
+  result = run(sys.executable, *shlex.split(argv), "--layer", "3", COLUMNS="70")
+  printed = [line.rstrip() for line in result.stdout.splitlines()]
+  expected = picture.splitlines()
+  assert printed[: len(expected)] == expected, result.stderr
 
 
-def test_its_pictures_are_there_and_small():
-  shown = re.findall(r'<img src="([^"]+)" alt="[^"]+', README)
-  assert shown == ["docs/attention.png", "docs/page.png"]
-  for name, most in zip(shown, (100_000, 150_000)):
-    assert (ROOT / name).read_bytes()[:4] == b"\x89PNG" and (ROOT / name).stat().st_size < most
+def test_the_pictures_exist_and_are_small():
+  pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+', README)
+  assert pictures == ["docs/attention.png", "docs/page.png"]
+  for name, max_bytes in zip(pictures, (100_000, 150_000), strict=True):
+    data = (ROOT / name).read_bytes()
+    assert data[:4] == b"\x89PNG"
+    assert len(data) < max_bytes
 
 
 @pytest.mark.slow
-def test_its_command_still_makes_such_a_picture_and_a_page(tmp_path):
+def test_the_command_draws_such_a_picture_and_a_page(tmp_path):
   pytest.importorskip("matplotlib", reason="needs the extra `plot`")
   from PIL import Image
 
   command = next(c for c in COMMANDS if c.startswith("python attend.py"))
-  done = run(
-    sys.executable,
-    *[
-      str(tmp_path / word) if word.startswith("hat.") else word for word in shlex.split(command)[1:]
-    ],
-  )
-  assert done.returncode == 0 and (tmp_path / "hat.html").stat().st_size < 1_000_000, done.stderr
-  made, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
-  assert abs(made.width / made.height - shown.width / shown.height) < 0.05
+  words = shlex.split(command)[1:]
+  argv = [str(tmp_path / word) if word.startswith("hat.") else word for word in words]
+  result = run(sys.executable, *argv)
+  assert result.returncode == 0, result.stderr
+  assert (tmp_path / "hat.html").stat().st_size < 1_000_000
+  drawn, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
+  assert abs(drawn.width / drawn.height - shown.width / shown.height) < 0.05
 
 
-def test_its_python_runs(monkeypatch):
+def test_the_python_example_runs(monkeypatch):
   [code] = re.findall(r"```python\n(.*?)```", README, re.S)
   monkeypatch.delenv("CC", raising=False)
-  done = run(sys.executable, "-c", code + "\nprint(logits.shape)")
-  assert re.fullmatch(r"\(1, \d+, 8192\)\n", done.stdout), done.stderr
+  result = run(sys.executable, "-c", code + "\nprint(logits.shape)")
+  assert re.fullmatch(r"\(1, \d+, 8192\)\n", result.stdout), result.stderr
 
 
-def test_the_files_that_it_names_are_there():
+def test_the_listed_files_exist():
   [tree] = re.findall(r"```\n(transformer.py .*?)```", README, re.S)
+  folders = (ROOT, ROOT / "tests", ROOT / "tinyformer")
   for name in re.findall(r"\b[\w/]+\.py\b", tree):
-    assert (ROOT / name).exists() or any(
-      (ROOT / d / name).exists() for d in ("tests", "tinyformer")
-    ), name
+    assert any((folder / name).exists() for folder in folders), name
