@@ -15,6 +15,7 @@ from tinyformer.device import select_device
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+  """Parse the command line; argv=None means sys.argv."""
   p = argparse.ArgumentParser(
     prog="attend.py",
     description=(
@@ -166,6 +167,7 @@ def write_page(inspection, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+  """Run the command and return its exit status. Raises Usage for invalid arguments."""
   args = parse(argv)
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")

@@ -246,8 +246,8 @@ def run(model, recorder: Recorder, *inputs: Sequence[int] | np.ndarray) -> dict[
   """Run a model and return the activations of each stack: "encoder" and "decoder", or only "".
 
   recorder: the attention function that the model was built with.
-  inputs: the token ids of a text; the ids of a source and a target for an encoder-decoder; or
-  pixels (1, C, height, width) for an image model.
+  inputs: the token ids of a text, or pixels (1, C, height, width) for an image model.
+  An encoder-decoder takes the token ids of a source and those of a target.
   """
   recorder.weights.clear()
   recorder.heads.clear()
