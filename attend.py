@@ -1,4 +1,8 @@
-"""`python attend.py -p "sentence"` shows who attends to whom in any model, in shades, as a picture, or as a page with what it predicts and why."""
+"""Show the attention weights of any model: `python attend.py -p "sentence"`.
+
+The output is text in the terminal, a PNG, or an HTML page. The page also shows what each layer
+predicts and what contributes to the prediction.
+"""
 
 import argparse
 import shutil
@@ -11,61 +15,68 @@ from tinyformer.device import select_device
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+  """Parse the command line; argv=None means sys.argv."""
   p = argparse.ArgumentParser(
-    prog="attend.py", description="Show who attends to whom in a sentence or a picture."
+    prog="attend.py",
+    description=(
+      "Show attention weights of any model in the terminal, as a picture, or as a page."
+    ),
   )
-  what = p.add_mutually_exclusive_group(required=True)
-  what.add_argument(
+  source = p.add_mutually_exclusive_group(required=True)
+  source.add_argument(
     "-p",
     "--prompt",
-    help="the sentence, or for a model that looks at pictures the file of one; - is standard input",
+    metavar="TEXT",
+    help="text, or the name of an image file if the model reads images; - reads standard input",
   )
-  what.add_argument(
-    "--picture", metavar="FILE", help="the picture, for a model that looks at pictures"
-  )
+  source.add_argument("--picture", metavar="FILE", help="image file, if the model reads images")
   cli.model_arguments(
-    p, "gpt2, owner/repo, or a folder (default: tiny, the model that comes with the project)"
+    p, "gpt2, owner/repo, or a folder (default: tiny, which is part of the repository)"
   )
   p.add_argument(
     "--target",
     metavar="TEXT",
-    help="what an encoder-decoder is to have written (default: what it writes, always the likeliest token)",
+    help="target text for an encoder-decoder (default: its own output, by greedy decoding)",
   )
   p.add_argument(
     "--html",
     type=Path,
     metavar="FILE",
-    help="write a page: every head, what each layer predicts, and what adds to that",
+    help="write a page with all heads, the prediction after each layer, and its contributions",
   )
   p.add_argument("--png", type=Path, metavar="FILE", help="write a picture (needs matplotlib)")
   p.add_argument(
     "--layer",
     type=cli.number(int, 0),
-    help="only this layer, the first is 0; of a page, the one that is open",
+    metavar="N",
+    help="show only layer N, counted from 0; with --html, select layer N at first",
   )
   p.add_argument(
     "--head",
     type=cli.number(int, 0),
-    help="only this head, the first is 0; of a page, the one that is open",
+    metavar="N",
+    help="show only head N, counted from 0; with --html, select head N at first",
   )
   p.add_argument(
     "--last",
     type=cli.number(int, 1),
     metavar="N",
-    help="read the last N tokens alone; more than 256 are too many to look at",
+    help="read only the last N tokens of the text (at most 256 can be displayed)",
   )
   return p.parse_args(argv)
 
 
-def check(args: argparse.Namespace) -> None:
-  """Raises Usage for files that could not be written, before anything is computed."""
+def check_output_files(args: argparse.Namespace) -> None:
+  """Raise Usage if a file cannot be written, before anything is computed."""
   for path in (args.html, args.png):
     if path and path.is_dir():
-      raise cli.Usage(f"{path} is a folder: name a file in it")
+      raise cli.Usage(f"{path} is a folder: pass the name of a file")
     if path and not path.parent.is_dir():
-      raise cli.Usage(f"there is no folder {path.parent}: make it with mkdir -p, or name another")
+      raise cli.Usage(
+        f"the folder {path.parent} does not exist: create it with mkdir -p, or pass another path"
+      )
   if args.png and args.png == args.html:
-    raise cli.Usage("--png and --html name the same file")
+    raise cli.Usage(f"--png and --html are both {args.png}: pass two different files")
   if args.png:
     try:
       import tinyformer.interpret.figure  # noqa: F401
@@ -73,8 +84,11 @@ def check(args: argparse.Namespace) -> None:
       raise cli.Usage(str(e)) from e
 
 
-def observe(args: argparse.Namespace, folder: Path, prompt: str):
-  """The scene that the arguments ask for. Raises Usage for a model, or a text, that do not fit them."""
+def inspect(args: argparse.Namespace, folder: Path, prompt: str):
+  """Run the model and return its Inspection.
+
+  Raises Usage if the model does not support an argument, or if the input cannot be displayed.
+  """
   from tinyformer import checkpoints
   from tinyformer.interpret import inspection
   from tinyformer.interpret.recorder import Recorder
@@ -82,89 +96,100 @@ def observe(args: argparse.Namespace, folder: Path, prompt: str):
 
   recorder = Recorder()
   model = checkpoints.load_module(folder, args.dtype, attention_fn=recorder)
-  if args.target is not None and model.task != "text2text-generation":
-    raise cli.Usage(f"{args.model or 'tiny'} is no encoder-decoder: it has no --target")
+  recorded = inspection.RecordedModel(model, recorder, folder)
+  name = args.model or "tiny"
+  is_encoder_decoder = model.task == "text2text-generation"
+  if args.target is not None and not is_encoder_decoder:
+    raise cli.Usage(f"{name} is not an encoder-decoder: omit --target")
   if args.picture and model.task != "image-classification":
-    raise cli.Usage(f"{args.model or 'tiny'} reads text: -p takes it, not --picture")
+    raise cli.Usage(f"{name} reads text, not images: use -p instead of --picture")
   try:
     if model.task == "image-classification":
       if args.last:
-        raise cli.Usage("a picture has no end to see alone: leave --last out")
+        raise cli.Usage("--last applies to texts, but this model reads images: omit --last")
       if not Path(prompt).is_file():
-        raise cli.Usage(f"there is no file {prompt}: this model looks at pictures")
-      return inspection.of_picture(model, recorder, folder, prompt)
-    tokenizer = load(folder, model.vocab_size)
-    if model.task == "text2text-generation":
-      return inspection.of_pair(model, tokenizer, recorder, folder, prompt, args.target, args.last)
-    return inspection.of_text(model, tokenizer, recorder, prompt, args.last)
-  except (inspection.TooLong, ImportError) as e:
+        raise cli.Usage(f"the file {prompt} does not exist: this model reads an image file")
+      return inspection.inspect_image(recorded, prompt)
+    recorded = recorded._replace(tokenizer=load(folder, model.vocab_size))
+    if is_encoder_decoder:
+      return inspection.inspect_pair(recorded, prompt, args.target, args.last)
+    return inspection.inspect_text(recorded, prompt, args.last)
+  except (inspection.TooLongError, ImportError) as e:
     raise cli.Usage(str(e)) from e
 
 
-def shades(scene, layer: int | None, head: int | None) -> Iterator[str]:
-  """The lines of every head, or of some, for a terminal."""
-  from tinyformer.interpret.terminal import drawn, plain
+def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[str]:
+  """Yield the lines that show heads in a terminal. layer, head: None means all."""
+  from tinyformer.interpret.terminal import render_heads, terminal_label
 
   width = shutil.get_terminal_size((160, 24)).columns
-  for m in scene.maps:
-    layers, heads = m.weights.shape[:2]
-    names = [plain(name) for name in scene.texts[m.rows].labels]
-    for i in range(layers) if layer is None else [layer] * (layer < layers):
-      maps = m.weights[i]
-      if scene.picture:  # what the class token attends to, laid out as the patches are
-        maps, names = (
-          maps[:, 0, 1:].reshape(heads, scene.picture.rows, scene.picture.columns),
-          [""] * scene.picture.rows,
-        )
-      if head is None or head < heads:
-        yield from drawn(
-          f"{m.name}{', ' if m.name else ''}layer {i}",
-          range(heads) if head is None else [head],
-          maps,
-          names,
-          width,
-        )
+  image = inspection.image
+  for attention_map in inspection.maps:
+    num_layers, num_heads = attention_map.weights.shape[:2]
+    labels = [terminal_label(label) for label in inspection.texts[attention_map.rows].labels]
+    heads = range(num_heads) if head is None else [head]
+    if head is not None and head >= num_heads:
+      continue
+    for i in range(num_layers):
+      if layer not in (None, i):
+        continue
+      weights = attention_map.weights[i]
+      if image:  # show the attention of the class token, arranged like the patches
+        weights = weights[:, 0, 1:].reshape(num_heads, image.rows, image.columns)
+        labels = [""] * image.rows
+      title = f"{attention_map.name}, layer {i}" if attention_map.name else f"layer {i}"
+      yield from render_heads(title, heads, weights, labels, width)
+
+
+def check_layer_and_head(inspection, layer: int | None, head: int | None) -> None:
+  """Raise Usage if no attention map has this layer or head."""
+  for axis, name, index in ((0, "layer", layer), (1, "head", head)):
+    count = max(m.weights.shape[axis] for m in inspection.maps)
+    if index is not None and index >= count:
+      raise cli.Usage(f"--{name} {index} does not exist: this model has {name}s 0 to {count - 1}")
+
+
+def write_page(inspection, args: argparse.Namespace) -> None:
+  """Write the HTML page."""
+  from tinyformer.checkpoints.safetensors import write_text
+  from tinyformer.interpret.labels import printable
+  from tinyformer.interpret.page import page_data, render_page
+
+  name = printable(args.model or "tiny")
+  sizes = []
+  for m in inspection.maps:
+    num_layers, num_heads = m.weights.shape[:2]
+    prefix = f"{m.name}: " if m.name else ""
+    sizes.append(f"{prefix}{num_layers} layers with {num_heads} heads each")
+  title = f"Attention weights of {name}"
+  about = f"{name} · {', '.join(sizes)}"
+  write_text(args.html, render_page(page_data(inspection, title, about, args.layer, args.head)))
 
 
 def main(argv: list[str] | None = None) -> int:
+  """Run the command and return its exit status. Raises Usage for invalid arguments."""
   args = parse(argv)
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
   prompt = args.picture or cli.read_prompt(args.prompt)
   if args.target is not None:
-    cli.read_prompt(args.target)
-  check(args)
+    cli.read_prompt(args.target)  # raises Usage for a target that is empty or not text
+  check_output_files(args)
   select_device(args.device)
   folder = cli.find_model(args, args.model or "tiny")
-  scene = observe(args, folder, prompt)
-  for axis, name, value in ((0, "layer", args.layer), (1, "head", args.head)):
-    if value is not None and value >= (most := max(m.weights.shape[axis] for m in scene.maps)):
-      raise cli.Usage(f"--{name} {value}: this model has {name}s 0 to {most - 1}")
+  inspection = inspect(args, folder, prompt)
+  check_layer_and_head(inspection, args.layer, args.head)
   if args.png:
     from tinyformer.interpret import figure
 
-    figure.draw(scene, args.png, args.layer, args.head)
+    figure.draw(inspection, args.png, args.layer, args.head)
   if args.html:
-    from tinyformer.checkpoints.safetensors import write_text
-    from tinyformer.interpret.labels import safe
-    from tinyformer.interpret.page import data, page
-
-    name = safe(args.model or "tiny")
-    sizes = ", ".join(
-      f"{m.name + ': ' if m.name else ''}{m.weights.shape[0]} layers of {m.weights.shape[1]} heads"
-      for m in scene.maps
-    )
-    write_text(
-      args.html,
-      page(
-        data(scene, f"Who attends to whom in {name}", f"{name} · {sizes}", args.layer, args.head)
-      ),
-    )
+    write_page(inspection, args)
   for path in (args.png, args.html):
     if path and not args.quiet:
       cli.note(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
   if not args.png and not args.html:
-    for line in shades(scene, args.layer, args.head):
+    for line in terminal_lines(inspection, args.layer, args.head):
       print(line)
   return 0
 

@@ -1,4 +1,8 @@
-"""A headless Chromium, over the DevTools protocol and two pipes: no driver, no port, no package."""
+"""A headless Chromium, driven over the DevTools protocol and two pipes.
+
+It needs no driver, no port and no package.
+`python tests/browser.py PAGE PNG` draws the picture of the page in the README.
+"""
 
 import base64
 import contextlib
@@ -8,38 +12,53 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-KEY_MAP = (
+EXECUTABLES = (
   "chromium-headless-shell",
   "chromium",
   "chromium-browser",
   "google-chrome-stable",
   "google-chrome",
 )
+KEY_CODES = {
+  "ArrowLeft": 37,
+  "ArrowUp": 38,
+  "ArrowRight": 39,
+  "ArrowDown": 40,
+  "Tab": 9,
+  "Enter": 13,
+}
 
 
 def found() -> str | None:
-  """The Chromium that CHROME names, or that is installed."""
-  return os.environ.get("CHROME") or next(
-    (path for name in KEY_MAP if (path := shutil.which(name))), None
-  )
+  """Return the Chromium that CHROME names, or else an installed one, or None."""
+  if os.environ.get("CHROME"):
+    return os.environ["CHROME"]
+  paths = (shutil.which(name) for name in EXECUTABLES)
+  return next((path for path in paths if path), None)
 
 
 class Browser:
-  """One page. requests: the addresses it asked for, told: errors and what it wrote on the console."""
+  """A browser with one page.
+
+  requests: the URLs that the page requested.  messages: errors and console output of the page.
+  """
 
   def __init__(self):
     self.profile = tempfile.mkdtemp()
-    to, self.write = os.pipe()
-    self.read, back = os.pipe()
+    chromium_input, self.write = os.pipe()
+    self.read, chromium_output = os.pipe()
 
-    def pipes() -> None:  # Chromium reads from 3 and answers on 4
-      a, b = os.dup(to), os.dup(back)  # away from 3 and 4 themselves
-      os.dup2(a, 3)
-      os.dup2(b, 4)
+    def connect_pipes() -> None:  # Chromium reads from descriptor 3 and writes to 4
+      # The copies are necessary because a pipe may itself be 3 or 4.
+      input_copy = os.dup(chromium_input)
+      output_copy = os.dup(chromium_output)
+      os.dup2(input_copy, 3)
+      os.dup2(output_copy, 4)
 
     command = [
       found(),
@@ -55,65 +74,67 @@ class Browser:
     ]
     self.process = subprocess.Popen(
       command,
-      preexec_fn=pipes,
+      preexec_fn=connect_pipes,
       close_fds=False,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )
-    os.close(to)
-    os.close(back)
-    self.rest, self.count, self.session = b"", itertools.count(1), None
-    self.requests, self.told, self.events = [], [], []
+    os.close(chromium_input)
+    os.close(chromium_output)
+    self.buffer = b""
+    self.ids = itertools.count(1)
+    self.session = None
+    self.requests = []
+    self.messages = []
+    self.events = []
     target = self("Target.createTarget", url="about:blank")["targetId"]
     self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
     for domain in ("Page", "Runtime", "Network", "Log"):
       self(f"{domain}.enable")
 
-  def message(self, seconds: float) -> dict:
+  def receive(self, seconds: float) -> dict:
+    """Return the next message of Chromium, and record what it reports about the page."""
     end = time.monotonic() + seconds
-    while b"\0" not in self.rest:
+    while b"\0" not in self.buffer:
       ready = select.select([self.read], [], [], max(0, end - time.monotonic()))[0]
       data = os.read(self.read, 1 << 20) if ready else b""
       if not data:
-        raise TimeoutError("Chromium does not answer")
-      self.rest += data
-    line, self.rest = self.rest.split(b"\0", 1)
-    said = json.loads(line)
-    method, params = said.get("method"), said.get("params", {})
+        raise TimeoutError(f"Chromium did not answer within {seconds} seconds")
+      self.buffer += data
+    line, self.buffer = self.buffer.split(b"\0", 1)
+    message = json.loads(line)
+    method = message.get("method")
+    params = message.get("params", {})
     if method == "Network.requestWillBeSent":
       self.requests.append(params["request"]["url"])
     if method == "Runtime.exceptionThrown":
-      self.told.append(params["exceptionDetails"].get("exception", {}).get("description", "error"))
+      exception = params["exceptionDetails"].get("exception", {})
+      self.messages.append(exception.get("description", "error"))
     if method == "Log.entryAdded":
-      self.told.append(params["entry"]["text"])
+      self.messages.append(params["entry"]["text"])
     if method == "Runtime.consoleAPICalled":
-      self.told.append(str(params["args"]))
+      self.messages.append(str(params["args"]))
     if method:
       self.events.append(method)
-    return said
+    return message
 
   def __call__(self, method: str, **params) -> dict:
-    """A command of the protocol, and its result."""
-    number = next(self.count)
-    os.write(
-      self.write,
-      json.dumps(
-        {"id": number, "method": method, "params": params}
-        | ({"sessionId": self.session} if self.session else {})
-      ).encode()
-      + b"\0",
-    )
+    """Send a command of the protocol and return its result."""
+    command = {"id": next(self.ids), "method": method, "params": params}
+    if self.session:
+      command["sessionId"] = self.session
+    os.write(self.write, json.dumps(command).encode() + b"\0")
     while True:
-      said = self.message(60)
-      if said.get("id") == number:
-        if "error" in said:
-          raise RuntimeError(f"{method}: {said['error']}")
-        return said["result"]
+      answer = self.receive(60)
+      if answer.get("id") == command["id"]:
+        if "error" in answer:
+          raise RuntimeError(f"{method}: {answer['error']}")
+        return answer["result"]
 
   def open(
     self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, touch: bool = False
   ) -> float:
-    """Loads a file -> seconds from then until two frames after its load are drawn."""
+    """Load a file and return the seconds until two frames after its load event."""
     self(
       "Emulation.setDeviceMetricsOverride",
       width=width,
@@ -122,65 +143,63 @@ class Browser:
       mobile=touch,
     )
     self("Emulation.setTouchEmulationEnabled", enabled=touch)
-    self(
-      "Emulation.setEmulatedMedia",
-      features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
-    )
+    self.set_color_scheme("dark" if dark else "light")
     self.requests.clear()
-    self.told.clear()
+    self.messages.clear()
     self.events.clear()
-    begun = time.monotonic()
+    start = time.monotonic()
     self("Page.navigate", url=path.resolve().as_uri())
     while "Page.loadEventFired" not in self.events:
-      self.message(60)
+      self.receive(60)
     self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    return time.monotonic() - begun
+    return time.monotonic() - start
+
+  def set_color_scheme(self, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    self("Emulation.setEmulatedMedia", features=features)
 
   def run(self, script: str):
-    """The value of a script's expression, awaited."""
+    """Return the value of a JavaScript expression; a promise is awaited."""
     result = self("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
     if "exceptionDetails" in result:
       raise RuntimeError(result["exceptionDetails"]["exception"].get("description"))
     return result["result"].get("value")
 
   def text(self, selector: str) -> str:
+    """Return the text of the element with this selector."""
     return self.run(f"document.querySelector({json.dumps(selector)}).textContent")
 
-  def middle(self, script: str) -> tuple[float, float]:
-    """Where the element that a script gives lies, once it is in view."""
-    return tuple(
-      self.run(
-        f"(() => {{ const e = {script}; e.scrollIntoView({{block: 'center', behavior: 'instant'}}); const b = e.getBoundingClientRect(); return [b.x + b.width/2, b.y + b.height/2] }})()"
-      )
-    )
+  def center(self, script: str) -> tuple[float, float]:
+    """Scroll to the element that an expression returns, and return the position of its center."""
+    x, y = self.run(f"""(() => {{
+      const element = {script}
+      element.scrollIntoView({{block: "center", behavior: "instant"}})
+      const box = element.getBoundingClientRect()
+      return [box.x + box.width / 2, box.y + box.height / 2]
+    }})()""")
+    return x, y
 
   def hover(self, script: str) -> None:
-    x, y = self.middle(script)
+    self.hover_at(*self.center(script))
+
+  def hover_at(self, x: float, y: float) -> None:
     self("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
   def click(self, script: str) -> None:
-    x, y = self.middle(script)
-    for kind in ("mousePressed", "mouseReleased"):
-      self("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    self.click_at(*self.center(script))
+
+  def click_at(self, x: float, y: float) -> None:
+    for event in ("mousePressed", "mouseReleased"):
+      self("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", clickCount=1)
 
   def press(self, key: str) -> None:
-    codes = {
-      "ArrowLeft": 37,
-      "ArrowUp": 38,
-      "ArrowRight": 39,
-      "ArrowDown": 40,
-      "Tab": 9,
-      "Enter": 13,
-    }
-    for kind in ("rawKeyDown", "keyUp"):
-      self("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+    code = KEY_CODES[key]
+    for event in ("rawKeyDown", "keyUp"):
+      self("Input.dispatchKeyEvent", type=event, key=key, code=key, windowsVirtualKeyCode=code)
 
-  def picture(self, path: Path, whole: bool = True) -> None:
-    path.write_bytes(
-      base64.b64decode(
-        self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-      )
-    )
+  def screenshot(self, path: Path, full_page: bool = True) -> None:
+    result = self("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
+    path.write_bytes(base64.b64decode(result["data"]))
 
   def close(self) -> None:
     with contextlib.suppress(Exception):
@@ -194,20 +213,17 @@ class Browser:
     shutil.rmtree(self.profile, ignore_errors=True)
 
 
-if (
-  __name__ == "__main__"
-):  # python tests/browser.py PAGE PNG: how the README's picture of the page was made, as far as what adds to a prediction
-  import sys
-
+def main(page: Path, png: Path) -> None:
   from PIL import Image
 
-  chrome, (page, png) = Browser(), sys.argv[1:]
-  chrome.open(Path(page), width=1080)
-  chrome.open(
-    Path(page),
-    width=1080,
-    height=int(chrome.run("document.getElementById('parts').getBoundingClientRect().bottom")) + 30,
-  )
-  chrome.picture(Path(png), whole=False)
+  chrome = Browser()
+  chrome.open(page, width=1080)
+  bottom = chrome.run("document.getElementById('parts').getBoundingClientRect().bottom")
+  chrome.open(page, width=1080, height=int(bottom) + 30)
+  chrome.screenshot(png, full_page=False)
   chrome.close()
   Image.open(png).convert("RGB").quantize(200).save(png, optimize=True)
+
+
+if __name__ == "__main__":
+  main(*map(Path, sys.argv[1:]))

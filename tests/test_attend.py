@@ -7,179 +7,179 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, ROOT, with_head
 from test_ask import WORDS
-from test_page import told
+from test_page import read_data
 
 import attend
+import tinyformer.vision
 from tinyformer import cli
-from tinyformer.interpret.terminal import wide
-
-TINY = str(ROOT / "weights" / "tiny")
+from tinyformer.interpret.terminal import display_width
 
 
 def run(capsys, *argv):
-  """(exit status, standard output, standard error)"""
+  """Run attend.py and return (exit status, standard output, standard error)."""
   try:
     status = cli.run(lambda: attend.main([str(a) for a in argv]))
   except SystemExit as e:
     status = e.code
-  said = capsys.readouterr()
-  return status, said.out, said.err
+  captured = capsys.readouterr()
+  return status, captured.out, captured.err
 
 
-def shown(data, index=0):
-  """A map of a page, (layers, H, T, S)."""
+def page_weights(data, index=0):
+  """Return the 8-bit attention weights (layers, H, T, S) of a map on a page."""
   m = data["maps"][index]
-  return np.frombuffer(base64.b64decode(m["data"]), np.uint8).reshape(
-    m["layers"], m["heads"], m["T"], m["S"]
-  )
+  weights = np.frombuffer(base64.b64decode(m["data"]), np.uint8)
+  return weights.reshape(m["layers"], m["heads"], m["T"], m["S"])
 
 
-def parts(data):
-  """What the parts on a page add, (parts, P, n)."""
-  return np.frombuffer(base64.b64decode(data["parts"]["adds"]), "<f4").reshape(
-    len(data["parts"]["names"]), data["lens"]["count"], data["parts"]["count"]
-  )
+def page_contributions(data):
+  """Return the contributions (parts, P, n) on a page."""
+  parts = data["parts"]
+  values = np.frombuffer(base64.b64decode(parts["adds"]), "<f4")
+  return values.reshape(len(parts["names"]), data["lens"]["count"], parts["count"])
 
 
-def with_words(case, folder):
-  """A fixture and a vocabulary of words."""
+def num_tiny_layers():
+  return json.loads((ROOT / "weights/tiny/config.json").read_text())["n_layer"]
+
+
+def copy_with_words(case, folder):
+  """Copy a fixture and add a vocabulary of words."""
   shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
   (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
   return folder
 
 
-def consistent(data):
-  """What has to be true of every page."""
-  for n, m in enumerate(data["maps"]):
-    assert (shown(data, n).astype(int).sum(-1) == 255).all()
-    assert (
-      len(data["texts"][m["rows"]]["labels"]) == m["T"]
-      and len(data["texts"][m["columns"]]["labels"]) == m["S"]
-    )
+def save_random_image(path):
+  Image = pytest.importorskip("PIL.Image")
+  pixels = np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)
+  Image.fromarray(pixels).save(path)
+  return path
+
+
+def assert_consistent(data):
+  """Assert the properties of every page."""
+  for index, m in enumerate(data["maps"]):
+    assert (page_weights(data, index).astype(int).sum(-1) == 255).all()
+    assert len(data["texts"][m["rows"]]["labels"]) == m["T"]
+    assert len(data["texts"][m["columns"]]["labels"]) == m["S"]
   if data["parts"]:
-    np.testing.assert_allclose(parts(data).sum(0), data["parts"]["logits"], atol=1e-4)
+    total = page_contributions(data).sum(0)
+    np.testing.assert_allclose(total, data["parts"]["logits"], atol=1e-4)
 
 
-def test_every_layer_and_head_is_shown(capsys, monkeypatch):
+def test_every_layer_and_head_is_printed(capsys, monkeypatch):
   monkeypatch.setenv("COLUMNS", "60")
   status, out, err = run(capsys, "-p", "the man and the woman")
-  heads = [line for line in out.splitlines() if line.startswith("layer")]
-  layers, count = json.loads((ROOT / "weights/tiny/config.json").read_text())["n_layer"], 5
-  assert (
-    status == 0
-    and not err
-    and heads[0].startswith("layer 0, heads 0, 1")
-    and heads[-1].startswith(f"layer {layers - 1}, ")
-  )
-  assert (
-    len(out.splitlines()) == len(heads) * (1 + count + 1) and max(map(wide, out.splitlines())) <= 60
-  )
-  assert (
-    run(capsys, "-p", "the man and the woman", "--layer", "2", "--head", "1")[1].count("\n") == 7
-  )
+  lines = out.splitlines()
+  titles = [line for line in lines if line.startswith("layer")]
+  num_tokens = 5
+  assert status == 0
+  assert not err
+  assert titles[0].startswith("layer 0, heads 0, 1")
+  assert titles[-1].startswith(f"layer {num_tiny_layers() - 1}, ")
+  assert len(lines) == len(titles) * (1 + num_tokens + 1)
+  assert max(map(display_width, lines)) <= 60
+  out = run(capsys, "-p", "the man and the woman", "--layer", "2", "--head", "1")[1]
+  assert out.count("\n") == 7
 
 
-def test_what_a_terminal_could_not_show_is_a_dot_and_a_page_holds_what_was_typed(capsys, tmp_path):
+def test_the_terminal_shows_only_printable_characters_and_the_page_all(capsys, tmp_path):
   hostile = "a\x1b[31m\tשלום </script> 😀中"
   out = run(capsys, "-p", hostile, "--layer", "0")[1]
-  assert all(c.isprintable() or c == "\n" for c in out) and "ש" not in out and "sc ▏" in out
-  (tmp_path / "look.html").write_text("old")
-  status, out, err = run(capsys, "-p", hostile, "--html", tmp_path / "look.html", "--layer", 1)
-  data = told((tmp_path / "look.html").read_text())
-  names = data["texts"]["text"]["labels"]
-  assert (status, out, err.count("\n")) == (0, "", 1) and [p.name for p in tmp_path.iterdir()] == [
-    "look.html"
-  ]
-  assert (
-    {"sc", "ri", "pt"} <= set(names)
-    and any("ש" in n for n in names)
-    and any("😀" in n for n in names)
-    and data["start"]["layer"] == 1
-  )
-  consistent(data)
-  layers = json.loads((ROOT / "weights/tiny/config.json").read_text())["n_layer"]
-  assert len(data["lens"]["best"]) == layers + 1 and set(data["kinds"]["maps"]["0"]) == {
-    "previous",
-    "first",
-    "duplicate",
-    "induction",
-  }
+  assert all(c.isprintable() or c == "\n" for c in out)
+  assert "ש" not in out
+  assert "sc ▏" in out
+  path = tmp_path / "look.html"
+  path.write_text("old")
+  status, out, err = run(capsys, "-p", hostile, "--html", path, "--layer", 1)
+  data = read_data(path.read_text())
+  labels = data["texts"]["text"]["labels"]
+  assert (status, out, err.count("\n")) == (0, "", 1)
+  assert [p.name for p in tmp_path.iterdir()] == ["look.html"]
+  assert {"sc", "ri", "pt"} <= set(labels)
+  assert any("ש" in label for label in labels)
+  assert any("😀" in label for label in labels)
+  assert data["start"]["layer"] == 1
+  assert_consistent(data)
+  assert len(data["lens"]["best"]) == num_tiny_layers() + 1
+  assert set(data["kinds"]["maps"]["0"]) == {"previous", "first", "duplicate", "induction"}
 
 
 @pytest.mark.parametrize(
   "argv, message",
   [
-    (["-p", "word " * 300], "--last 256 shows its end"),
+    (["-p", "word " * 300], "use --last 256 to display its end"),
     (["-p", "a", "--layer", "99"], "layers 0 to "),
     (["-p", "a", "--head", "99"], "heads 0 to "),
     (["-p", ""], "the prompt is empty"),
     (["-p", "a", "--html", "/nowhere/x.html"], "mkdir -p"),
     (["-p", "a", "--html", "/"], "is a folder"),
-    (["-p", "a", "--target", "b"], "no encoder-decoder"),
+    (["-p", "a", "--target", "b"], "not an encoder-decoder"),
     (["--picture", "cat.jpg"], "reads text"),
   ],
   ids=lambda x: x if isinstance(x, str) else None,
 )
-def test_bad_input_is_a_line_and_exit_status_2(capsys, argv, message):
+def test_invalid_arguments_give_one_line_and_exit_status_2(capsys, argv, message):
   status, out, err = run(capsys, *argv)
-  assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+  assert (status, out) == (2, "")
+  assert message in err
+  assert err.count("\n") == 1
 
 
-def test_without_matplotlib_the_cure_is_told(capsys, tmp_path, monkeypatch):
+def test_without_matplotlib_the_error_says_how_to_install_it(capsys, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
   monkeypatch.delitem(sys.modules, "tinyformer.interpret.figure", raising=False)
   status, out, err = run(capsys, "-p", "a", "--png", tmp_path / "x.png")
-  assert (
-    (status, out) == (2, "")
-    and "pip install -e '.[plot]'" in err
-    and err.count("\n") == 1
-    and not list(tmp_path.iterdir())
-  )
+  assert (status, out) == (2, "")
+  assert "pip install -e '.[plot]'" in err
+  assert err.count("\n") == 1
+  assert not list(tmp_path.iterdir())
 
 
-def test_the_last_tokens_of_a_long_text_can_be_seen(capsys):
+def test_last_reads_only_the_last_tokens(capsys):
   status, out, _ = run(capsys, "-p", "word " * 300, "--last", "6", "--layer", "1", "--head", "0")
-  assert status == 0 and out.count("\n") == 8
+  assert status == 0
+  assert out.count("\n") == 8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["bart-a", "t5-a", "marian-a"])
-def test_an_encoder_decoder_is_shown_with_the_likeliest_answer_or_with_a_target(
-  capsys, tmp_path, case
-):
-  folder, file = with_words(case, tmp_path / "model"), tmp_path / "x.html"
-  config = json.loads((folder / "generation_config.json").read_text())
-  (folder / "generation_config.json").write_text(
-    json.dumps(
-      {"decoder_start_token_id": config["decoder_start_token_id"], "num_beams": 4, "max_length": 9}
-    )
-  )  # nothing forbidden
-  assert run(capsys, "-m", folder, "-p", "who lives in rome?", "--html", file, "-q") == (0, "", "")
-  consistent(written := told(file.read_text()))
-  assert [m["name"] for m in written["maps"]] == ["encoder", "decoder", "cross"] and set(
-    written["kinds"]["maps"]
-  ) == {"0", "1"}
-  target, lens = written["texts"]["target"]["labels"], written["lens"]
-  assert (
-    len(target) > 2
-    and [name.strip() for name in target[1:]]
-    == [lens["names"][best[0]].strip() for best in lens["best"][-1]][: len(target) - 1]
-  )
-  assert (
-    run(capsys, "-m", folder, "-p", "who lives in rome?", "--target", "ann lee", "--html", file)[0]
-    == 0
-  )
-  consistent(given := told(file.read_text()))
-  assert [n.strip() for n in given["texts"]["target"]["labels"]][-2:] == ["ann", "lee"]
-  out = run(capsys, "-m", folder, "-p", "who lives in rome?", "--target", "ann lee")[1]
+def test_the_target_of_an_encoder_decoder_is_the_greedy_output_or_given(capsys, tmp_path, case):
+  folder = copy_with_words(case, tmp_path / "model")
+  file = tmp_path / "x.html"
+  config_file = folder / "generation_config.json"
+  start = json.loads(config_file.read_text())["decoder_start_token_id"]
+  # A config without forbidden tokens, so that the output equals the most probable tokens.
+  config = {"decoder_start_token_id": start, "num_beams": 4, "max_length": 9}
+  config_file.write_text(json.dumps(config))
+  argv = ["-m", folder, "-p", "who lives in rome?"]
+
+  assert run(capsys, *argv, "--html", file, "-q") == (0, "", "")
+  data = read_data(file.read_text())
+  assert_consistent(data)
+  assert [m["name"] for m in data["maps"]] == ["encoder", "decoder", "cross"]
+  assert set(data["kinds"]["maps"]) == {"0", "1"}
+  target = [label.strip() for label in data["texts"]["target"]["labels"]]
+  lens = data["lens"]
+  predictions = [lens["names"][best[0]].strip() for best in lens["best"][-1]]
+  assert len(target) > 2
+  assert target[1:] == predictions[: len(target) - 1]
+
+  assert run(capsys, *argv, "--target", "ann lee", "--html", file)[0] == 0
+  data = read_data(file.read_text())
+  assert_consistent(data)
+  target = [label.strip() for label in data["texts"]["target"]["labels"]]
+  assert target[-2:] == ["ann", "lee"]
+  out = run(capsys, *argv, "--target", "ann lee")[1]
   assert all(f"{name}, layer 0, head" in out for name in ("encoder", "decoder", "cross"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "head, lens, adds",
+  "head, has_lens, reason",
   [
     ("ForMaskedLM", True, "not linear"),
     ("ForSequenceClassification", True, "not linear"),
@@ -188,69 +188,67 @@ def test_an_encoder_decoder_is_shown_with_the_likeliest_answer_or_with_a_target(
     ("Model", False, ""),
   ],
 )
-def test_an_encoders_page_has_what_its_head_says(capsys, tmp_path, head, lens, adds):
-  from conftest import with_head
-
-  folder, file = with_head("bert-a", head, tmp_path), tmp_path / "x.html"
+def test_the_head_of_an_encoder_determines_the_sections_of_the_page(
+  capsys, tmp_path, head, has_lens, reason
+):
+  folder = with_head("bert-a", head, tmp_path)
+  file = tmp_path / "x.html"
   (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-  assert run(capsys, "-m", folder, "-p", "the capital of france is [MASK].", "--html", file)[0] == 0
-  consistent(data := told(file.read_text()))
-  assert (
-    bool(data["lens"]) == lens
-    and bool(data["how"]["lens"])
-    and bool(data["parts"]) == (adds is None)
-    and (adds or "") in data["how"]["parts"]
-  )
+  prompt = "the capital of france is [MASK]."
+  assert run(capsys, "-m", folder, "-p", prompt, "--html", file)[0] == 0
+  data = read_data(file.read_text())
+  assert_consistent(data)
+  assert bool(data["lens"]) == has_lens
+  assert bool(data["how"]["lens"])
+  assert bool(data["parts"]) == (reason is None)
+  assert (reason or "") in data["how"]["parts"]
   assert ("[MASK]" in data["texts"]["text"]["labels"]) == (head == "ForMaskedLM")
 
 
 @pytest.mark.slow
-def test_a_picture_is_shown_under_its_patches(capsys, tmp_path, monkeypatch):
-  Image = pytest.importorskip("PIL.Image")
+def test_an_image_is_shown_with_the_weights_of_its_patches(capsys, tmp_path, monkeypatch):
+  pytest.importorskip("PIL.Image")
   from tinyformer.vision.image_processor import Preprocessor
 
-  folder, file = shutil.copytree(FIXTURES / "vit-a", tmp_path / "vit"), tmp_path / "x.html"
+  folder = shutil.copytree(FIXTURES / "vit-a", tmp_path / "vit")
+  file = tmp_path / "x.html"
   Preprocessor({"size": 12}).save(folder)
-  Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 20, 3), dtype=np.uint8)).save(
-    tmp_path / "cat.png"
-  )
-  for way in ("-p", "--picture"):
-    assert run(capsys, "-m", folder, way, tmp_path / "cat.png", "--html", file)[0] == 0
-    consistent(data := told(file.read_text()))
-    assert (
-      (data["picture"]["rows"], data["picture"]["columns"]) == (3, 3)
-      and shown(data).shape == (2, 3, 10, 10)
-      and data["lens"]["count"] == 1
-    )
-    assert data["picture"]["src"].startswith("data:image/png;base64,") and data["lens"]["names"][
-      data["lens"]["best"][-1][0][0]
-    ] in ("dot", "line", "field", "none", "cross")
-  out = run(capsys, "-m", folder, "-p", tmp_path / "cat.png", "--layer", "1")[1]
-  assert out.startswith("layer 1, heads 0, 1, 2\n") and out.count("\n") == 5
-  assert run(capsys, "-m", folder, "-p", "a cat")[::2] == (
-    2,
-    "error: there is no file a cat: this model looks at pictures\n",
-  )
+  image = save_random_image(tmp_path / "cat.png")
+  for option in ("-p", "--picture"):
+    assert run(capsys, "-m", folder, option, image, "--html", file)[0] == 0
+    data = read_data(file.read_text())
+    assert_consistent(data)
+    assert (data["picture"]["rows"], data["picture"]["columns"]) == (3, 3)
+    assert page_weights(data).shape == (2, 3, 10, 10)
+    assert data["lens"]["count"] == 1
+    assert data["picture"]["src"].startswith("data:image/png;base64,")
+    prediction = data["lens"]["names"][data["lens"]["best"][-1][0][0]]
+    assert prediction in ("dot", "line", "field", "none", "cross")
+  out = run(capsys, "-m", folder, "-p", image, "--layer", "1")[1]
+  assert out.startswith("layer 1, heads 0, 1, 2\n")
+  assert out.count("\n") == 5
+  message = "error: the file a cat does not exist: this model reads an image file\n"
+  assert run(capsys, "-m", folder, "-p", "a cat")[::2] == (2, message)
+
   monkeypatch.setitem(sys.modules, "PIL", None)
   monkeypatch.delitem(sys.modules, "tinyformer.vision.image_processor")
-  monkeypatch.delattr(sys.modules["models"], "pictures")
-  status, out, err = run(capsys, "-m", folder, "-p", tmp_path / "cat.png", "--html", file)
-  assert (status, out, err.count("\n")) == (2, "", 1) and "pip install -e '.[pictures]'" in err
+  monkeypatch.delattr(tinyformer.vision, "image_processor")
+  status, out, err = run(capsys, "-m", folder, "-p", image, "--html", file)
+  assert (status, out, err.count("\n")) == (2, "", 1)
+  assert "pip install -e '.[pictures]'" in err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "argv",
   [[], ["--layer", "1"], ["--layer", "1", "--head", "0"]],
-  ids=["every head", "a layer", "a head"],
+  ids=["all heads", "one layer", "one head"],
 )
-def test_the_picture_is_a_png(capsys, tmp_path, argv):
-  pytest.importorskip(
-    "matplotlib.font_manager", reason="needs the extra `plot`"
-  )  # its first import may write a line of its own
-  status, out, err = run(capsys, "-p", "a $\\frac{ $x$ שלום 中", "--png", tmp_path / "x.png", *argv)
-  assert (
-    (status, out, err.count("\n")) == (0, "", 1)
-    and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    and len(list(tmp_path.iterdir())) == 1
-  )
+def test_png_writes_a_png(capsys, tmp_path, argv):
+  # The first import of font_manager may print a message.
+  pytest.importorskip("matplotlib.font_manager", reason="needs the extra `plot`")
+  path = tmp_path / "x.png"
+  status, out, err = run(capsys, "-p", "a $\\frac{ $x$ שלום 中", "--png", path, *argv)
+  assert (status, out, err.count("\n")) == (0, "", 1)
+  assert path.read_bytes().startswith(b"\x89PNG")
+  assert len(list(tmp_path.iterdir())) == 1

@@ -1,4 +1,7 @@
-"""What is recorded against transformers itself: attention weights and the residual stream. Needs the extra `reference`; runs in .ci/run."""
+"""Compare attention weights and residual streams with transformers.
+
+Needs the extra `reference`; runs in .ci/run.
+"""
 
 import numpy as np
 import pytest
@@ -9,11 +12,13 @@ from tinyformer.interpret.recorder import Recorder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-import make_fixtures
-from make_fixtures import BART, COMMON, ENCODER, RELATIVE, T5
+import make_fixtures  # noqa: E402
 
 pytestmark = pytest.mark.slow
-SINGLE = {
+COMMON = make_fixtures.COMMON
+ENCODER = make_fixtures.ENCODER
+BART = make_fixtures.BART
+SINGLE_STACK = {
   "gpt2": transformers.GPT2Config(**make_fixtures.SHAPES["gpt2-a"]),
   "gpt": transformers.OpenAIGPTConfig(**make_fixtures.FIRST),
   "llama": transformers.LlamaConfig(**COMMON, num_key_value_heads=2),
@@ -23,68 +28,75 @@ SINGLE = {
   ),
   "bert": transformers.BertConfig(**ENCODER),
   "roberta": transformers.RobertaConfig(**ENCODER),
-  "deberta": transformers.DebertaV2Config(**ENCODER, **RELATIVE, position_buckets=4),
+  "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),
 }
-PAIRS = {
-  "t5": transformers.T5Config(**T5),
+ENCODER_DECODERS = {
+  "t5": transformers.T5Config(**make_fixtures.T5),
   "bart": transformers.BartConfig(**BART),
   "marian": transformers.MarianConfig(**BART | dict(scale_embedding=True)),
 }
 
 
-def saved(kind, config, folder):
-  config._attn_implementation = "lstrip_tokens"  # the others give no weights
-  model = kind.from_config(config).eval()
-  make_fixtures.randomise(model, 3)
-  model.save_pretrained(folder)
+def save_and_load(auto_class, config, folder):
+  """Return a random model of transformers, the same model loaded here, and its recorder."""
+  config._attn_implementation = "eager"  # the only implementation that returns attention weights
+  reference = auto_class.from_config(config).eval()
+  make_fixtures.randomise(reference, 3)
+  reference.save_pretrained(folder)
   recorder = Recorder()
-  return model, checkpoints.load_module(folder, attention_fn=recorder), recorder
+  return reference, checkpoints.load_module(folder, attention_fn=recorder), recorder
 
 
-def same(ours, theirs):
-  np.testing.assert_allclose(ours, torch.cat(theirs).numpy(), atol=2e-5)
+def assert_same_weights(actual, expected):
+  np.testing.assert_allclose(actual, torch.cat(expected).numpy(), atol=2e-5)
 
 
-def drawn(n, seed=5):
+def random_ids(n, seed=5):
   return np.random.default_rng(seed).integers(4, 60, n).tolist()
 
 
-@pytest.mark.parametrize("name", SINGLE)
-def test_attention_weights_and_streams_are_theirs(tmp_path, name):
-  config, ids = SINGLE[name], drawn(11)
-  decoder = name in ("gpt2", "gpt", "llama", "mistral", "mixtral")
-  kind = transformers.AutoModelForCausalLM if decoder else transformers.AutoModelForMaskedLM
-  theirs, ours, recorder = saved(kind, config, tmp_path)
+@pytest.mark.parametrize("name", SINGLE_STACK)
+def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_path, name):
+  config = SINGLE_STACK[name]
+  ids = random_ids(11)
+  is_decoder = name in ("gpt2", "gpt", "llama", "mistral", "mixtral")
+  auto_class = (
+    transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForMaskedLM
+  )
+  reference, model, recorder = save_and_load(auto_class, config, tmp_path)
   with torch.no_grad():
-    want = theirs(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
-  got = activations.run(ours, recorder, ids)[""]
-  same(got.maps(), want.attentions)
-  streams = [
-    *got.streams()[:-1],
-    logit_lens.normed(got, got.streams()[-1]),
-  ]  # their last has been through the last norm
-  for a, b in zip(streams, want.hidden_states, strict=True):
-    np.testing.assert_allclose(a, b[0].numpy(), atol=1e-4)
-  np.testing.assert_allclose(logit_lens.read(ours, streams[-1]), want.logits[0].numpy(), atol=1e-4)
+    expected = reference(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
+  actual = activations.run(model, recorder, ids)[""]
+  assert_same_weights(actual.attention_weights(), expected.attentions)
+  streams = actual.residual_streams()
+  # The last hidden state of transformers is the output of the final norm.
+  streams[-1] = logit_lens.apply_final_norm(actual, streams[-1])
+  for stream, hidden_state in zip(streams, expected.hidden_states, strict=True):
+    np.testing.assert_allclose(stream, hidden_state[0].numpy(), atol=1e-4)
+  logits = logit_lens.head_logits(model, streams[-1])
+  np.testing.assert_allclose(logits, expected.logits[0].numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_cross_attention_too_is_theirs(tmp_path, name):
-  theirs, ours, recorder = saved(transformers.AutoModelForSeq2SeqLM, PAIRS[name], tmp_path)
-  source, target = drawn(11), [0, *drawn(6, 6)]
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_weights_of_an_encoder_decoder_equal_those_of_transformers(tmp_path, name):
+  auto_class = transformers.AutoModelForSeq2SeqLM
+  reference, model, recorder = save_and_load(auto_class, ENCODER_DECODERS[name], tmp_path)
+  source = random_ids(11)
+  target = [0, *random_ids(6, 6)]
   with torch.no_grad():
-    want = theirs(
+    expected = reference(
       input_ids=torch.tensor([source]),
       decoder_input_ids=torch.tensor([target]),
       output_attentions=True,
     )
-  got = activations.run(ours, recorder, source, target)
-  same(got["encoder"].maps(), want.encoder_attentions)
-  same(got["decoder"].maps(), want.decoder_attentions)
-  same(got["decoder"].maps("cross"), want.cross_attentions)
+  stacks = activations.run(model, recorder, source, target)
+  decoder = stacks["decoder"]
+  assert_same_weights(stacks["encoder"].attention_weights(), expected.encoder_attentions)
+  assert_same_weights(decoder.attention_weights(), expected.decoder_attentions)
+  assert_same_weights(decoder.attention_weights("cross"), expected.cross_attentions)
 
 
-def test_a_vits_attention_is_theirs(tmp_path):
+def test_attention_weights_of_a_vit_equal_those_of_transformers(tmp_path):
   config = transformers.ViTConfig(
     image_size=12,
     patch_size=4,
@@ -93,8 +105,10 @@ def test_a_vits_attention_is_theirs(tmp_path):
     num_hidden_layers=2,
     intermediate_size=30,
   )
-  theirs, ours, recorder = saved(transformers.AutoModelForImageClassification, config, tmp_path)
+  auto_class = transformers.AutoModelForImageClassification
+  reference, model, recorder = save_and_load(auto_class, config, tmp_path)
   pixels = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
   with torch.no_grad():
-    want = theirs(torch.tensor(pixels), output_attentions=True)
-  same(activations.run(ours, recorder, pixels)[""].maps(), want.attentions)
+    expected = reference(torch.tensor(pixels), output_attentions=True)
+  actual = activations.run(model, recorder, pixels)[""]
+  assert_same_weights(actual.attention_weights(), expected.attentions)

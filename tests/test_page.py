@@ -1,4 +1,4 @@
-"""What attend.py makes of a scene: labels, 8-bit weights, a page. How the page behaves is in test_browser.py."""
+"""The page, labels and terminal output of attend.py. test_browser.py tests the page's behavior."""
 
 import html.parser
 import json
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tinyformer.interpret import inspection, page
-from tinyformer.interpret.labels import labels, leftward, safe
-from tinyformer.interpret.page import quantised, sharpest
-from tinyformer.interpret.terminal import plain, shaded
+from tinyformer.interpret.labels import printable, right_to_left, token_labels
+from tinyformer.interpret.page import most_focused_head, quantize_rows
+from tinyformer.interpret.terminal import shade, terminal_label
 
 HOSTILE = [
   "</script><script>alert(1)</script>",
@@ -27,12 +27,13 @@ HOSTILE = [
 ]
 
 
-class Scripts(html.parser.HTMLParser):
-  """A page's tags, and what stands in its scripts."""
+class PageParser(html.parser.HTMLParser):
+  """The tags of a page, with their attributes, and the contents of its script elements."""
 
   def __init__(self, text):
     super().__init__()
-    self.tags, self.scripts = [], []
+    self.tags = []
+    self.scripts = []
     self.feed(text)
     self.close()
 
@@ -46,142 +47,118 @@ class Scripts(html.parser.HTMLParser):
       self.scripts[-1] += data
 
 
-def told(text):
-  """The data of a page."""
-  seen = Scripts(text)
-  [where] = [
-    n
-    for n, (_, a) in enumerate((t, a) for t, a in seen.tags if t == "script")
-    if a.get("id") == "data"
-  ]
-  return json.loads(seen.scripts[where])
+def read_data(text):
+  """Return the data of a page."""
+  parser = PageParser(text)
+  scripts = [attributes for tag, attributes in parser.tags if tag == "script"]
+  [index] = [i for i, attributes in enumerate(scripts) if attributes.get("id") == "data"]
+  return json.loads(parser.scripts[index])
 
 
-def test_whatever_a_page_is_told_stays_what_it_was():
+def test_the_data_of_a_page_survives_unchanged():
   data = {"texts": HOSTILE, "title": HOSTILE[0], "numbers": [0.1234, 7]}
-  text = page.page(data)
-  assert told(text) == data and len(text.encode()) == len(text.encode("utf-8", "strict"))
+  text = page.render_page(data)
+  assert read_data(text) == data
+  assert len(text.encode()) == len(text.encode("utf-8", "strict"))
 
 
 def test_no_text_becomes_a_tag():
-  plain, hostile = (Scripts(page.page({"texts": texts})) for texts in (["a"], HOSTILE))
-  assert hostile.tags == plain.tags and len(hostile.scripts) == 2
-  assert page.page({"texts": HOSTILE}).lower().count("</script") == 2
+  plain = PageParser(page.render_page({"texts": ["a"]}))
+  hostile = PageParser(page.render_page({"texts": HOSTILE}))
+  assert hostile.tags == plain.tags
+  assert len(hostile.scripts) == 2
+  assert page.render_page({"texts": HOSTILE}).lower().count("</script") == 2
 
 
-def test_a_page_needs_nothing_else_and_may_ask_for_nothing():
-  text = page.page({})
-  tags = Scripts(text).tags
-  assert (
-    not [a for _, a in tags if "src" in a or a.get("href", "data:").split(":")[0] != "data"]
-    and "url(" not in text
-    and "@import" not in text
-  )
-  [policy] = [a["content"] for t, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
-  assert policy.startswith("default-src 'none'") and "http" not in policy
-  assert (
-    "lang" in tags[0][1]
-    and [a for _, a in tags if a.get("name") == "viewport"]
-    and [a for _, a in tags if a.get("aria-live") == "polite"]
-  )
+def test_a_page_refers_to_no_other_file_and_may_send_no_request():
+  text = page.render_page({})
+  tags = PageParser(text).tags
+  assert not [a for _, a in tags if "src" in a or a.get("href", "data:").split(":")[0] != "data"]
+  assert "url(" not in text
+  assert "@import" not in text
+  [policy] = [a["content"] for _, a in tags if a.get("http-equiv") == "Content-Security-Policy"]
+  assert policy.startswith("default-src 'none'")
+  assert "http" not in policy
+  assert "lang" in tags[0][1]
+  assert [a for _, a in tags if a.get("name") == "viewport"]
+  assert [a for _, a in tags if a.get("aria-live") == "polite"]
 
 
 @pytest.mark.parametrize("S", [1, 3, 40, 256])
-def test_rows_in_8_bits_still_sum_to_1(S):
+def test_quantized_rows_sum_to_255_and_differ_by_less_than_a_step(S):
   weights = np.random.default_rng(S).dirichlet(np.full(S, 0.2), (2, 3, 7)).astype(np.float32)
-  got = quantised(weights)
-  assert (
-    got.dtype == np.uint8
-    and (got.astype(int).sum(-1) == 255).all()
-    and np.abs(got / 255 - weights).max() < 1 / 255
-  )
-  even = quantised(np.full((1, S), 1 / S))
-  assert even.astype(int).sum() == 255 and even.max() - even.min() <= 1
+  actual = quantize_rows(weights)
+  assert actual.dtype == np.uint8
+  assert (actual.astype(int).sum(-1) == 255).all()
+  assert np.abs(actual / 255 - weights).max() < 1 / 255
+  uniform = quantize_rows(np.full((1, S), 1 / S))
+  assert uniform.astype(int).sum() == 255
+  assert uniform.max() - uniform.min() <= 1
 
 
-def test_a_row_that_sees_nothing_stays_empty():
-  assert not quantised(np.zeros((2, 5))).any() and quantised(
-    np.array([[0.5, 0.0, 0.5]])
-  ).tolist() in ([[128, 0, 127]], [[127, 0, 128]])
+def test_a_quantized_row_of_zeros_stays_zero():
+  assert not quantize_rows(np.zeros((2, 5))).any()
+  actual = quantize_rows(np.array([[0.5, 0.0, 0.5]])).tolist()
+  assert actual in ([[128, 0, 127]], [[127, 0, 128]])
 
 
-def test_it_begins_with_the_head_that_looks_most_at_one_token():
-  maps = np.full((2, 3, 4, 4), 0.25)
-  maps[0, 1], maps[1, 2] = np.eye(4)[[0, 0, 0, 0]], np.eye(4)[[1, 1, 1, 2]]
-  assert sharpest(maps) == (1, 2)
-  assert sharpest(np.ones((2, 2, 1, 1))) == (0, 0)
+def test_the_most_focused_head_has_the_largest_weights_after_the_first_token():
+  weights = np.full((2, 3, 4, 4), 0.25)
+  weights[0, 1] = np.eye(4)[[0, 0, 0, 0]]
+  weights[1, 2] = np.eye(4)[[1, 1, 1, 2]]
+  assert most_focused_head(weights) == (1, 2)
+  assert most_focused_head(np.ones((2, 2, 1, 1))) == (0, 0)
 
 
-class Bytes:
-  """A token for each byte but the blank, which belongs to what follows it."""
+class ByteTokenizer:
+  """A tokenizer with one token per byte; ids above 300 are a space and a byte."""
 
-  specials = {"[SEP]": 300}
+  def __init__(self):
+    self.specials = {"[SEP]": 300}
 
   def token(self, i):
     return b" " + bytes([i - 256]) if i > 300 else bytes([i])
 
 
-def test_a_character_of_several_tokens_is_shown_whole_by_each():
-  assert labels(Bytes(), "aé😀".encode()) == [
-    "a",
-    "é 1/2",
-    "é 2/2",
-    "😀 1/4",
-    "😀 2/4",
-    "😀 3/4",
-    "😀 4/4",
-  ]
-  assert labels(Bytes(), [256 + 0xC3, 0xA9]) == [" é 1/2", " é 2/2"]
-  assert labels(Bytes(), "😀".encode()[:-1] + b"a") == [
-    "\ufffd",
-    "\ufffd",
-    "\ufffd",
-    "a",
-  ]  # the rest of it is missing
+def test_each_token_of_a_character_is_labeled_with_the_character_and_a_number():
+  tokenizer = ByteTokenizer()
+  emoji = ["😀 1/4", "😀 2/4", "😀 3/4", "😀 4/4"]
+  assert token_labels(tokenizer, "aé😀".encode()) == ["a", "é 1/2", "é 2/2", *emoji]
+  assert token_labels(tokenizer, [256 + 0xC3, 0xA9]) == [" é 1/2", " é 2/2"]
+  incomplete = "😀".encode()[:-1] + b"a"
+  assert token_labels(tokenizer, incomplete) == ["\ufffd", "\ufffd", "\ufffd", "a"]
 
 
-def test_what_cannot_be_shown_is_a_dot():
-  got = labels(Bytes(), b"\n\t\x1b\0\x7f")
-  assert got == ["⏎", "⇥", "·", "·", "·"]
-  assert safe("a\u202eb\u2066\u200f\ud800\u2028") == "a·b····"
+def test_unprintable_characters_are_labeled_with_a_dot():
+  actual = token_labels(ByteTokenizer(), b"\n\t\x1b\0\x7f")
+  assert actual == ["⏎", "⇥", "·", "·", "·"]
+  assert printable("a\u202eb\u2066\u200f\ud800\u2028") == "a·b····"
 
 
-def test_specials_have_their_names():
-  assert labels(Bytes(), [300, 0xC3, 0xA9, 300, 0xA9, 0xC3, 300]) == [
-    "[SEP]",
-    "é 1/2",
-    "é 2/2",
-    "[SEP]",
-    "\ufffd",
-    "\ufffd",
-    "[SEP]",
-  ]
+def test_special_tokens_are_labeled_with_their_names():
+  actual = token_labels(ByteTokenizer(), [300, 0xC3, 0xA9, 300, 0xA9, 0xC3, 300])
+  assert actual == ["[SEP]", "é 1/2", "é 2/2", "[SEP]", "\ufffd", "\ufffd", "[SEP]"]
 
 
-def test_more_than_256_tokens_are_too_many():
-  inspection.short("text", 256, "")
-  with pytest.raises(
-    inspection.TooLong, match="the text has 1,257 tokens, 256 can be shown: shorten it"
-  ):
-    inspection.short("text", 1257, "shorten it")
+def test_more_than_256_tokens_raise():
+  inspection.check_length("text", 256, "")
+  message = "the text has 1,257 tokens, but at most 256 can be displayed: use a shorter text"
+  with pytest.raises(inspection.TooLongError, match=message):
+    inspection.check_length("text", 1257, "use a shorter text")
 
 
-def test_which_way_a_text_runs():
-  assert (
-    leftward("«שלום» abc")
-    and leftward("١ مرحبا")
-    and not leftward("abc שלום")
-    and not leftward("12 !")
-  )
+def test_the_first_letter_determines_the_text_direction():
+  assert right_to_left("«שלום» abc")
+  assert right_to_left("١ مرحبا")
+  assert not right_to_left("abc שלום")
+  assert not right_to_left("12 !")
 
 
-def test_a_terminal_shows_every_label_from_the_left():
-  assert plain(" aש b") == "·a··b"
+def test_a_terminal_displays_every_label_left_to_right():
+  assert terminal_label(" aש b") == "·a··b"
 
 
-def test_shades_are_of_the_rows_largest():
-  assert (
-    shaded(np.array([0.5, 0.25, 0.25, 0.0])) == "█▒▒ "
-    and shaded(np.array([0.01, 0.04])) == "░█"
-    and shaded(np.zeros(2)) == "  "
-  )
+def test_shades_are_relative_to_the_largest_weight_of_the_row():
+  assert shade(np.array([0.5, 0.25, 0.25, 0.0])) == "█▒▒ "
+  assert shade(np.array([0.01, 0.04])) == "░█"
+  assert shade(np.zeros(2)) == "  "

@@ -1,228 +1,273 @@
-"""One run of a model, written down as arrays: who attends to whom, what each head and sublayer gave, and the residual stream between them.
+"""Run a model once and return its activations as numpy arrays.
 
-Sublayers: an attention or a feed-forward, with the residual connection and the norm around it. A stack: an encoder or a decoder, or a model that is one.
+The activations are the attention weights, the output of each head and each sublayer, and the
+residual stream. A sublayer is an attention or a feed-forward network, together with its residual
+connection and norm. A stack is an encoder, a decoder, or a model that consists of only one of them.
 """
 
 import contextlib
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Tensor, nn
 
-from tinyformer.interpret.recorder import Recorder, StreamRecorder
+from tinyformer.interpret.recorder import Recorder, ResidualCall, StreamRecorder
 from tinyformer.kernels.linear import embed, to_float32
 from transformer import materialize
 
 
 class Norm(NamedTuple):
-  """A LayerNorm (centred) or an RMSNorm (no bias). With its scale (T, 1) frozen at what it was, all but the bias is linear."""
+  """A LayerNorm (centered) or an RMSNorm (not centered, no bias).
+
+  With its scale (T, 1) fixed at the computed value, a norm is linear apart from the bias.
+  """
 
   weight: np.ndarray
   bias: np.ndarray | None
   eps: float
-  centred: bool
+  centered: bool
 
   @classmethod
-  def of(cls, norm: Callable) -> "Norm|None":
-    """None for a function that leaves vectors as they are. Raises ValueError for a norm that is neither of the two."""
-    if isinstance(norm, nn.RMSNorm):
-      return cls(array(norm.weight), None, norm.eps, False)
-    if isinstance(norm, nn.LayerNorm):
-      return cls(array(norm.weight), array(norm.bias), norm.eps, True)
-    if norm(probe := object()) is probe:
+  def from_module(cls, module: Callable) -> "Norm | None":
+    """Return the norm of a module, or None for a function that returns its argument.
+
+    Raises ValueError for any other module.
+    """
+    if isinstance(module, nn.RMSNorm):
+      return cls(to_numpy(module.weight), None, module.eps, centered=False)
+    if isinstance(module, nn.LayerNorm):
+      return cls(to_numpy(module.weight), to_numpy(module.bias), module.eps, centered=True)
+    probe = object()
+    if module(probe) is probe:
       return None
-    raise ValueError(f"{type(norm).__name__} is no norm that is known here")
+    raise ValueError(
+      f"cannot read a norm of type {type(module).__name__}: use LayerNorm, RMSNorm or the identity"
+    )
 
   def scale(self, x: np.ndarray) -> np.ndarray:
-    """What each row of x (T, D) is multiplied by, (T, 1)."""
-    x = x - x.mean(-1, keepdims=True) if self.centred else x
+    """Return the factor (T, 1) by which the norm multiplies each row of x (T, D)."""
+    x = x - x.mean(-1, keepdims=True) if self.centered else x
     return 1 / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps)
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
-    """The norm of x (T, D)."""
-    y = self.scale(x) * (x - x.mean(-1, keepdims=True) if self.centred else x) * self.weight
+    """Return the norm of x (T, D)."""
+    centered = x - x.mean(-1, keepdims=True) if self.centered else x
+    y = self.scale(x) * centered * self.weight
     return y if self.bias is None else y + self.bias
 
-  def back(self, g: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Directions g (T, D) of what comes out as directions of what goes in: g . (y - bias) = back(g) . x, at this scale."""
+  def vjp(self, g: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the directions at the input for directions g (T, D) at the output y.
+
+    With the scale fixed, g . (y - bias) = vjp(g) . x (a vector-Jacobian product).
+    """
     g = g * self.weight * scale
-    return g - g.mean(-1, keepdims=True) if self.centred else g
+    return g - g.mean(-1, keepdims=True) if self.centered else g
 
 
-def array(t: Tensor | None) -> np.ndarray:
+def to_numpy(t: Tensor | None) -> np.ndarray:
+  """Return a tensor as a float64 array."""
   assert t is not None
   return t.float().numpy().astype(np.float64)
 
 
 class Sublayer(NamedTuple):
-  """kind: attn, cross or ff.  x (T, D): what came in; added (T, D): what it gave.  after: its norm is of their sum, not of what it reads.
+  """The activations of a sublayer; the fields after is_post_norm are None for a feed-forward.
 
-  Of an attention: weights (H, T, S), heads (H, T, K), out (D, H K) that joins them, and its bias.
+  kind: attn, cross or ff.  x (T, D): the residual stream before the sublayer.
+  output (T, D): what the sublayer adds to it.
+  is_post_norm: the norm applies to the sum, not to the input of the sublayer.
+  weights (H, T, S): attention weights.  heads (H, T, K): the output of each head.
+  out_weight (D, H K), out_bias (D): the projection of the concatenated heads.
   """
 
   kind: str
   layer: int
   x: np.ndarray
-  added: np.ndarray
+  output: np.ndarray
   norm: Norm | None
-  after: bool
+  is_post_norm: bool
   weights: np.ndarray | None = None
   heads: np.ndarray | None = None
-  out: np.ndarray | None = None
-  bias: np.ndarray | None = None
+  out_weight: np.ndarray | None = None
+  out_bias: np.ndarray | None = None
 
   @property
-  def result(self) -> np.ndarray:
-    """(T, D): the stream behind it."""
-    y = self.x + self.added
-    return self.norm(y) if self.after and self.norm else y
+  def stream_after(self) -> np.ndarray:
+    """Return the residual stream after the sublayer (T, D)."""
+    y = self.x + self.output
+    return self.norm(y) if self.is_post_norm and self.norm else y
 
 
-class Record(NamedTuple):
-  """A stack's run. tokens (T, D): the embeddings of the tokens, or patches, alone; embedded (T, D): with positions and what else is added to them.
+class Activations(NamedTuple):
+  """The activations of a stack.
 
-  first: the norm of that, last: of what the last block gives; None where there is none.
+  token_embeddings (T, D): the embeddings of tokens or patches only.
+  embeddings (T, D): the same plus positions and everything else that is added to them.
+  embedding_norm, final_norm: the norms of the embeddings and of the last block's output, or None.
   """
 
-  tokens: np.ndarray
-  embedded: np.ndarray
-  first: Norm | None
+  token_embeddings: np.ndarray
+  embeddings: np.ndarray
+  embedding_norm: Norm | None
   sublayers: list[Sublayer]
-  last: Norm | None
+  final_norm: Norm | None
 
-  def maps(self, kind: str = "attn") -> np.ndarray:
-    """(layers, H, T, S): what each token, a row, attends to, a column."""
-    return np.stack([s.weights for s in self.sublayers if s.kind == kind and s.weights is not None])
+  def attention_weights(self, kind: str = "attn") -> np.ndarray:
+    """Return attention weights (layers, H, T, S), a row per query and a column per key."""
+    sublayers = [s for s in self.sublayers if s.kind == kind]
+    return np.stack([s.weights for s in sublayers if s.weights is not None])
 
-  def streams(self) -> list[np.ndarray]:
-    """(T, D) each: the residual stream before each layer, and behind the last."""
-    return [s.x for s in self.sublayers if s.kind == "attn"] + [self.sublayers[-1].result]
+  def residual_streams(self) -> list[np.ndarray]:
+    """Return the residual stream (T, D) before each layer and after the last one."""
+    before_layers = [s.x for s in self.sublayers if s.kind == "attn"]
+    return [*before_layers, self.sublayers[-1].stream_after]
 
   @property
-  def whole(self) -> bool:
-    """Whether each sublayer reads what the one before it left, and nothing else is added between."""
-    return all(
-      np.allclose(a.result, b.x, atol=1e-3) for a, b in zip(self.sublayers, self.sublayers[1:])
-    )
+  def is_complete(self) -> bool:
+    """Return True if only the recorded sublayers change the residual stream."""
+    pairs = itertools.pairwise(self.sublayers)
+    return all(np.allclose(a.stream_after, b.x, atol=1e-3) for a, b in pairs)
 
 
-class Watch:
-  """Stands in the places of a stack's residual connections and norms while it runs."""
+class NormCall(NamedTuple):
+  """A call of a stack's own norm: sublayers_before ran before it, and x (B, T, D) is its input."""
+
+  sublayers_before: int
+  norm: Callable
+  x: Tensor
+
+
+class StackRecorder:
+  """Replace the residual connections and norms of a stack during a run, and record their calls."""
 
   def __init__(self, stack, recorder: Recorder):
-    self.stack, self.recorder, self.stream, self.norms = (
-      stack,
-      recorder,
-      StreamRecorder(recorder),
-      list[tuple[int, Callable, Tensor]](),
-    )
+    self.stack = stack
+    self.recorder = recorder
+    self.stream = StreamRecorder(recorder)
+    self.norm_calls: list[NormCall] = []
 
   @contextlib.contextmanager
-  def on(self) -> Iterator[None]:
-    blocks, plain = self.stack.blocks, [block.residual for block in self.stack.blocks]
-    norms = {
-      name: norm
-      for name in ("norm", "embed_norm")
-      if callable(norm := getattr(self.stack, name, None))
-    }
+  def recording(self) -> Iterator[None]:
+    """Record while the context is open; restore the stack at its end."""
+    blocks = self.stack.blocks
+    residuals = [block.residual for block in blocks]
+    norms: dict[str, Callable] = {}
+    for name in ("norm", "embed_norm"):
+      norm = getattr(self.stack, name, None)
+      if callable(norm):
+        norms[name] = norm
     try:
       for block in blocks:
-        block.residual = self.stream.of(block)
+        block.residual = self.stream.wrap(block)
       for name, norm in norms.items():
-        setattr(self.stack, name, self.noted(norm))
+        setattr(self.stack, name, self.wrap_norm(norm))
       yield
     finally:
-      for block, residual in zip(blocks, plain):
+      for block, residual in zip(blocks, residuals, strict=True):
         block.residual = residual
       for name, norm in norms.items():
         setattr(self.stack, name, norm)
 
-  def noted(self, norm: Callable) -> Callable:
-    def note(x: Tensor) -> Tensor:
-      self.norms.append((len(self.stream.steps), norm, x := materialize(x)))
+  def wrap_norm(self, norm: Callable) -> Callable:
+    """Return a function that computes this norm and records the call."""
+
+    def recorded_norm(x: Tensor) -> Tensor:
+      x = materialize(x)
+      self.norm_calls.append(NormCall(len(self.stream.calls), norm, x))
       return norm(x)
 
-    return note
+    return recorded_norm
 
   @property
   def tensors(self) -> list[Tensor]:
-    return [t for s in self.stream.steps for t in (s.x, s.added)] + [x for _, _, x in self.norms]
+    """Return all recorded tensors."""
+    stream = [t for call in self.stream.calls for t in (call.x, call.output)]
+    return stream + [call.x for call in self.norm_calls]
 
-  def record(self, tokens: Callable[[np.ndarray], np.ndarray]) -> Record:
-    """tokens: what is embedded (T, D) -> the part of the tokens."""
-    steps = self.stream.steps
-    before, behind = (
-      next(((norm, x) for n, norm, x in self.norms if n == at), None) for at in (0, len(steps))
-    )
-    embedded = array((before[1] if before else steps[0].x)[0])
-    return Record(
-      tokens(embedded),
-      embedded,
-      Norm.of(before[0]) if before else None,
-      [self.sublayer(s) for s in steps],
-      Norm.of(behind[0]) if behind else None,
+  def find_norm_call(self, sublayers_before: int) -> NormCall | None:
+    """Return the call of a norm after this number of sublayers, or None if there was none."""
+    calls = (call for call in self.norm_calls if call.sublayers_before == sublayers_before)
+    return next(calls, None)
+
+  def activations(self, token_part: Callable[[np.ndarray], np.ndarray]) -> Activations:
+    """Return the activations of the recorded run.
+
+    token_part: takes the embeddings (T, D) and returns the part of the tokens only.
+    """
+    calls = self.stream.calls
+    first = self.find_norm_call(0)
+    last = self.find_norm_call(len(calls))
+    embeddings = to_numpy((first.x if first else calls[0].x)[0])
+    return Activations(
+      token_part(embeddings),
+      embeddings,
+      embedding_norm=Norm.from_module(first.norm) if first else None,
+      sublayers=[self.sublayer(call) for call in calls],
+      final_norm=Norm.from_module(last.norm) if last else None,
     )
 
-  def sublayer(self, step) -> Sublayer:
-    block, norm = step.block, Norm.of(step.norm)
-    kind = next(
-      kind for kind in ("attn", "cross", "ff") if getattr(block, f"{kind}_norm") is step.norm
-    )
-    layer, x, added = (
-      next(i for i, b in enumerate(self.stack.blocks) if b is block),
-      array(step.x[0]),
-      array(step.added[0]),
-    )
-    if step.call is None:
-      return Sublayer(kind, layer, x, added, norm, step.after)
-    out = getattr(block, kind).out
-    return Sublayer(
+  def sublayer(self, call: ResidualCall) -> Sublayer:
+    """Return the activations of one sublayer."""
+    block = call.block
+    kinds = ("attn", "cross", "ff")
+    kind = next(kind for kind in kinds if getattr(block, f"{kind}_norm") is call.norm)
+    layer = next(i for i, other in enumerate(self.stack.blocks) if other is block)
+    sublayer = Sublayer(
       kind,
       layer,
-      x,
-      added,
-      norm,
-      step.after,
-      array(self.recorder.weights[step.call][0]),
-      array(self.recorder.heads[step.call][0]),
-      array(to_float32(out.weight)),
-      None if out.bias is None else array(out.bias),
+      x=to_numpy(call.x[0]),
+      output=to_numpy(call.output[0]),
+      norm=Norm.from_module(call.norm),
+      is_post_norm=call.is_post_norm,
+    )
+    if call.attention_call is None:
+      return sublayer
+    out = getattr(block, kind).out
+    return sublayer._replace(
+      weights=to_numpy(self.recorder.weights[call.attention_call][0]),
+      heads=to_numpy(self.recorder.heads[call.attention_call][0]),
+      out_weight=to_numpy(to_float32(out.weight)),
+      out_bias=None if out.bias is None else to_numpy(out.bias),
     )
 
 
-def run(model, recorder: Recorder, *given: Sequence[int] | np.ndarray) -> dict[str, Record]:
-  """Runs a model on a text's ids; an encoder-decoder on a source's and a target's; one for pictures on pixels (1, C, height, width). A Record of each stack.
+def token_embeddings(model, inputs: Tensor, embeddings: np.ndarray) -> np.ndarray:
+  """Return the part of embeddings (T, D) that comes from tokens or patches, without positions."""
+  if model.task == "image-classification":
+    rows, columns = (int(n) // p for n, p in zip(inputs.shape[2:], model.patch, strict=True))
+    return embeddings - to_numpy(model.placed(rows, columns)[0])
+  return to_numpy(embed(model.tokens, inputs)[0]) * getattr(model, "scale", 1.0)
 
-  attend: what the model was given as such.
+
+def run(model, recorder: Recorder, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
+  """Run a model and return the activations of each stack: "encoder" and "decoder", or only "".
+
+  recorder: the attention function that the model was built with.
+  inputs: the token ids of a text, or pixels (1, C, height, width) for an image model.
+  An encoder-decoder takes the token ids of a source and those of a target.
   """
   recorder.weights.clear()
   recorder.heads.clear()
-  stacks: dict[str, Any] = (
-    {"encoder": model.encoder, "decoder": model.decoder}
-    if model.task == "text2text-generation"
-    else {"": model}
-  )
-  watches = {name: Watch(stack, recorder) for name, stack in stacks.items()}
-  inputs = [Tensor(g) if isinstance(g, np.ndarray) else Tensor([list(g)]) for g in given]
-  with contextlib.ExitStack() as on:
-    for watch in watches.values():
-      on.enter_context(watch.on())
-    if model.task == "text2text-generation":
-      y = model.decode(inputs[1], [model.encode(inputs[0])] * len(model.decoder.blocks))
+  is_encoder_decoder = model.task == "text2text-generation"
+  stacks: dict[str, Any] = {"": model}
+  if is_encoder_decoder:
+    stacks = {"encoder": model.encoder, "decoder": model.decoder}
+  stack_recorders = {name: StackRecorder(stack, recorder) for name, stack in stacks.items()}
+  tensors = [Tensor(x) if isinstance(x, np.ndarray) else Tensor([list(x)]) for x in inputs]
+  with contextlib.ExitStack() as contexts:
+    for stack_recorder in stack_recorders.values():
+      contexts.enter_context(stack_recorder.recording())
+    if is_encoder_decoder:
+      memory = model.encode(tensors[0])
+      y = model.decode(tensors[1], [memory] * len(model.decoder.blocks))
     else:
-      y = model.last_hidden_state(inputs[0])
-    Tensor.realize(
-      y,
-      *recorder.weights,
-      *recorder.heads,
-      *(t for watch in watches.values() for t in watch.tensors),
-    )
-
-  def part(x: Tensor) -> Callable[[np.ndarray], np.ndarray]:
-    if model.task == "image-classification":
-      places = array(model.placed(*(int(n) // p for n, p in zip(x.shape[2:], model.patch)))[0])
-      return lambda embedded: embedded - places
-    return lambda embedded: array(embed(model.tokens, x)[0]) * getattr(model, "scale", 1.0)
-
-  return {name: watch.record(part(x)) for (name, watch), x in zip(watches.items(), inputs)}
+      y = model.last_hidden_state(tensors[0])
+    recorded = [t for stack_recorder in stack_recorders.values() for t in stack_recorder.tensors]
+    Tensor.realize(y, *recorder.weights, *recorder.heads, *recorded)
+  results = {}
+  for (name, stack_recorder), x in zip(stack_recorders.items(), tensors, strict=True):
+    results[name] = stack_recorder.activations(functools.partial(token_embeddings, model, x))
+  return results

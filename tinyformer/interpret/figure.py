@@ -1,122 +1,144 @@
-"""A scene as a PNG, with matplotlib: every head small and beside the others, or one large with its tokens."""
+"""Draw attention weights as a PNG with matplotlib: many heads as small panels, or a large one."""
 
 import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from tinyformer.checkpoints.safetensors import atomic_write
-from tinyformer.interpret.inspection import Map, Scene
+from tinyformer.interpret.inspection import AttentionMap, InputImage, Inspection, Text
 
 try:
   from matplotlib.colors import LinearSegmentedColormap, PowerNorm
   from matplotlib.figure import Figure
 except ImportError as e:
-  raise ImportError(
-    "a PNG is drawn with matplotlib, which is not installed: pip install -e '.[plot]'"
-  ) from e
+  raise ImportError("--png needs matplotlib: run pip install -e '.[plot]'") from e
 
-INK, QUIET = LinearSegmentedColormap.from_list("ink", ["#ffffff", "#1c4a80"]), "#736c62"
-SCALE = PowerNorm(
-  0.5, 0, 1
-)  # as on the page: ink grows as the root of the weight, or small ones would not be seen
+COLORS = LinearSegmentedColormap.from_list("weights", ["#ffffff", "#1c4a80"])
+# As on the page, color grows with the square root of the weight. Small weights stay visible.
+SCALE = PowerNorm(0.5, 0, 1)
+BORDER_COLOR = "#e3ddd2"
+TEXT_STYLE = {"color": "#736c62", "family": "serif"}
 
 
-def panel(axes, scene: Scene, map: Map, weights: np.ndarray, named: bool) -> None:
-  """One head, weights (T, S). named: with its tokens at the sides."""
-  if scene.picture:
-    from PIL import Image
+class Panels(NamedTuple):
+  """The layers and heads of an attention map that are drawn. size: inches per panel."""
 
-    image = Image.open(io.BytesIO(scene.picture.png))
-    axes.imshow(image)
-    seen, (width, height) = (
-      weights[0, 1:].reshape(scene.picture.rows, scene.picture.columns),
-      image.size,
+  attention_map: AttentionMap
+  layers: Sequence[int]
+  heads: Sequence[int]
+  size: float = 0.0
+
+
+def draw_image_attention(axes, image: InputImage, weights: np.ndarray) -> None:
+  """Draw the attention weights (T, S) from the class token: patches without attention are black."""
+  from PIL import Image
+
+  pixels = Image.open(io.BytesIO(image.png))
+  width, height = pixels.size
+  axes.imshow(pixels)
+  patch_weights = weights[0, 1:].reshape(image.rows, image.columns)
+  relative = patch_weights / max(patch_weights.max(), 1e-9)
+  overlay = np.zeros((*patch_weights.shape, 4))
+  overlay[..., 3] = 0.86 * (1 - np.sqrt(relative))
+  extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+  axes.imshow(overlay, extent=extent, interpolation="nearest")
+
+
+def draw_labels(axes, rows: Text, columns: Text) -> None:
+  """Label the rows and columns of a panel with their tokens."""
+  size = min(9.0, 260 / max(len(rows.labels), len(columns.labels)))
+  for axis, text in ((axes.yaxis, rows), (axes.xaxis, columns)):
+    axis.set_ticks(
+      range(len(text.labels)),
+      [label.strip() or "␣" for label in text.labels],
+      fontsize=size,
+      family="serif",
+      parse_math=False,
     )
-    veil = np.zeros((*seen.shape, 4))
-    veil[..., 3] = 0.86 * (
-      1 - np.sqrt(seen / max(seen.max(), 1e-9))
-    )  # black where nothing is looked at
-    axes.imshow(veil, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+  axes.tick_params(length=0, pad=2, labelrotation=0)
+  axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False)
+  axes.tick_params(axis="x", labelrotation=90)
+
+
+def draw_head(
+  axes, inspection: Inspection, attention_map: AttentionMap, weights: np.ndarray, is_large: bool
+) -> None:
+  """Draw one head with attention weights (T, S). is_large: with the tokens at its sides."""
+  if inspection.image:
+    draw_image_attention(axes, inspection.image, weights)
   else:
-    axes.imshow(
-      weights,
-      cmap=INK,
-      norm=SCALE,
-      interpolation="nearest" if named or len(weights) < 100 else "antialiased",
-      aspect="equal",
-    )
+    interpolation = "nearest" if is_large or len(weights) < 100 else "antialiased"
+    axes.imshow(weights, cmap=COLORS, norm=SCALE, interpolation=interpolation, aspect="equal")
   axes.set_xticks([])
   axes.set_yticks([])
-  if named and not scene.picture:
-    size = min(9.0, 260 / max(weights.shape))
-    for axis, text in ((axes.yaxis, map.rows), (axes.xaxis, map.columns)):
-      axis.set_ticks(
-        range(len(scene.texts[text].labels)),
-        [name.strip() or "␣" for name in scene.texts[text].labels],
-        fontsize=size,
-        family="serif",
-        parse_math=False,
-      )
-    axes.tick_params(
-      length=0, pad=2, top=True, labeltop=True, bottom=False, labelbottom=False, labelrotation=0
-    )
-    axes.tick_params(axis="x", labelrotation=90)
+  if is_large and not inspection.image:
+    texts = inspection.texts
+    draw_labels(axes, texts[attention_map.rows], texts[attention_map.columns])
   for side in axes.spines.values():
-    side.set(color="#e3ddd2", linewidth=0.6)
+    side.set(color=BORDER_COLOR, linewidth=0.6)
 
 
-def draw(scene: Scene, path: Path, layer: int | None = None, head: int | None = None) -> None:
-  """Writes the PNG, whole or not at all. layer, head: only these."""
+def select(count: int, index: int | None) -> Sequence[int]:
+  """Return all indices below count, or only the given one if it exists."""
+  if index is None:
+    return range(count)
+  return [index] if index < count else []
 
-  def chosen(count: int, only: int | None) -> Sequence[int]:
-    return range(count) if only is None else [only] if only < count else []
 
-  shown = [
-    (m, chosen(m.weights.shape[0], layer), chosen(m.weights.shape[1], head)) for m in scene.maps
-  ]
-  shown = [(m, layers, heads) for m, layers, heads in shown if layers and heads]
-  large = all(len(layers) * len(heads) <= 2 for _, layers, heads in shown)
-  each = [
-    (min(9.0, 1.6 + 0.2 * max(m.weights.shape[2:])) if not scene.picture else 4.5)
-    if large
-    else min(1.3, 11 / len(heads))
-    for m, _, heads in shown
-  ]
-  width, heights = (
-    max(len(heads) * side for side, (_, _, heads) in zip(each, shown)) + 0.4,
-    [len(layers) * side + 0.45 for side, (_, layers, _) in zip(each, shown)],
-  )
+def panel_size(panels: Panels, is_image: bool, is_large: bool) -> float:
+  """Return the width and height of a panel in inches."""
+  if not is_large:
+    return min(1.3, 11 / len(panels.heads))
+  if is_image:
+    return 4.5
+  return min(9.0, 1.6 + 0.2 * max(panels.attention_map.weights.shape[2:]))
+
+
+def draw_panels(figure, inspection: Inspection, panels: Panels, is_large: bool) -> None:
+  """Draw heads as a grid, with a row per layer and a column per head."""
+  first_layer = panels.layers[0]
+  first_head = panels.heads[0]
+  weights = panels.attention_map.weights
+  grid = figure.subplots(len(panels.layers), len(panels.heads), squeeze=False)
+  for row, layer in zip(grid, panels.layers, strict=True):
+    for axes, head in zip(row, panels.heads, strict=True):
+      draw_head(axes, inspection, panels.attention_map, weights[layer, head], is_large)
+      if is_large:
+        axes.set_xlabel(f"layer {layer}, head {head}", fontsize=9, **TEXT_STYLE)
+        continue
+      if layer == first_layer:
+        title = f"head {head}" if head == first_head else f"{head}"
+        axes.set_title(title, fontsize=7, pad=2, **TEXT_STYLE)
+      if head == first_head:
+        label = f"layer {layer}" if layer == first_layer else f"{layer}"
+        axes.set_ylabel(label, fontsize=7, labelpad=2, **TEXT_STYLE)
+
+
+def draw(
+  inspection: Inspection, path: Path, layer: int | None = None, head: int | None = None
+) -> None:
+  """Write the PNG atomically. layer, head: None means all."""
+  selected = []
+  for m in inspection.maps:
+    num_layers, num_heads = m.weights.shape[:2]
+    panels = Panels(m, select(num_layers, layer), select(num_heads, head))
+    if panels.layers and panels.heads:
+      selected.append(panels)
+  is_large = all(len(panels.layers) * len(panels.heads) <= 2 for panels in selected)
+  is_image = inspection.image is not None
+  selected = [p._replace(size=panel_size(p, is_image, is_large)) for p in selected]
+  width = max(len(panels.heads) * panels.size for panels in selected) + 0.4
+  heights = [len(panels.layers) * panels.size + 0.45 for panels in selected]
   figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-  figures = figure.subfigures(len(shown), 1, height_ratios=heights, squeeze=False)
-  for part, (m, layers, heads) in zip(figures[:, 0], shown):
-    if len(shown) > 1:
-      part.suptitle(m.title, fontsize=9, color=QUIET, family="serif")
-    grid = part.subplots(len(layers), len(heads), squeeze=False)
-    for row, i in zip(grid, layers):
-      for axes, h in zip(row, heads):
-        panel(axes, scene, m, m.weights[i, h], large)
-        if large:
-          axes.set_xlabel(f"layer {i}, head {h}", fontsize=9, color=QUIET, family="serif")
-        else:
-          if i == layers[0]:
-            axes.set_title(
-              f"head {h}" if h == heads[0] else f"{h}",
-              fontsize=7,
-              color=QUIET,
-              family="serif",
-              pad=2,
-            )
-          if h == heads[0]:
-            axes.set_ylabel(
-              f"layer {i}" if i == layers[0] else f"{i}",
-              fontsize=7,
-              color=QUIET,
-              family="serif",
-              labelpad=2,
-            )
+  subfigures = figure.subfigures(len(selected), 1, height_ratios=heights, squeeze=False)
+  for subfigure, panels in zip(subfigures[:, 0], selected, strict=True):
+    if len(selected) > 1:
+      subfigure.suptitle(panels.attention_map.title, fontsize=9, **TEXT_STYLE)
+    draw_panels(subfigure, inspection, panels, is_large)
   with warnings.catch_warnings(), atomic_write(path) as file:
-    warnings.simplefilter("ignore")  # of letters that the font lacks: they become boxes
+    warnings.simplefilter("ignore")  # matplotlib draws a box for a letter that the font lacks
     figure.savefig(file, format="png", dpi=130)

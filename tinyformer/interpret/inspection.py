@@ -1,4 +1,4 @@
-"""What there is to see of a model at work on a sentence or a picture: its attention, and what that needs to be read."""
+"""Run a model on a text, a source and target, or an image, and return what can be displayed."""
 
 import base64
 import io
@@ -9,178 +9,225 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinyformer.interpret import head_types
-from tinyformer.interpret.activations import Record, run
-from tinyformer.interpret.labels import labels, leftward
+from tinyformer.interpret.activations import Activations, run
+from tinyformer.interpret.labels import right_to_left, token_labels
 from tinyformer.interpret.recorder import Recorder
 
-MOST = 256  # tokens, or patches, that are shown at once
+MAX_TOKENS = 256  # tokens or patches that can be displayed
 
 
-class TooLong(ValueError):
-  """More than can be shown."""
+class TooLongError(ValueError):
+  """A text or image has more tokens or patches than can be displayed."""
+
+
+class RecordedModel(NamedTuple):
+  """A model, the recorder that is its attention function, its folder and its tokenizer."""
+
+  model: Any
+  recorder: Recorder
+  folder: Path
+  tokenizer: Any = None
 
 
 class Text(NamedTuple):
-  """labels: of each token, or of the patches.  leftward: it runs from the right to the left."""
+  """The labels of a text's tokens or an image's patches. title: "" if there is only one text."""
 
   title: str
   labels: list[str]
-  leftward: bool = False
+  right_to_left: bool = False
 
 
-class Map(NamedTuple):
-  """weights (layers, H, T, S): what each token of the text `rows` attends to in the text `columns`.  part: which part of attribution its heads are, None for an encoder's."""
+class AttentionMap(NamedTuple):
+  """The attention weights (layers, H, T, S) from one text to another or to itself.
+
+  rows, columns: the names of the texts with the queries and the keys.
+  kind: the kind of Contribution of these heads, or None for an encoder in front of a decoder.
+  """
 
   name: str
   title: str
   rows: str
   columns: str
   weights: np.ndarray
-  part: str | None
+  kind: str | None
 
 
-class Picture(NamedTuple):
-  """A PNG, as far as the model sees it, of `rows` by `columns` patches."""
+class InputImage(NamedTuple):
+  """The part of an image that the model reads, as PNG. rows, columns: the numbers of patches."""
 
   png: bytes
   rows: int
   columns: int
 
 
-class Scene(NamedTuple):
-  """record: of the stack that the head reads.  read: the text whose places it reads, of which `places`."""
+class Inspection(NamedTuple):
+  """The result of running a model once.
 
-  model: Any
-  tokenizer: Any
-  recorder: Recorder
+  activations: of the stack whose output the head reads.
+  output_text: the name of the text for which predictions are made.
+  output_positions: the positions of that text for which predictions are made.
+  """
+
+  recorded: RecordedModel
   texts: dict[str, Text]
-  maps: list[Map]
-  record: Record
-  read: str
-  places: slice
-  picture: Picture | None = None
+  maps: list[AttentionMap]
+  activations: Activations
+  output_text: str
+  output_positions: slice
+  image: InputImage | None = None
 
 
-def short(what: str, count: int, cure: str) -> None:
-  if count > MOST:
-    raise TooLong(
-      f"the {what} has {count:,} {'patches' if what == 'picture' else 'tokens'}, {MOST} can be shown: {cure}"
+def check_length(name: str, count: int, remedy: str) -> None:
+  """Raise TooLongError if count is more than MAX_TOKENS."""
+  unit = "patches" if name == "image" else "tokens"
+  if count > MAX_TOKENS:
+    raise TooLongError(
+      f"the {name} has {count:,} {unit}, but at most {MAX_TOKENS} can be displayed: {remedy}"
     )
 
 
-def of_text(model, tokenizer, recorder: Recorder, text: str, last: int | None = None) -> Scene:
-  """A decoder or an encoder on a text, or on its last tokens. Raises TooLong, ValueError for more than the model reads."""
-  special = [tokenizer.mask[1]] if model.task == "fill-mask" and tokenizer.mask else []
-  for spelling in special:
-    text = re.sub(r"\[MASK\]|<mask>", lambda _: spelling, text)
-  ids = tokenizer.single(tokenizer.encode(text, special))
+def inspect_text(recorded: RecordedModel, text: str, last: int | None = None) -> Inspection:
+  """Run a decoder or an encoder on a text, or only on its last tokens.
+
+  Raises TooLongError, and ValueError if the text is longer than the model's context.
+  """
+  model, recorder, _, tokenizer = recorded
+  special_tokens = []
+  if model.task == "fill-mask" and tokenizer.mask:
+    mask_token = tokenizer.mask[1]
+    special_tokens.append(mask_token)
+    text = re.sub(r"\[MASK\]|<mask>", lambda _: mask_token, text)
+  ids = tokenizer.single(tokenizer.encode(text, special_tokens))
   ids = ids[-last:] if last else ids
-  short("text", len(ids), f"--last {MOST} shows its end")
-  record = run(model, recorder, ids)[""]
-  maps = [Map("", "self-attention", "text", "text", record.maps(), "attn")]
-  return Scene(
-    model,
-    tokenizer,
-    recorder,
-    {"text": Text("", labels(tokenizer, ids), leftward(text))},
-    maps,
-    record,
-    "text",
-    slice(0, 1) if model.task == "text-classification" else slice(None),
+  check_length("text", len(ids), f"use --last {MAX_TOKENS} to display its end")
+  activations = run(model, recorder, ids)[""]
+  weights = activations.attention_weights()
+  return Inspection(
+    recorded,
+    texts={"text": Text("", token_labels(tokenizer, ids), right_to_left(text))},
+    maps=[AttentionMap("", "self-attention", "text", "text", weights, "attn")],
+    activations=activations,
+    output_text="text",
+    output_positions=slice(0, 1) if model.task == "text-classification" else slice(None),
   )
 
 
-def of_pair(
-  model,
-  tokenizer,
-  recorder: Recorder,
-  folder: Path,
-  text: str,
-  target: str | None,
-  last: int | None = None,
-) -> Scene:
-  """An encoder-decoder on a text and its target; if there is none, on what it writes itself, always the likeliest token. Raises TooLong, ValueError as of_text."""
+def inspect_pair(
+  recorded: RecordedModel, text: str, target: str | None, last: int | None = None
+) -> Inspection:
+  """Run an encoder-decoder on a text, or only on its last tokens, and on a target.
+
+  target: None means the model's own output, generated by greedy decoding.
+  Raises TooLongError, and ValueError if a text is longer than the model's context.
+  """
   from tinyformer.generation.engine import generate_seq2seq
   from tinyformer.generation.generation_config import GenerationConfig
 
-  settings, source = GenerationConfig.read(folder), tokenizer.single(tokenizer.encode(text))
-  source = source[-last:] if last else source
-  short("text", len(source), f"--last {MOST} shows its end")
+  model, recorder, folder, tokenizer = recorded
+  config = GenerationConfig.read(folder)
+  source_ids = tokenizer.single(tokenizer.encode(text))
+  source_ids = source_ids[-last:] if last else source_ids
+  check_length("text", len(source_ids), f"use --last {MAX_TOKENS} to display its end")
   if target is None:
-    ids = generate_seq2seq(model, source, settings._replace(num_beams=1), MOST - 1)
+    greedy = config._replace(num_beams=1)
+    target_ids = generate_seq2seq(model, source_ids, greedy, MAX_TOKENS - 1)
   else:
-    ids = [*tokenizer.prefix_ids, *tokenizer.encode(target)]
-  ids = [settings.decoder_start_token_id, *ids]
-  short("target", len(ids), "shorten it")
-  records = run(model, recorder, source, ids)
-  encoder, decoder = records["encoder"], records["decoder"]
+    target_ids = [*tokenizer.prefix_ids, *tokenizer.encode(target)]
+  target_ids = [config.decoder_start_token_id, *target_ids]
+  check_length("target", len(target_ids), "use a shorter target")
+  stacks = run(model, recorder, source_ids, target_ids)
+  target_text = target or tokenizer.decode(target_ids)
   texts = {
-    "source": Text("source", labels(tokenizer, source), leftward(text)),
-    "target": Text("target", labels(tokenizer, ids), leftward(target or tokenizer.decode(ids))),
+    "source": Text("source", token_labels(tokenizer, source_ids), right_to_left(text)),
+    "target": Text("target", token_labels(tokenizer, target_ids), right_to_left(target_text)),
   }
-  maps = [
-    Map("encoder", "the encoder’s self-attention", "source", "source", encoder.maps(), None),
-    Map("decoder", "the decoder’s self-attention", "target", "target", decoder.maps(), "attn"),
-    Map(
-      "cross",
-      "cross-attention, from the target to the source",
-      "target",
-      "source",
-      decoder.maps("cross"),
-      "cross",
-    ),
-  ]
-  return Scene(model, tokenizer, recorder, texts, maps, decoder, "target", slice(None))
-
-
-def of_picture(model, recorder: Recorder, folder: Path, path: str) -> Scene:
-  """A model for pictures on that in a file. Raises TooLong, ImportError without Pillow, OSError or ValueError for what is no picture."""
-  from tinyformer.vision import image_processor
-
-  preprocessor = image_processor.Preprocessor.load(folder)
-  picture = image_processor.read(path)
-  pixels = preprocessor(picture)
-  rows, columns = (n // p for n, p in zip(pixels.shape[2:], model.patch))
-  short("picture", rows * columns, "this model cuts it too small")
-  seen = preprocessor.cropped(np.asarray(preprocessor.resized(picture)))[
-    : rows * model.patch[0], : columns * model.patch[1]
-  ]
-  file = io.BytesIO()
-  image_processor.Image.fromarray(seen).save(file, "PNG", optimize=True)
-  record = run(model, recorder, pixels)[""]
-  names = ["class token", *(f"{r + 1}, {c + 1}" for r in range(rows) for c in range(columns))]
-  return Scene(
-    model,
-    None,
-    recorder,
-    {"picture": Text("patches", names)},
-    [Map("", "self-attention", "picture", "picture", record.maps(), "attn")],
-    record,
-    "picture",
-    slice(0, 1),
-    Picture(file.getvalue(), rows, columns),
+  return Inspection(
+    recorded,
+    texts,
+    maps=encoder_decoder_maps(stacks["encoder"], stacks["decoder"]),
+    activations=stacks["decoder"],
+    output_text="target",
+    output_positions=slice(None),
   )
 
 
-def head_kinds(scene: Scene, most: int = 50) -> dict[int, dict[str, np.ndarray]]:
-  """Of each map of a text's self-attention, by its number, the scores of its heads (layers, H): from a run over random tokens that come twice."""
-  model, tokenizer = scene.model, scene.tokenizer
-  if scene.picture:
+def encoder_decoder_maps(encoder: Activations, decoder: Activations) -> list[AttentionMap]:
+  """Return the three attention maps of an encoder-decoder."""
+  encoder_weights = encoder.attention_weights()
+  decoder_weights = decoder.attention_weights()
+  cross_weights = decoder.attention_weights("cross")
+  cross_title = "cross-attention, from the target to the source"
+  return [
+    AttentionMap("encoder", "encoder self-attention", "source", "source", encoder_weights, None),
+    AttentionMap("decoder", "decoder self-attention", "target", "target", decoder_weights, "attn"),
+    AttentionMap("cross", cross_title, "target", "source", cross_weights, "cross"),
+  ]
+
+
+def inspect_image(recorded: RecordedModel, path: str) -> Inspection:
+  """Run an image model on an image file.
+
+  Raises TooLongError, ImportError without Pillow, and OSError or ValueError for a file that is not
+  an image.
+  """
+  from tinyformer.vision import image_processor
+
+  model, recorder, folder, _ = recorded
+  preprocessor = image_processor.Preprocessor.load(folder)
+  image = image_processor.read(path)
+  pixels = preprocessor(image)
+  rows, columns = (n // p for n, p in zip(pixels.shape[2:], model.patch, strict=True))
+  check_length("image", rows * columns, "use a model with larger patches")
+  cropped = preprocessor.cropped(np.asarray(preprocessor.resized(image)))
+  patched_area = cropped[: rows * model.patch[0], : columns * model.patch[1]]
+  file = io.BytesIO()
+  image_processor.Image.fromarray(patched_area).save(file, "PNG", optimize=True)
+  activations = run(model, recorder, pixels)[""]
+  weights = activations.attention_weights()
+  patch_labels = [f"{r + 1}, {c + 1}" for r in range(rows) for c in range(columns)]
+  return Inspection(
+    recorded,
+    texts={"picture": Text("patches", ["class token", *patch_labels])},
+    maps=[AttentionMap("", "self-attention", "picture", "picture", weights, "attn")],
+    activations=activations,
+    output_text="picture",
+    output_positions=slice(0, 1),
+    image=InputImage(file.getvalue(), rows, columns),
+  )
+
+
+def head_type_scores(
+  inspection: Inspection, max_length: int = 50
+) -> dict[int, dict[str, np.ndarray]]:
+  """Return the head-type scores (layers, H) of each self-attention map, by its index.
+
+  The model runs on a random sequence of at most max_length tokens, repetition included.
+  The result is empty for an image model.
+  """
+  if inspection.image:
     return {}
-  before, after = tokenizer.prefix_ids, tokenizer.suffix_ids
-  room = min(most, model.context - len(before) - len(after) - 1)
-  ids = head_types.repeated(
-    min(len(tokenizer), model.vocab_size), room, set(tokenizer.specials.values())
+  model, recorder, _, tokenizer = inspection.recorded
+  num_prefix = len(tokenizer.prefix_ids)
+  # One position is for the token that an encoder-decoder's target starts with.
+  available = model.context - num_prefix - len(tokenizer.suffix_ids) - 1
+  ids = head_types.repeated_random_ids(
+    min(len(tokenizer), model.vocab_size),
+    min(max_length, available),
+    exclude=set(tokenizer.specials.values()),
   )
   text = tokenizer.single(ids)
   if model.task != "text2text-generation":
-    return {0: head_types.kinds(run(model, scene.recorder, text)[""].maps(), len(before), len(ids))}
-  records = run(model, scene.recorder, text, [ids[-1], *ids])
+    weights = run(model, recorder, text)[""].attention_weights()
+    return {0: head_types.scores(weights, num_prefix, len(ids))}
+  stacks = run(model, recorder, text, [ids[-1], *ids])
+  encoder_weights = stacks["encoder"].attention_weights()
+  decoder_weights = stacks["decoder"].attention_weights()
   return {
-    0: head_types.kinds(records["encoder"].maps(), len(before), len(ids)),
-    1: head_types.kinds(records["decoder"].maps(), 1, len(ids)),
+    0: head_types.scores(encoder_weights, num_prefix, len(ids)),
+    1: head_types.scores(decoder_weights, 1, len(ids)),
   }
 
 
-def data_url(picture: Picture) -> str:
-  return "data:image/png;base64," + base64.b64encode(picture.png).decode()
+def data_url(image: InputImage) -> str:
+  """Return the image as a data: URL."""
+  return "data:image/png;base64," + base64.b64encode(image.png).decode()

@@ -1,40 +1,49 @@
-"""What a token is called: its text, with nothing in it that could change how other text is shown."""
+"""Labels of tokens: their text, without characters that change how other text is displayed."""
 
 import unicodedata
 from collections.abc import Sequence
 
-MOST = 8  # tokens that a character is spread over, at most: one has four bytes, and a token may begin with the end of the one before
+# Tokens that one character can extend over. A character has at most four bytes, but the first
+# token may also contain the end of the preceding character.
+MAX_TOKENS_PER_CHARACTER = 8
 
 
-def safe(text: str) -> str:
-  """A dot for what cannot be shown, controls and directions among it, but for signs of an end of line and a tab."""
-  return "".join(c if c.isprintable() else {"\n": "⏎", "\t": "⇥"}.get(c, "·") for c in text)
+def printable(text: str) -> str:
+  """Return the text with a symbol for a newline or tab and a dot for other unprintable characters.
+
+  Control characters and characters that set the text direction are unprintable.
+  """
+  symbols = {"\n": "⏎", "\t": "⇥"}
+  return "".join(c if c.isprintable() else symbols.get(c, "·") for c in text)
 
 
-def labels(tokenizer, ids: Sequence[int]) -> list[str]:
-  """A label for each token; tokens that only together make up characters have those of them all, and which they are: 😀 1/2, 😀 2/2."""
-  names = {i: s for s, i in tokenizer.specials.items()}
-  found: list[str] = []
-  while len(found) < len(ids):
-    n, data = len(found), b""
-    for m, i in enumerate(ids[n : n + MOST], 1):
-      if i in names:
+def token_labels(tokenizer, ids: Sequence[int]) -> list[str]:
+  """Return a label for each token.
+
+  If several tokens form one character, each label has that character and a number, as in 😀 1/2.
+  """
+  special_tokens = {i: text for text, i in tokenizer.specials.items()}
+  labels: list[str] = []
+  while len(labels) < len(ids):
+    start = len(labels)
+    data = b""
+    for count, i in enumerate(ids[start : start + MAX_TOKENS_PER_CHARACTER], 1):
+      if i in special_tokens:
         break
       data += tokenizer.token(i)
       try:
-        text = data.decode()
+        text = printable(data.decode())
       except UnicodeDecodeError:
         continue
-      found += [safe(text)] if m == 1 else [f"{safe(text)} {k}/{m}" for k in range(1, m + 1)]
+      labels += [text] if count == 1 else [f"{text} {n}/{count}" for n in range(1, count + 1)]
       break
-    if len(found) == n:
-      found.append(safe(names.get(ids[n]) or tokenizer.token(ids[n]).decode(errors="replace")))
-  return found
+    if len(labels) == start:  # a special token, or bytes that are not UTF-8
+      i = ids[start]
+      labels.append(printable(special_tokens.get(i) or tokenizer.token(i).decode(errors="replace")))
+  return labels
 
 
-def leftward(text: str) -> bool:
-  """Whether a text's first letter is of a script that runs from the right to the left."""
-  return next(
-    (d in ("R", "AL") for c in text if (d := unicodedata.bidirectional(c)) in ("L", "R", "AL")),
-    False,
-  )
+def right_to_left(text: str) -> bool:
+  """Return True if the first letter belongs to a right-to-left script."""
+  directions = (unicodedata.bidirectional(c) for c in text)
+  return next((d in ("R", "AL") for d in directions if d in ("L", "R", "AL")), False)

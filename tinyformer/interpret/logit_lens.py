@@ -1,47 +1,57 @@
-"""The logit lens: what a model would predict if it ended after each of its layers (nostalgebraist 2020, "interpreting GPT: the logit lens")."""
+"""The logit lens: the predictions of a model if it ended after each of its layers.
+
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 from tinygrad import Tensor
 
-from tinyformer.interpret.activations import Record
+from tinyformer.interpret.activations import Activations
+
+HEAD_BATCH_SIZE = 64  # a fixed number of rows, so that the head's kernels compile only once
 
 
-class Lens(NamedTuple):
-  """Of each layer's stream, the embeddings' first, and each place: the likeliest tokens or labels (layers + 1, P, n), their chances and, of the last, the logits (P, n)."""
+class LogitLens(NamedTuple):
+  """The most probable predictions after the embeddings and after each layer.
 
-  best: np.ndarray
-  chances: np.ndarray
+  top_ids, probabilities (layers + 1, P, n): tokens or labels, from the most probable one down.
+  logits (P, n): those of the last layer's predictions.
+  """
+
+  top_ids: np.ndarray
+  probabilities: np.ndarray
   logits: np.ndarray
 
 
-ROWS = 64  # vectors that a head reads at once, for the same kernels to serve any number of them
+def head_logits(model, x: np.ndarray) -> np.ndarray:
+  """Return the logits (P, V) of the model's head for vectors (P, D), independent of each other."""
+  padded = np.pad(x.astype(np.float32), ((0, -len(x) % HEAD_BATCH_SIZE), (0, 0)))
+  batches = []
+  for i in range(0, len(x), HEAD_BATCH_SIZE):
+    logits = model.head(Tensor(padded[i : i + HEAD_BATCH_SIZE, None]))
+    batches.append(logits.float().numpy().reshape(HEAD_BATCH_SIZE, -1))
+  return np.concatenate(batches)[: len(x)]
 
 
-def read(model, x: np.ndarray) -> np.ndarray:
-  """What the model's head says of vectors (P, D), each by itself -> logits (P, V)."""
-  padded = np.pad(x.astype(np.float32), ((0, -len(x) % ROWS), (0, 0)))
-  return np.concatenate(
-    [
-      model.head(Tensor(padded[i : i + ROWS, None])).float().numpy().reshape(ROWS, -1)
-      for i in range(0, len(x), ROWS)
-    ]
-  )[: len(x)]
+def apply_final_norm(activations: Activations, stream: np.ndarray) -> np.ndarray:
+  """Return the input of the head (T, D) for a residual stream (T, D)."""
+  return activations.final_norm(stream) if activations.final_norm else stream
 
 
-def normed(record: Record, stream: np.ndarray) -> np.ndarray:
-  """A layer's stream (T, D) as the head reads it, through the model's last norm."""
-  return record.last(stream) if record.last else stream
-
-
-def lens(model, record: Record, places: slice = slice(None), top: int = 5) -> Lens:
-  """places: those of the text at which the head is read."""
-  best, chances = [], []
-  for stream in record.streams():
-    logits = read(model, normed(record, stream[places]))
-    n = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    best.append(n)
-    chances.append(np.take_along_axis(e / e.sum(-1, keepdims=True), n, -1))
-  return Lens(np.stack(best), np.stack(chances), np.take_along_axis(logits, n, -1))
+def lens(
+  model, activations: Activations, positions: slice = slice(None), top: int = 5
+) -> LogitLens:
+  """Return the `top` predictions after each layer. positions: the P positions of the text."""
+  top_ids = []
+  probabilities = []
+  for stream in activations.residual_streams():
+    logits = head_logits(model, apply_final_norm(activations, stream[positions]))
+    ids = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
+    exp = np.exp(logits - logits.max(-1, keepdims=True))
+    softmax = exp / exp.sum(-1, keepdims=True)
+    top_ids.append(ids)
+    probabilities.append(np.take_along_axis(softmax, ids, -1))
+  top_logits = np.take_along_axis(logits, ids, -1)
+  return LogitLens(np.stack(top_ids), np.stack(probabilities), top_logits)

@@ -1,612 +1,666 @@
 "use strict"
-// What is shown: of map `map` the head `head` of layer `layer`, in each text the token that is chosen, and of the chosen token the prediction `choice`.
-const D = JSON.parse(document.getElementById("data").textContent)
-const $ = (id) => document.getElementById(id)
-const at = { ...D.start, choice: 0, all: false, chosen: { ...D.start.chosen } }
-const TOP = 14
+const data = JSON.parse(document.getElementById("data").textContent)
+const element = (id) => document.getElementById(id)
 
-function el(name, set = {}, ...inside) {
-  const e = document.createElement(name)
-  for (const [k, v] of Object.entries(set))
-    k in e && k != "style" ? (e[k] = v) : e.setAttribute(k, v)
-  e.append(...inside)
-  return e
+// The current selection: head `head` of layer `layer` of map `map`, one token of each text
+// (`chosen`), and one of the predictions for the chosen token (`prediction`).
+const state = {
+  ...data.start,
+  chosen: { ...data.start.chosen },
+  prediction: 0,
+  showAllContributions: false,
 }
-function bytes(text) {
-  const s = atob(text),
-    all = new Uint8Array(s.length)
-  for (let i = 0; i < s.length; i++) all[i] = s.charCodeAt(i)
-  return all
-}
-for (const m of D.maps) m.weights = bytes(m.data)
-if (D.parts) D.parts.values = new Float32Array(bytes(D.parts.adds).buffer)
+const NUM_CONTRIBUTIONS = 14 // contributions shown at first
 
-const colours = {} // of the style sheet, read when it changes: light or dark
-function readColours() {
+function createElement(tag, properties = {}, ...children) {
+  const created = document.createElement(tag)
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in created && name != "style") created[name] = value
+    else created.setAttribute(name, value)
+  }
+  created.append(...children)
+  return created
+}
+function decodeBase64(text) {
+  const characters = atob(text)
+  const bytes = new Uint8Array(characters.length)
+  for (let i = 0; i < characters.length; i++) bytes[i] = characters.charCodeAt(i)
+  return bytes
+}
+for (const map of data.maps) map.weights = decodeBase64(map.data)
+if (data.parts) data.parts.values = new Float32Array(decodeBase64(data.parts.adds).buffer)
+
+const range = (n) => [...Array(n).keys()]
+const clamp = (x, min, max) => Math.max(min, Math.min(max, x))
+
+// The colors of the style sheet. They change between light and dark mode.
+const colors = {}
+function readColors() {
   const style = getComputedStyle(document.documentElement)
-  for (const name of ["full", "ink", "quiet", "line", "mark"])
-    colours[name] = style.getPropertyValue("--" + name).trim()
+  for (const name of ["positive", "text", "muted", "border", "highlight"])
+    colors[name] = style.getPropertyValue("--" + name).trim()
 }
-const ink = (w) => Math.sqrt(w / 255) // of a weight from 0 to 255; small ones would not be seen otherwise
+
+// Weights are bytes from 0 to 255. The square root keeps small weights visible.
+const opacity = (weight) => Math.sqrt(weight / 255)
+const fill = (alpha) => `rgba(${colors.positive},${alpha.toFixed(3)})`
 const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : Math.round(p * 100) + "%")
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2)
-const map = () => D.maps[at.map]
-const row = (m, layer, head, t) =>
-  m.weights.subarray(
-    ((layer * m.heads + head) * m.T + t) * m.S,
-    ((layer * m.heads + head) * m.T + t + 1) * m.S,
-  )
-const short = (label) => label.trim() || "␣"
-const apart = (label) =>
-  /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/.test(label) ? `\u2068${label}\u2069` : label // what runs from the right turns nothing around it
-const patch = (text, i) => D.picture && text == D.picture.text
-const called = (text, i) =>
-  patch(text)
-    ? i
-      ? `the patch in row ${Math.floor((i - 1) / D.picture.columns) + 1}, column ${((i - 1) % D.picture.columns) + 1}`
-      : "the class token"
-    : `“${short(D.texts[text].labels[i])}”`
-const largest = (w, n) =>
-  [...w.keys()]
-    .sort((a, b) => w[b] - w[a])
+
+const currentMap = () => data.maps[state.map]
+function weightRow(map, layer, head, query) {
+  const start = ((layer * map.heads + head) * map.T + query) * map.S
+  return map.weights.subarray(start, start + map.S)
+}
+const visibleLabel = (label) => label.trim() || "␣"
+
+// Isolate right-to-left text, so that it does not change the order of the text around it.
+const rightToLeft = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]/
+const isolate = (label) => (rightToLeft.test(label) ? `\u2068${label}\u2069` : label)
+
+const isImage = (text) => data.picture && text == data.picture.text
+function describeToken(text, i) {
+  if (!isImage(text)) return `“${visibleLabel(data.texts[text].labels[i])}”`
+  if (!i) return "the class token"
+  const row = Math.floor((i - 1) / data.picture.columns) + 1
+  const column = ((i - 1) % data.picture.columns) + 1
+  return `the patch in row ${row}, column ${column}`
+}
+const largestWeights = (weights, n) =>
+  [...weights.keys()]
+    .sort((a, b) => weights[b] - weights[a])
     .slice(0, n)
-    .filter((s) => w[s] > 0)
+    .filter((key) => weights[key] > 0)
 const headName = (kind, layer, head) =>
   kind == "cross" ? `layer ${layer} cross head ${head}` : `layer ${layer} head ${head}`
 
-// ---- heads
+// ---- The grid of heads
 
 function buildGrid() {
-  const m = map(),
-    grid = $("grid")
-  grid.style.gridTemplateColumns = `1.4rem repeat(${m.heads}, minmax(20px, 1fr))`
-  grid.style.maxWidth = m.heads < 8 ? `${1.4 + 5.5 * m.heads}rem` : ""
-  grid.replaceChildren(
-    el("span"),
-    ...[...Array(m.heads).keys()].map((h) => el("span", { className: "head" }, `${h}`)),
+  const map = currentMap()
+  const grid = element("grid")
+  grid.style.gridTemplateColumns = `1.4rem repeat(${map.heads}, minmax(20px, 1fr))`
+  grid.style.maxWidth = map.heads < 8 ? `${1.4 + 5.5 * map.heads}rem` : ""
+  const headNumbers = range(map.heads).map((head) =>
+    createElement("span", { className: "head" }, `${head}`),
   )
-  for (let l = 0; l < m.layers; l++) {
-    grid.append(el("span", {}, `${l}`))
-    for (let h = 0; h < m.heads; h++)
-      grid.append(
-        el(
-          "button",
-          {
-            type: "button",
-            id: `h-${l}-${h}`,
-            "aria-label": `layer ${l} head ${h}`,
-            onclick: () => choose(l, h),
-          },
-          el("canvas"),
-        ),
-      )
+  grid.replaceChildren(createElement("span"), ...headNumbers)
+  for (const layer of range(map.layers)) {
+    grid.append(createElement("span", {}, `${layer}`))
+    for (const head of range(map.heads)) grid.append(headButton(layer, head))
   }
   drawGrid()
 }
+function headButton(layer, head) {
+  const properties = {
+    type: "button",
+    id: `h-${layer}-${head}`,
+    "aria-label": `layer ${layer} head ${head}`,
+    onclick: () => selectHead(layer, head),
+  }
+  return createElement("button", properties, createElement("canvas"))
+}
 function drawGrid() {
-  const m = map()
-  for (let l = 0; l < m.layers; l++)
-    for (let h = 0; h < m.heads; h++) thumbnail($(`h-${l}-${h}`).firstChild, m, l, h)
+  const map = currentMap()
+  for (const layer of range(map.layers))
+    for (const head of range(map.heads))
+      drawThumbnail(element(`h-${layer}-${head}`).firstChild, map, layer, head)
 }
-function thumbnail(canvas, m, layer, head) {
-  const p = patch(m.rows) && D.picture,
-    t = at.chosen[m.rows]
-  const [height, width] = p ? [p.rows, p.columns] : [m.T, m.S]
-  canvas.width = width
-  canvas.height = height
-  const c = canvas.getContext("2d"),
-    image = c.createImageData(width, height),
-    [r, g, b] = colours.full.split(",").map(Number)
-  const weights = p
-      ? row(m, layer, head, t).subarray(1)
-      : m.weights.subarray((layer * m.heads + head) * m.T * m.S),
-    most = p ? Math.max(1, ...weights) / 255 : 1
-  for (let i = 0, o = 0; i < width * height; i++) {
-    image.data[o++] = r
-    image.data[o++] = g
-    image.data[o++] = b
-    image.data[o++] = 255 * ink(weights[i] / most)
+function drawThumbnail(thumbnail, map, layer, head) {
+  const picture = isImage(map.rows) && data.picture
+  let width = map.S
+  let height = map.T
+  let weights = map.weights.subarray((layer * map.heads + head) * map.T * map.S)
+  let scale = 1
+  if (picture) {
+    width = picture.columns
+    height = picture.rows
+    weights = weightRow(map, layer, head, state.chosen[map.rows]).subarray(1)
+    scale = Math.max(1, ...weights) / 255
   }
-  c.putImageData(image, 0, 0)
-}
-function choose(layer, head, focus = false) {
-  const m = map()
-  at.layer = Math.max(0, Math.min(m.layers - 1, layer))
-  at.head = Math.max(0, Math.min(m.heads - 1, head))
-  for (const b of $("grid").querySelectorAll("button")) {
-    const on = b.id == `h-${at.layer}-${at.head}`
-    b.setAttribute("aria-pressed", on)
-    b.tabIndex = on ? 0 : -1
-    if (on && focus) b.focus({ preventScroll: focus == "quietly" })
+  thumbnail.width = width
+  thumbnail.height = height
+  const context = thumbnail.getContext("2d")
+  const image = context.createImageData(width, height)
+  const [red, green, blue] = colors.positive.split(",").map(Number)
+  const pixels = image.data
+  for (let i = 0; i < width * height; i++) {
+    pixels[4 * i] = red
+    pixels[4 * i + 1] = green
+    pixels[4 * i + 2] = blue
+    pixels[4 * i + 3] = 255 * opacity(weights[i] / scale)
   }
-  show()
+  context.putImageData(image, 0, 0)
 }
-function openMap(index, layer = at.layer, head = at.head) {
-  at.map = index
-  for (const [i, b] of [...$("maps").children].entries()) {
-    b.setAttribute("aria-checked", i == index)
-    b.tabIndex = i == index ? 0 : -1
+function selectHead(layer, head, focus = false) {
+  const map = currentMap()
+  state.layer = clamp(layer, 0, map.layers - 1)
+  state.head = clamp(head, 0, map.heads - 1)
+  for (const button of element("grid").querySelectorAll("button")) {
+    const selected = button.id == `h-${state.layer}-${state.head}`
+    button.setAttribute("aria-pressed", selected)
+    button.tabIndex = selected ? 0 : -1
+    if (selected && focus) button.focus({ preventScroll: focus == "without scrolling" })
+  }
+  update()
+}
+function openMap(index, layer = state.layer, head = state.head) {
+  state.map = index
+  for (const [i, button] of [...element("maps").children].entries()) {
+    button.setAttribute("aria-checked", i == index)
+    button.tabIndex = i == index ? 0 : -1
   }
   buildTexts()
   buildGrid()
-  choose(layer, head)
+  selectHead(layer, head)
 }
-function arrows(e, move) {
-  const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[
-    e.key
-  ]
-  if (!step || e.ctrlKey || e.altKey || e.metaKey) return
-  e.preventDefault()
+function openHead(map, layer, head) {
+  openMap(map, layer, head)
+  element("texts").scrollIntoView({ block: "start" })
+}
+
+// Call move(down, right) for an arrow key.
+function handleArrowKey(event, move) {
+  const directions = {
+    ArrowLeft: [0, -1],
+    ArrowRight: [0, 1],
+    ArrowUp: [-1, 0],
+    ArrowDown: [1, 0],
+  }
+  const step = directions[event.key]
+  if (!step || event.ctrlKey || event.altKey || event.metaKey) return
+  event.preventDefault()
   move(...step)
 }
-$("grid").onkeydown = (e) => arrows(e, (l, h) => choose(at.layer + l, at.head + h, true))
-$("map").onkeydown = (e) => arrows(e, (l, h) => choose(at.layer + l, at.head + h))
+element("grid").onkeydown = (event) =>
+  handleArrowKey(event, (down, right) => selectHead(state.layer + down, state.head + right, true))
+element("map").onkeydown = (event) =>
+  handleArrowKey(event, (down, right) => selectHead(state.layer + down, state.head + right))
 
-// ---- texts: the chosen token is the query, the others are lit by what it gives them
+// ---- The texts: the chosen token is the query; colors show the weights of the keys
 
 function buildTexts() {
-  const m = map()
-  $("texts").replaceChildren(
-    ...[...new Set([m.rows, m.columns])].map((name) => {
-      const text = D.texts[name],
-        queries = name == m.rows
-      const line = el("div", {
-        className: "text",
-        dir: text.rtl ? "rtl" : "ltr",
-        role: "group",
-        "aria-label": text.title || "the text",
-      })
-      if (text.title) line.append(el("h3", {}, text.title))
-      if (patch(name)) {
-        line.append(
-          el(
-            "button",
-            { className: "t", type: "button", onclick: () => pick(name, 0) },
-            "the class token",
-            el("small"),
-          ),
-        )
-        return Object.assign(line, { tokens: { 0: line.lastChild }, name })
-      }
-      line.tokens = text.labels.map((label, i) =>
-        el(
-          queries ? "button" : "span",
-          {
-            className: "t" + (/^\s/.test(label) && i ? " blank" : ""),
-            ...(queries && { type: "button" }),
-          },
-          short(label),
-          el("small"),
-        ),
-      )
-      line.append(...line.tokens)
-      if (!queries) return Object.assign(line, { name })
-      for (const [i, b] of line.tokens.entries()) {
-        b.onmouseenter = () => show(i)
-        b.onclick = () => pick(name, i)
-        b.onfocus = () => {
-          if (b.matches(":focus-visible")) pick(name, i)
-        }
-      }
-      line.onmouseleave = () => show()
-      line.onkeydown = (e) =>
-        arrows(e, (down, right) =>
-          line.tokens[
-            Math.max(
-              0,
-              Math.min(
-                line.tokens.length - 1,
-                at.chosen[name] + (right || down) * (text.rtl && right ? -1 : 1),
-              ),
-            )
-          ].focus(),
-        )
-      return Object.assign(line, { name })
-    }),
-  )
+  const map = currentMap()
+  const names = [...new Set([map.rows, map.columns])]
+  element("texts").replaceChildren(...names.map((name) => buildText(name, name == map.rows)))
 }
-function pick(text, i) {
-  at.chosen[text] = i
-  if (patch(text)) drawGrid()
-  show()
-  if (D.lens && D.lens.text == text) showPredictions()
-}
-function sentence(m, t) {
-  const w = row(m, at.layer, at.head, t),
-    who = called(m.rows, t)
-  const whom = largest(w, 4)
-    .map((s, n) => `${n ? "" : "attends "}${percent(w[s] / 255)} to ${called(m.columns, s)}`)
-    .join(", ")
-  return `Layer ${at.layer} head ${at.head}: ${who} ${whom || "attends to nothing"}.`
-}
-function show(hovered) {
-  const m = map(),
-    t = hovered ?? at.chosen[m.rows],
-    w = row(m, at.layer, at.head, t)
-  for (const line of $("texts").children)
-    for (const [i, b] of Object.entries(line.tokens)) {
-      const lit = line.name == m.columns ? w[i] : 0
-      b.style.backgroundColor = lit ? `rgba(${colours.full},${(0.55 * ink(lit)).toFixed(3)})` : ""
-      b.lastChild.textContent = lit > 1 ? Math.round(lit / 2.55) : ""
-      b.classList.toggle("query", line.name == m.rows && i == t)
-      if (b.type == "button") b.tabIndex = i == at.chosen[m.rows] ? 0 : -1
+function buildText(name, hasQueries) {
+  const text = data.texts[name]
+  const line = createElement("div", {
+    className: "text",
+    dir: text.rtl ? "rtl" : "ltr",
+    role: "group",
+    "aria-label": text.title || "the text",
+  })
+  line.name = name
+  if (text.title) line.append(createElement("h3", {}, text.title))
+  if (isImage(name)) {
+    const properties = { className: "t", type: "button", onclick: () => selectToken(name, 0) }
+    line.tokens = {
+      0: createElement("button", properties, "the class token", createElement("small")),
     }
-  $("say").textContent = sentence(m, t)
-  drawMap(t)
+    line.append(line.tokens[0])
+    return line
+  }
+  line.tokens = text.labels.map((label, i) => tokenElement(label, i, hasQueries))
+  line.append(...line.tokens)
+  if (hasQueries) addTokenHandlers(line, text)
+  return line
+}
+function tokenElement(label, i, isQuery) {
+  const followsSpace = /^\s/.test(label) && i
+  const properties = { className: followsSpace ? "t space" : "t" }
+  if (isQuery) properties.type = "button"
+  const tag = isQuery ? "button" : "span"
+  return createElement(tag, properties, visibleLabel(label), createElement("small"))
+}
+function addTokenHandlers(line, text) {
+  for (const [i, button] of line.tokens.entries()) {
+    button.onmouseenter = () => update(i)
+    button.onclick = () => selectToken(line.name, i)
+    button.onfocus = () => {
+      if (button.matches(":focus-visible")) selectToken(line.name, i)
+    }
+  }
+  line.onmouseleave = () => update()
+  line.onkeydown = (event) =>
+    handleArrowKey(event, (down, right) => {
+      const step = (right || down) * (text.rtl && right ? -1 : 1)
+      const next = clamp(state.chosen[line.name] + step, 0, line.tokens.length - 1)
+      line.tokens[next].focus()
+    })
+}
+function selectToken(text, i) {
+  state.chosen[text] = i
+  if (isImage(text)) drawGrid()
+  update()
+  if (data.lens && data.lens.text == text) updatePredictions()
+}
+function describeHead(map, query) {
+  const weights = weightRow(map, state.layer, state.head, query)
+  const keys = largestWeights(weights, 4).map(
+    (key) => `${describeToken(map.columns, key)} (${percent(weights[key] / 255)})`,
+  )
+  const subject = `Layer ${state.layer} head ${state.head}: ${describeToken(map.rows, query)}`
+  return `${subject} attends to ${keys.join(", ") || "nothing"}.`
+}
+// Show the selected head for the token under the pointer, or else for the chosen token.
+function update(hovered) {
+  const map = currentMap()
+  const query = hovered ?? state.chosen[map.rows]
+  const weights = weightRow(map, state.layer, state.head, query)
+  for (const line of element("texts").children)
+    for (const [i, token] of Object.entries(line.tokens)) {
+      const weight = line.name == map.columns ? weights[i] : 0
+      token.style.backgroundColor = weight ? fill(0.55 * opacity(weight)) : ""
+      token.lastChild.textContent = weight > 1 ? Math.round(weight / 2.55) : ""
+      token.classList.toggle("query", line.name == map.rows && i == query)
+      if (token.type == "button") token.tabIndex = i == state.chosen[map.rows] ? 0 : -1
+    }
+  element("description").textContent = describeHead(map, query)
+  drawMap(query)
 }
 
-// ---- the large map
+// ---- The large map
 
-const canvas = $("map")
-let shape = null // how the map lies on the canvas: margins, the size of a cell
-function drawMap(t, key) {
-  const m = map(),
-    p = patch(m.rows) && D.picture,
-    c = canvas.getContext("2d"),
-    scale = window.devicePixelRatio || 1,
-    width = $("stage").clientWidth
-  $("stage").classList.toggle("over", !!p)
-  if (p && !$("photo"))
-    $("stage").prepend(
-      el("img", { id: "photo", src: p.src, alt: "the picture as the model sees it" }),
-    )
-  c.font = `13px ${getComputedStyle(document.body).fontFamily}`
-  const names = p ? [] : [...D.texts[m.rows].labels, ...D.texts[m.columns].labels].map(short),
-    wish = Math.min(120, width * 0.24, 8 + Math.max(0, ...names.map((s) => c.measureText(s).width)))
-  const labels = !p && (width - wish) / m.S >= 9,
-    margin = labels ? wish : 0
-  const wide = p ? width / p.columns : Math.min(labels ? 34 : width, (width - margin) / m.S),
-    tall = p ? wide : Math.min(wide, Math.max(labels ? 11 : 1, 560 / m.T))
-  const high = margin + tall * (p ? p.rows : m.T) + (p ? 0 : 1),
-    x = (s) => margin + s * wide,
-    y = (t) => margin + t * tall
-  canvas.style.height = p ? "" : `${high}px`
+const canvas = element("map")
+let layout = null // margin, size of a cell and number of cells of the map on the canvas
+
+function textLayout(map, stageWidth, context) {
+  context.font = canvasFont(13)
+  const labels = [...data.texts[map.rows].labels, ...data.texts[map.columns].labels]
+  const widths = labels.map((label) => context.measureText(visibleLabel(label)).width)
+  const labelWidth = Math.min(120, stageWidth * 0.24, 8 + Math.max(0, ...widths))
+  const hasLabels = (stageWidth - labelWidth) / map.S >= 9
+  const margin = hasLabels ? labelWidth : 0
+  const cellWidth = Math.min(hasLabels ? 34 : stageWidth, (stageWidth - margin) / map.S)
+  const cellHeight = Math.min(cellWidth, Math.max(hasLabels ? 11 : 1, 560 / map.T))
+  const height = margin + cellHeight * map.T + 1
+  return { hasLabels, margin, cellWidth, cellHeight, height, rows: map.T, columns: map.S }
+}
+function imageLayout(picture, stageWidth) {
+  const cellSize = stageWidth / picture.columns
+  return {
+    picture,
+    margin: 0,
+    cellWidth: cellSize,
+    cellHeight: cellSize,
+    height: cellSize * picture.rows,
+    rows: picture.rows,
+    columns: picture.columns,
+  }
+}
+const canvasFont = (size) => `${size}px ${getComputedStyle(document.body).fontFamily}`
+const cellX = (column) => layout.margin + column * layout.cellWidth
+const cellY = (row) => layout.margin + row * layout.cellHeight
+
+function drawMap(query, key) {
+  const map = currentMap()
+  const picture = isImage(map.rows) && data.picture
+  const context = canvas.getContext("2d")
+  const scale = window.devicePixelRatio || 1
+  const width = element("stage").clientWidth
+  element("stage").classList.toggle("over", !!picture)
+  if (picture && !element("photo")) {
+    const properties = { id: "photo", src: picture.src, alt: "the image as the model reads it" }
+    element("stage").prepend(createElement("img", properties))
+  }
+  layout = picture ? imageLayout(picture, width) : textLayout(map, width, context)
+  canvas.style.height = picture ? "" : `${layout.height}px`
   canvas.width = Math.round(width * scale)
-  canvas.height = Math.round(high * scale)
-  c.setTransform(scale, 0, 0, scale, 0, 0)
-  c.clearRect(0, 0, width, high)
-  shape = { wide, tall, margin, p, w: p ? p.columns : m.S, h: p ? p.rows : m.T }
-  const full = colours.full
-  if (p) {
-    // what is not attended to is veiled
-    const w = row(m, at.layer, at.head, t).subarray(1),
-      most = Math.max(1, ...w)
-    for (let i = 0; i < w.length; i++) {
-      c.fillStyle = `rgba(0,0,0,${(0.86 * (1 - ink((255 * w[i]) / most))).toFixed(3)})`
-      const [s, r] = [i % p.columns, Math.floor(i / p.columns)],
-        [left, top] = [x(s), y(r)].map(Math.round) // whole pixels, or the veils would overlap
-      c.fillRect(left, top, Math.round(x(s + 1)) - left, Math.round(y(r + 1)) - top)
-    }
-    if (t) {
-      c.strokeStyle = colours.mark
-      c.lineWidth = 2
-      c.strokeRect(
-        x((t - 1) % p.columns) + 1,
-        y(Math.floor((t - 1) / p.columns)) + 1,
-        wide - 2,
-        tall - 2,
-      )
-    }
+  canvas.height = Math.round(layout.height * scale)
+  context.setTransform(scale, 0, 0, scale, 0, 0)
+  context.clearRect(0, 0, width, layout.height)
+  if (picture) drawPatches(context, map, query)
+  else drawCells(context, map, query, key)
+  if (layout.hasLabels) drawLabels(context, map, query, key)
+  const head = `layer ${state.layer} head ${state.head}`
+  canvas.setAttribute("aria-label", `${map.title}, ${head}. ${describeHead(map, query)}`)
+  element("caption").textContent = mapCaption(picture)
+}
+function mapCaption(picture) {
+  const head = `Layer ${state.layer}, head ${state.head}. `
+  const explanation = picture
+    ? "A lighter patch has a larger attention weight. " +
+      "The lightest patch has the largest attention weight of all patches. " +
+      "Choose a patch to see its attention weights."
+    : "Each row is a query token and each column is a key token. " +
+      "A stronger color means a larger attention weight. Each row adds up to 100%."
+  return head + explanation + describeHeadTypes(state.map, state.layer, state.head)
+}
+// Darken the patches that have small weights.
+function drawPatches(context, map, query) {
+  const weights = weightRow(map, state.layer, state.head, query).subarray(1)
+  const largest = Math.max(1, ...weights)
+  for (let i = 0; i < weights.length; i++) {
+    const alpha = 0.86 * (1 - opacity((255 * weights[i]) / largest))
+    context.fillStyle = `rgba(0,0,0,${alpha.toFixed(3)})`
+    const column = i % layout.columns
+    const row = Math.floor(i / layout.columns)
+    // Whole pixels: fractional rectangles would overlap.
+    const left = Math.round(cellX(column))
+    const top = Math.round(cellY(row))
+    const right = Math.round(cellX(column + 1))
+    const bottom = Math.round(cellY(row + 1))
+    context.fillRect(left, top, right - left, bottom - top)
+  }
+  if (!query) return
+  const left = cellX((query - 1) % layout.columns)
+  const top = cellY(Math.floor((query - 1) / layout.columns))
+  context.strokeStyle = colors.highlight
+  context.lineWidth = 2
+  context.strokeRect(left + 1, top + 1, layout.cellWidth - 2, layout.cellHeight - 2)
+}
+function drawCells(context, map, query, key) {
+  const { margin, cellWidth, cellHeight } = layout
+  const width = map.S * cellWidth
+  const height = map.T * cellHeight
+  for (let t = 0; t < map.T; t++) {
+    const weights = weightRow(map, state.layer, state.head, t)
+    for (let s = 0; s < map.S; s++)
+      if (weights[s]) {
+        context.fillStyle = fill(opacity(weights[s]))
+        context.fillRect(cellX(s), cellY(t), cellWidth, cellHeight)
+      }
+  }
+  context.strokeStyle = colors.border
+  context.lineWidth = 1
+  context.strokeRect(margin + 0.5, margin + 0.5, width - 1, height - 1)
+  context.strokeStyle = colors.highlight
+  context.lineWidth = 1.5
+  context.strokeRect(margin, cellY(query), width, cellHeight)
+  if (key != null) context.strokeRect(cellX(key), margin, cellWidth, height)
+}
+function drawLabels(context, map, query, key) {
+  const { margin, cellHeight } = layout
+  const shorten = (label) => {
+    let shortened = visibleLabel(label)
+    while (shortened.length > 1 && context.measureText(shortened).width > margin - 8)
+      shortened = shortened.slice(0, -2) + "…"
+    return shortened
+  }
+  context.font = canvasFont(Math.min(13, cellHeight * 0.86))
+  context.textBaseline = "middle"
+  context.textAlign = "right"
+  for (let t = 0; t < map.T; t++) {
+    context.fillStyle = t == query ? colors.text : colors.muted
+    context.fillText(shorten(data.texts[map.rows].labels[t]), margin - 5, cellY(t + 0.5))
+  }
+  context.textAlign = "left"
+  context.rotate(-Math.PI / 2)
+  for (let s = 0; s < map.S; s++) {
+    context.fillStyle = s == key ? colors.text : colors.muted
+    context.fillText(shorten(data.texts[map.columns].labels[s]), 5 - margin, cellX(s + 0.5))
+  }
+}
+// Return the [row, column] of the cell under the pointer, or null.
+function cellAt(event) {
+  const box = canvas.getBoundingClientRect()
+  const column = Math.floor((event.clientX - box.left - layout.margin) / layout.cellWidth)
+  const row = Math.floor((event.clientY - box.top - layout.margin) / layout.cellHeight)
+  const isInside = row >= 0 && column >= 0 && row < layout.rows && column < layout.columns
+  return isInside ? [row, column] : null
+}
+const patchAt = ([row, column]) => 1 + row * layout.columns + column
+canvas.onpointermove = (event) => {
+  const cell = cellAt(event)
+  if (!cell) return update()
+  const map = currentMap()
+  let [query, key] = cell
+  if (layout.picture) {
+    query = state.chosen[map.rows]
+    key = patchAt(cell)
   } else {
-    for (let i = 0; i < m.T; i++) {
-      const w = row(m, at.layer, at.head, i)
-      for (let s = 0; s < m.S; s++)
-        if (w[s]) {
-          c.fillStyle = `rgba(${full},${ink(w[s]).toFixed(3)})`
-          c.fillRect(x(s), y(i), wide, tall)
-        }
-    }
-    c.strokeStyle = colours.line
-    c.lineWidth = 1
-    c.strokeRect(margin + 0.5, margin + 0.5, m.S * wide - 1, m.T * tall - 1)
-    c.strokeStyle = colours.mark
-    c.lineWidth = 1.5
-    c.strokeRect(margin, y(t), m.S * wide, tall)
-    if (key != null) c.strokeRect(x(key), margin, wide, m.T * tall)
-    if (labels) {
-      c.font = `${Math.min(13, tall * 0.86)}px ${getComputedStyle(document.body).fontFamily}`
-      c.textBaseline = "middle"
-      const cut = (s) => {
-        s = short(s)
-        while (s.length > 1 && c.measureText(s).width > margin - 8) s = s.slice(0, -2) + "…"
-        return s
-      }
-      c.textAlign = "right"
-      for (let i = 0; i < m.T; i++) {
-        c.fillStyle = colours[i == t ? "ink" : "quiet"]
-        c.fillText(cut(D.texts[m.rows].labels[i]), margin - 5, y(i + 0.5))
-      }
-      c.textAlign = "left"
-      c.rotate(-Math.PI / 2)
-      for (let s = 0; s < m.S; s++) {
-        c.fillStyle = colours[s == key ? "ink" : "quiet"]
-        c.fillText(cut(D.texts[m.columns].labels[s]), 5 - margin, x(s + 0.5))
-      }
-    }
+    update(query)
+    drawMap(query, key)
   }
-  canvas.setAttribute(
-    "aria-label",
-    `${m.title}, layer ${at.layer} head ${at.head}. ${sentence(m, t)}`,
-  )
-  $("under").textContent =
-    `Layer ${at.layer}, head ${at.head}. ` +
-    (p
-      ? "The lighter a patch, the more the chosen one attends to it; the lightest has the largest weight of them all. Choose a patch to see what it attends to."
-      : "A row is a token that attends, a column what it attends to; the stronger the colour, the more. Each row adds up to 100%.") +
-    kindsOf(at.map, at.layer, at.head)
+  const weight = percent(weightRow(map, state.layer, state.head, query)[key] / 255)
+  const head = `Layer ${state.layer} head ${state.head}`
+  const from = describeToken(map.rows, query)
+  const to = describeToken(map.columns, key)
+  element("description").textContent = `${head}: ${from} attends to ${to} (${weight}).`
 }
-function cellAt(e) {
-  const box = canvas.getBoundingClientRect(),
-    s = Math.floor((e.clientX - box.left - shape.margin) / shape.wide),
-    t = Math.floor((e.clientY - box.top - shape.margin) / shape.tall)
-  return s >= 0 && t >= 0 && s < shape.w && t < shape.h ? [t, s] : null
-}
-canvas.onpointermove = (e) => {
-  const found = cellAt(e),
-    m = map()
-  if (!found) return show()
-  const [t, s] = shape.p ? [at.chosen[m.rows], 1 + found[0] * shape.p.columns + found[1]] : found
-  if (!shape.p) {
-    show(t)
-    drawMap(t, s)
-  }
-  $("say").textContent =
-    `Layer ${at.layer} head ${at.head}: ${called(m.rows, t)} attends ${percent(row(m, at.layer, at.head, t)[s] / 255)} to ${called(m.columns, s)}.`
-}
-canvas.onpointerleave = () => show()
-canvas.onclick = (e) => {
-  const found = cellAt(e)
-  if (found) pick(map().rows, shape.p ? 1 + found[0] * shape.p.columns + found[1] : found[0])
+canvas.onpointerleave = () => update()
+canvas.onclick = (event) => {
+  const cell = cellAt(event)
+  if (cell) selectToken(currentMap().rows, layout.picture ? patchAt(cell) : cell[0])
 }
 
-// ---- the logit lens, and what adds to a prediction
+// ---- The logit lens
 
-const place = () => Math.max(0, Math.min(D.lens.count - 1, at.chosen[D.lens.text]))
-const guess = (l, p, n) => apart(short(D.lens.names[D.lens.best[l][p][n]]))
-const layerName = (l) => (l ? `layer ${l - 1}` : "embeddings")
+const lensPosition = () => clamp(state.chosen[data.lens.text], 0, data.lens.count - 1)
+const predictionLabel = (layer, position, n) =>
+  isolate(visibleLabel(data.lens.names[data.lens.best[layer][position][n]]))
+// Index 0 of the logit lens is the embeddings, index n is layer n - 1.
+const layerName = (layer) => (layer ? `layer ${layer - 1}` : "embeddings")
+
 function buildLens() {
-  if (!D.lens) return
-  const L = D.lens,
-    rows = [...L.best.keys()].reverse(),
-    places = [...Array(L.count).keys()]
-  $("layers").replaceChildren(
-    el(
-      "thead",
-      {},
-      el(
-        "tr",
-        {},
-        el("th"),
-        ...places.map((p) =>
-          el("th", { scope: "col" }, patch(L.text) ? "class" : short(D.texts[L.text].labels[p])),
-        ),
-      ),
-    ),
-    el(
-      "tbody",
-      {},
-      ...rows.map((l) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, layerName(l)),
-          ...places.map((p) => el("td", { title: percent(L.chances[l][p][0]) }, guess(l, p, 0))),
-        ),
-      ),
-    ),
+  if (!data.lens) return
+  const lens = data.lens
+  const layers = range(lens.best.length).reverse()
+  const positions = range(lens.count)
+  const columnHeaders = positions.map((position) => {
+    const label = isImage(lens.text)
+      ? "class"
+      : visibleLabel(data.texts[lens.text].labels[position])
+    return createElement("th", { scope: "col" }, label)
+  })
+  const lensRow = (layer) => {
+    const cells = positions.map((position) => {
+      const title = percent(lens.chances[layer][position][0])
+      return createElement("td", { title }, predictionLabel(layer, position, 0))
+    })
+    const header = createElement("th", { scope: "row" }, layerName(layer))
+    return createElement("tr", {}, header, ...cells)
+  }
+  element("layers").replaceChildren(
+    createElement("thead", {}, createElement("tr", {}, createElement("th"), ...columnHeaders)),
+    createElement("tbody", {}, ...layers.map(lensRow)),
   )
-  const find = (e) => {
-    const td = e.target.closest("td")
-    return td && [rows[td.parentNode.rowIndex - 1], td.cellIndex - 1]
+  // Return the [layer, position] of the table cell under the pointer, or null.
+  const cellAtEvent = (event) => {
+    const cell = event.target.closest("td")
+    return cell && [layers[cell.parentNode.rowIndex - 1], cell.cellIndex - 1]
   }
-  $("layers").onmouseover = (e) => {
-    const found = find(e)
-    if (found) sayLens(...found)
+  element("layers").onmouseover = (event) => {
+    const cell = cellAtEvent(event)
+    if (cell) describePredictions(...cell)
   }
-  $("layers").onmouseleave = () => sayLens(rows[0], place())
-  $("layers").onclick = (e) => {
-    const found = find(e)
-    if (found) {
-      pick(L.text, found[1])
-      sayLens(...found)
-    }
+  element("layers").onmouseleave = () => describePredictions(layers[0], lensPosition())
+  element("layers").onclick = (event) => {
+    const cell = cellAtEvent(event)
+    if (!cell) return
+    selectToken(lens.text, cell[1])
+    describePredictions(...cell)
   }
 }
-function sayLens(l, p) {
-  const L = D.lens,
-    top = L.best[l][p].map((_, n) => `${guess(l, p, n)} ${percent(L.chances[l][p][n])}`).join(", ")
-  $("lens-say").textContent =
-    `${L.verb} ${called(L.text, p)}, ${l ? "layer " + (l - 1) : "the embeddings alone"}: ${top}.`
-}
-function showPredictions() {
-  if (!D.lens) return
-  const p = place(),
-    last = D.lens.best.length - 1
-  for (const tr of $("layers").rows)
-    for (const [i, cell] of [...tr.cells].entries()) {
-      cell.classList.toggle("query", i == p + 1)
-      if (cell.tagName == "TD")
-        cell.style.backgroundColor = `rgba(${colours.full},${(0.5 * D.lens.chances[last - tr.rowIndex + 1][i - 1][0]).toFixed(3)})`
-    }
-  sayLens(last, p)
-  if (!D.parts) return
-  at.choice = Math.min(at.choice, D.parts.count - 1)
-  $("choices").replaceChildren(
-    ...[...Array(D.parts.count).keys()].map((n) =>
-      el(
-        "button",
-        {
-          type: "button",
-          role: "radio",
-          "aria-checked": n == at.choice,
-          tabIndex: n == at.choice ? 0 : -1,
-          onclick: () => {
-            at.choice = n
-            showPredictions()
-            $("choices").children[n].focus()
-          },
-        },
-        `${guess(last, p, n)} ${percent(D.lens.chances[last][p][n])}`,
-      ),
-    ),
-  )
-  const P = D.parts,
-    adds = P.names.map((_, i) => P.values[(i * D.lens.count + p) * P.count + at.choice]),
-    sum = adds.reduce((a, b) => a + b, 0)
-  const order = [...adds.keys()].sort((a, b) => Math.abs(adds[b]) - Math.abs(adds[a])),
-    shown = at.all ? order : order.slice(0, TOP),
-    rest = order.slice(shown.length)
-  const bars = shown.map((i) => [P.names[i], adds[i]])
-  if (rest.length)
-    bars.push([{ kind: `${rest.length} others together` }, rest.reduce((a, i) => a + adds[i], 0)])
-  const low = Math.min(0, ...bars.map((b) => b[1])),
-    high = Math.max(1e-9, ...bars.map((b) => b[1])),
-    share = (x) => (100 * x) / (high - low)
-  $("bars").replaceChildren(
-    ...bars.map(([part, x]) => {
-      const index = part.head == null ? -1 : D.maps.findIndex((m) => m.part == part.kind),
-        name =
-          part.head != null
-            ? headName(part.kind, part.layer, part.head)
-            : part.layer != null
-              ? `layer ${part.layer} feed-forward`
-              : part.kind
-      return el(
-        "li",
-        {},
-        el(
-          "span",
-          { className: "name" },
-          index < 0
-            ? name
-            : el(
-                "button",
-                {
-                  type: "button",
-                  onclick: () => {
-                    openMap(index, part.layer, part.head)
-                    $("texts").scrollIntoView({ block: "start" })
-                  },
-                },
-                name,
-              ),
-        ),
-        el(
-          "span",
-          { className: "bar", style: `--zero:${share(-low)}%` },
-          el("i", {
-            className: x < 0 ? "less" : "",
-            style: `left:${share(Math.min(0, x) - low)}%; width:${share(Math.abs(x))}%`,
-          }),
-        ),
-        el("span", { className: "n" }, signed(x)),
-      )
-    }),
-  )
-  $("sum").textContent =
-    `All ${adds.length} parts add up to ${sum.toFixed(3)}; the model's logit of “${guess(last, p, at.choice)}” is ${P.logits[p][at.choice].toFixed(3)}.`
-  $("more").hidden = order.length <= TOP
-  $("more").textContent = at.all ? "the largest alone" : "all of them"
-}
-$("more").onclick = () => {
-  at.all = !at.all
-  showPredictions()
+function describePredictions(layer, position) {
+  const lens = data.lens
+  const predictions = lens.best[layer][position].map((_, n) => {
+    const probability = percent(lens.chances[layer][position][n])
+    return `${predictionLabel(layer, position, n)} ${probability}`
+  })
+  const token = describeToken(lens.text, position)
+  const source = layer ? layerName(layer) : "the embeddings alone"
+  const sentence = `${lens.verb} ${token}, ${source}: ${predictions.join(", ")}.`
+  element("lens-description").textContent = sentence
 }
 
-// ---- kinds
+// ---- Contributions to the logit of a prediction
 
-function kindsOf(index, layer, head) {
-  const scores = D.kinds && D.kinds.maps[index]
+function updatePredictions() {
+  if (!data.lens) return
+  const position = lensPosition()
+  const lastLayer = data.lens.best.length - 1
+  for (const row of element("layers").rows)
+    for (const [i, cell] of [...row.cells].entries()) {
+      cell.classList.toggle("query", i == position + 1)
+      if (cell.tagName != "TD") continue
+      const probability = data.lens.chances[lastLayer - row.rowIndex + 1][i - 1][0]
+      cell.style.backgroundColor = fill(0.5 * probability)
+    }
+  describePredictions(lastLayer, position)
+  if (!data.parts) return
+  state.prediction = Math.min(state.prediction, data.parts.count - 1)
+  const buttons = range(data.parts.count).map((n) => predictionButton(lastLayer, position, n))
+  element("predictions").replaceChildren(...buttons)
+  updateContributions(lastLayer, position)
+}
+function predictionButton(layer, position, n) {
+  const properties = {
+    type: "button",
+    role: "radio",
+    "aria-checked": n == state.prediction,
+    tabIndex: n == state.prediction ? 0 : -1,
+    onclick: () => {
+      state.prediction = n
+      updatePredictions()
+      element("predictions").children[n].focus()
+    },
+  }
+  const probability = percent(data.lens.chances[layer][position][n])
+  const label = `${predictionLabel(layer, position, n)} ${probability}`
+  return createElement("button", properties, label)
+}
+function updateContributions(layer, position) {
+  const parts = data.parts
+  const values = parts.names.map((_, i) => {
+    const row = i * data.lens.count + position
+    return parts.values[row * parts.count + state.prediction]
+  })
+  const sum = values.reduce((a, b) => a + b, 0)
+  const order = [...values.keys()].sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]))
+  const shown = state.showAllContributions ? order : order.slice(0, NUM_CONTRIBUTIONS)
+  const hidden = order.slice(shown.length)
+  const bars = shown.map((i) => [parts.names[i], values[i]])
+  if (hidden.length) {
+    const hiddenSum = hidden.reduce((a, i) => a + values[i], 0)
+    bars.push([{ kind: `sum of ${hidden.length} others` }, hiddenSum])
+  }
+  const min = Math.min(0, ...bars.map(([, value]) => value))
+  const max = Math.max(1e-9, ...bars.map(([, value]) => value))
+  const items = bars.map(([part, value]) => contributionItem(part, value, min, max))
+  element("contributions").replaceChildren(...items)
+  const logit = parts.logits[position][state.prediction].toFixed(3)
+  const label = predictionLabel(layer, position, state.prediction)
+  element("sum").textContent =
+    `The ${values.length} contributions add up to ${sum.toFixed(3)}. ` +
+    `The logit of “${label}” is ${logit}.`
+  element("more").hidden = order.length <= NUM_CONTRIBUTIONS
+  element("more").textContent = state.showAllContributions
+    ? "Show only the largest contributions"
+    : "Show all contributions"
+}
+function partName(part) {
+  if (part.head != null) return headName(part.kind, part.layer, part.head)
+  if (part.layer != null) return `layer ${part.layer} feed-forward`
+  return part.kind
+}
+function contributionItem(part, value, min, max) {
+  const share = (x) => (100 * x) / (max - min)
+  const name = createElement("span", { className: "name" })
+  const map = part.head == null ? -1 : data.maps.findIndex((m) => m.part == part.kind)
+  if (map < 0) name.append(partName(part))
+  else {
+    const onclick = () => openHead(map, part.layer, part.head)
+    name.append(createElement("button", { type: "button", onclick }, partName(part)))
+  }
+  const left = share(Math.min(0, value) - min)
+  const bar = createElement("i", {
+    className: value < 0 ? "negative" : "",
+    style: `left:${left}%; width:${share(Math.abs(value))}%`,
+  })
+  return createElement(
+    "li",
+    {},
+    name,
+    createElement("span", { className: "bar", style: `--zero:${share(-min)}%` }, bar),
+    createElement("span", { className: "n" }, signed(value)),
+  )
+}
+element("more").onclick = () => {
+  state.showAllContributions = !state.showAllContributions
+  updatePredictions()
+}
+
+// ---- Head types
+
+function describeHeadTypes(map, layer, head) {
+  const scores = data.kinds && data.kinds.maps[map]
   if (!scores) return ""
-  return (
-    " On random tokens that come twice: " +
-    Object.entries(D.kinds.names)
-      .map(([k, words]) => `${percent(scores[k][layer][head])} to ${words}`)
-      .join(", ") +
-    "."
+  const weights = Object.entries(data.kinds.names).map(
+    ([type, description]) => `${percent(scores[type][layer][head])} to ${description}`,
   )
+  return ` Mean attention weights on repeated random tokens: ${weights.join(", ")}.`
 }
-function buildKinds() {
-  if (!D.kinds) return
-  $("known").replaceChildren(
-    ...Object.entries(D.kinds.names).map(([kind, words]) => {
-      const all = Object.entries(D.kinds.maps)
-        .flatMap(([i, scores]) =>
-          scores[kind].flatMap((heads, l) => heads.map((s, h) => [s, +i, l, h])),
-        )
-        .sort((a, b) => b[0] - a[0])
-        .slice(0, 5)
-      const several = Object.keys(D.kinds.maps).length > 1
-      return el(
-        "div",
-        {},
-        el("h3", {}, `${D.kinds.titles[kind]}`),
-        el(
-          "ol",
-          {},
-          ...all.map(([s, i, l, h]) =>
-            el(
-              "li",
-              {},
-              el(
-                "button",
-                {
-                  type: "button",
-                  onclick: () => {
-                    openMap(i, l, h)
-                    $("texts").scrollIntoView({ block: "start" })
-                  },
-                },
-                (several ? D.maps[i].name + " " : "") + `${l}.${h}`,
-              ),
-              el("span", { className: "bar", style: `--share:${100 * s}%` }),
-              el("span", { className: "n" }, s.toFixed(2)),
-            ),
-          ),
-        ),
-      )
-    }),
+function buildHeadTypes() {
+  if (!data.kinds) return
+  const columns = Object.keys(data.kinds.names).map((type) => {
+    const items = highestScores(type).map(headTypeItem)
+    const title = createElement("h3", {}, data.kinds.titles[type])
+    return createElement("div", {}, title, createElement("ol", {}, ...items))
+  })
+  element("head-types").replaceChildren(...columns)
+}
+function highestScores(type) {
+  const all = []
+  for (const [map, scores] of Object.entries(data.kinds.maps))
+    for (const [layer, heads] of scores[type].entries())
+      for (const [head, score] of heads.entries()) all.push({ score, map: +map, layer, head })
+  return all.sort((a, b) => b.score - a.score).slice(0, 5)
+}
+function headTypeItem({ score, map, layer, head }) {
+  const hasSeveralMaps = Object.keys(data.kinds.maps).length > 1
+  const prefix = hasSeveralMaps ? data.maps[map].name + " " : ""
+  const properties = { type: "button", onclick: () => openHead(map, layer, head) }
+  return createElement(
+    "li",
+    {},
+    createElement("button", properties, `${prefix}${layer}.${head}`),
+    createElement("span", { className: "bar", style: `--share:${100 * score}%` }),
+    createElement("span", { className: "n" }, score.toFixed(2)),
   )
 }
 
-// ---- the page
+// ---- The page
 
-document.title = D.title
-$("about").textContent = D.about
+document.title = data.title
+element("about").textContent = data.about
 for (const name of ["lens", "parts", "kinds"]) {
-  $(name + "-how").textContent = D.how[name]
-  $(name).hidden = !D.how[name]
+  element(name + "-how").textContent = data.how[name]
+  element(name).hidden = !data.how[name]
 }
-$("maps").className = $("choices").className = "choice"
-$("maps").hidden = D.maps.length < 2
-$("maps").append(
-  ...D.maps.map((m, i) =>
-    el("button", { type: "button", role: "radio", onclick: () => openMap(i, 0, 0) }, m.title),
-  ),
-)
-for (const id of ["maps", "choices"])
-  $(id).onkeydown = (e) =>
-    arrows(e, (a, b) => {
-      const all = [...$(id).children],
-        n = (all.indexOf(document.activeElement) + a + b + all.length) % all.length
-      all[n].click()
-      $(id).children[n].focus()
+element("maps").className = element("predictions").className = "choice"
+element("maps").hidden = data.maps.length < 2
+for (const [i, map] of data.maps.entries()) {
+  const properties = { type: "button", role: "radio", onclick: () => openMap(i, 0, 0) }
+  element("maps").append(createElement("button", properties, map.title))
+}
+for (const id of ["maps", "predictions"])
+  element(id).onkeydown = (event) =>
+    handleArrowKey(event, (down, right) => {
+      const buttons = [...element(id).children]
+      const index = buttons.indexOf(document.activeElement) + down + right
+      const next = (index + buttons.length) % buttons.length
+      buttons[next].click()
+      element(id).children[next].focus()
     })
 function redraw() {
-  readColours()
+  readColors()
   drawGrid()
-  show()
-  showPredictions()
+  update()
+  updatePredictions()
 }
-readColours()
+readColors()
 buildLens()
-buildKinds()
-openMap(at.map, at.layer, at.head)
-showPredictions()
-if (matchMedia("(hover: hover)").matches) choose(at.layer, at.head, "quietly")
+buildHeadTypes()
+openMap(state.map, state.layer, state.head)
+updatePredictions()
+// With a mouse, the arrow keys move between heads at once.
+if (matchMedia("(hover: hover)").matches) selectHead(state.layer, state.head, "without scrolling")
 matchMedia("(prefers-color-scheme: dark)").onchange = redraw
-let waiting = 0
+let pendingFrame = 0
 new ResizeObserver(() => {
-  cancelAnimationFrame(waiting)
-  waiting = requestAnimationFrame(() => show())
-}).observe($("stage"))
+  cancelAnimationFrame(pendingFrame)
+  pendingFrame = requestAnimationFrame(() => update())
+}).observe(element("stage"))

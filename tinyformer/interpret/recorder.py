@@ -1,17 +1,19 @@
-"""What a model computed on the way, written down as it computes: parts to pass to any model, or to put in the place of those that it has."""
+"""Record activations of a running model, by replacing its attention function and residuals."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tinygrad import Tensor
 
-from transformer import Block, attention_weights, scaled_dot_product, repeat_kv, materialize
+from transformer import Block, attention_weights, materialize, repeat_kv, scaled_dot_product
 
 
 class Recorder:
-  """transformer.attention, which keeps the weights of every call, (B, H, T, S) each, and what each head gave, (B, H, T, K): of a model, layer after layer.
+  """Compute transformer.attention and record each call: weights (B, H, T, S), heads (B, H, T, K).
 
-  An encoder-decoder's come in its own order: its encoder's layers, then of each of its decoder's the self-attention and the cross-attention.
+  weights: the attention weights.  heads: the output of each head.
+  A model appends one entry per attention, layer by layer. An encoder-decoder appends the layers of
+  its encoder first. Each decoder layer then appends self-attention before cross-attention.
   """
 
   def __init__(self):
@@ -26,49 +28,60 @@ class Recorder:
     mask: Tensor | None = None,
     similarity: Callable = scaled_dot_product,
   ) -> Tensor:
-    """As transformer.attention."""
-    self.weights.append(materialize(attention_weights(q, k, mask, similarity)))
-    self.heads.append(materialize(self.weights[-1] @ repeat_kv(v, q)))
+    """Return what transformer.attention returns for these arguments, and record it."""
+    weights = materialize(attention_weights(q, k, mask, similarity))
+    self.weights.append(weights)
+    self.heads.append(materialize(weights @ repeat_kv(v, q)))
     return self.heads[-1]
 
 
-class Step(NamedTuple):
-  """A residual connection at work. x (B, T, D): what came in; added (B, T, D): what its sublayer gave; call: of the attention recorder, None for a feed-forward."""
+class ResidualCall(NamedTuple):
+  """One call of a residual connection.
+
+  x (B, T, D): the input.  output (B, T, D): the output of the sublayer, which is added to x.
+  is_post_norm: the norm applies to the sum, as in post_norm, not to the input of the sublayer.
+  attention_call: the index into Recorder.weights, or None for a feed-forward network.
+  """
 
   block: Block
   norm: Callable
   x: Tensor
-  added: Tensor
-  after: bool  # the norm is of the sum, as post_norm has it, not of what the sublayer reads
-  call: int | None
+  output: Tensor
+  is_post_norm: bool
+  attention_call: int | None
 
 
 class StreamRecorder:
-  """A block's `residual`, whichever it is, which keeps a Step of every call: put it in a block's place of that with `of`."""
+  """Record every call of the residual connections that `wrap` returns, in `calls`."""
 
   def __init__(self, recorder: Recorder):
-    self.recorder, self.steps = recorder, list[Step]()
+    self.recorder = recorder
+    self.calls: list[ResidualCall] = []
 
-  def of(self, block: Block) -> Callable:
-    """What computes the same as the residual of this block."""
-    plain = block.residual
+  def wrap(self, block: Block) -> Callable:
+    """Return a function that computes this block's residual connection and records the call."""
+    original = block.residual
 
     def residual(x: Tensor, sublayer: Callable, norm: Callable) -> Tensor:
-      seen: dict[str, Any] = {}
+      call: dict[str, Any] = {"norm_called": False}
 
-      def added(x: Tensor) -> Tensor:
-        before, seen["normed"] = len(self.recorder.weights), "norm" in seen
-        seen["added"] = materialize(sublayer(x))
-        seen["call"] = before if len(self.recorder.weights) > before else None
-        return seen["added"]
+      def recorded_sublayer(x: Tensor) -> Tensor:
+        index = len(self.recorder.weights)
+        call["norm_called_first"] = call["norm_called"]
+        call["output"] = materialize(sublayer(x))
+        call["attention_call"] = index if len(self.recorder.weights) > index else None
+        return call["output"]
 
-      def normed(x: Tensor) -> Tensor:
-        seen["norm"] = True
+      def recorded_norm(x: Tensor) -> Tensor:
+        call["norm_called"] = True
         return norm(x)
 
       x = materialize(x)
-      y = plain(x, added, normed)
-      self.steps.append(Step(block, norm, x, seen["added"], not seen["normed"], seen["call"]))
+      y = original(x, recorded_sublayer, recorded_norm)
+      is_post_norm = not call["norm_called_first"]
+      self.calls.append(
+        ResidualCall(block, norm, x, call["output"], is_post_norm, call["attention_call"])
+      )
       return y
 
     return residual
