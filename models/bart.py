@@ -58,7 +58,7 @@ class LearnedPositions:
     """
     if isinstance(start, int) and start + T > self.context:
       raise ValueError(
-        f"{start + T} tokens exceed the context of {self.context} positions: shorten the text"
+        f"{start + T} tokens are more than the context of {self.context}: shorten the text"
       )
     return to_float32(self.weight[start + 2 : start + T + 2])
 
