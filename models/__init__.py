@@ -1,5 +1,6 @@
-"""The architectures, by the model_type of a checkpoint's config.json. Only this file lists them all."""
+"""The architectures. Only this file lists them all."""
 
+# The model_type of a checkpoint's config.json, and the module that implements it.
 FAMILIES = {
   "gpt2": "gpt2",
   "openai-gpt": "gpt1",
@@ -16,4 +17,4 @@ FAMILIES = {
   "mt5": "t5",
   "bart": "bart",
   "marian": "marian",
-}  # model_type to module
+}

@@ -11,7 +11,7 @@ from tinygrad import Tensor, nn
 
 from models.heads import LEFT, Vectors, for_config
 from models.heads import KEY_MAP as HEADS
-from tinyformer.checkpoints import safetensors
+from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed
 from transformer import (
@@ -26,10 +26,10 @@ from transformer import (
 )
 
 
-def names(trunk: str, head: dict[str, str]) -> safetensors.KeyMap:
+def names(trunk: str, head: dict[str, str]) -> KeyMap:
   """trunk: what comes before the names of all but the head's tensors."""
   layer = rf"{trunk}.encoder.layer.\1."
-  return safetensors.KeyMap(
+  return KeyMap(
     rules={
       r"tokens": f"{trunk}.embeddings.word_embeddings",
       r"positions": f"{trunk}.embeddings.position_embeddings",

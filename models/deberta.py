@@ -11,13 +11,13 @@ from tinygrad import Tensor, nn
 from layers.positions import distances, signed_bucket
 from models.heads import LEFT, Vectors, for_config
 from models.heads import KEY_MAP as HEADS
-from tinyformer.checkpoints import safetensors
+from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed, to_float32
 from transformer import Block, FeedForward, Linear, attention, padding_mask, materialize
 
 LAYER, OUR = r"deberta.encoder.layer.\1.", r"blocks\.(\d+)\."
-KEY_MAP = safetensors.KeyMap(
+KEY_MAP = KeyMap(
   rules={
     r"tokens": "deberta.embeddings.word_embeddings",
     r"norm": "deberta.embeddings.LayerNorm",

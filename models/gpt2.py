@@ -1,4 +1,7 @@
-"""GPT-2 is the Transformer's decoder alone: norms before the sublayers, learned positions, GELU (Radford et al. 2019, sec. 2.3)."""
+"""GPT-2 is the Transformer's decoder with pre-norm, learned positions, GELU and no cross-attention.
+
+Source: Radford et al. 2019, sec. 2.3.
+"""
 
 import functools
 import math
@@ -7,9 +10,10 @@ from pathlib import Path
 
 from tinygrad import Tensor, nn
 
+from models.key_map import KeyMap
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config, loader, name_of
-from tinyformer.generation.kv_cache import KVCache, continues, select_position, padded
+from tinyformer.generation.kv_cache import KVCache, continues, padded, select_position
 from tinyformer.kernels.gelu import gelu
 from tinyformer.kernels.linear import embed, to_float32
 from transformer import (
@@ -20,42 +24,48 @@ from transformer import (
   Size,
   attention,
   causal_mask,
-  pre_norm,
   materialize,
+  pre_norm,
 )
 
-KEY_MAP = safetensors.KeyMap(
+# Our parameter names on the left, the checkpoint's tensor names on the right. GPT-2 stores each
+# matrix as (inputs, outputs), and the matrices of q, k and v side by side in one tensor, c_attn.
+KEY_MAP = KeyMap(
   rules={
     r"tokens": "transformer.wte",
     r"positions": "transformer.wpe",
-    r"norm": "transformer.ln_f",
     r"blocks\.(\d+)\.attn_norm": r"transformer.h.\1.ln_1",
-    r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2",
     r"blocks\.(\d+)\.attn\.[qkv]\.": r"transformer.h.\1.attn.c_attn.",
     r"blocks\.(\d+)\.attn\.out": r"transformer.h.\1.attn.c_proj",
+    r"blocks\.(\d+)\.ff_norm": r"transformer.h.\1.ln_2",
     r"blocks\.(\d+)\.ff\.up": r"transformer.h.\1.mlp.c_fc",
     r"blocks\.(\d+)\.ff\.down": r"transformer.h.\1.mlp.c_proj",
+    r"norm": "transformer.ln_f",
   },
   transposed=r"c_(attn|proj|fc)\.weight$",
-  legacy={
-    r"^(?!transformer\.|lm_head)": "transformer."
-  },  # OpenAI's own files were saved without a head, and so without the prefix
+  # OpenAI saved its own files from a model without a head, which has no such prefix.
+  legacy={r"^(?!transformer\.|lm_head)": "transformer."},
   ignored={
-    r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask and its -1e4: causal_mask makes them",
-    r"lm_head\.weight": "the token embeddings again: the head is tied to them",
+    r"transformer\.h\.\d+\.attn\.(masked_)?bias": "constants: causal_mask computes the mask",
+    r"lm_head\.weight": "a copy of the token embeddings, to which the head is tied",
   },
 )
 
 
 class GPT2:
-  """Token ids to logits for the token that follows each of them. Sizes default to the smallest of OpenAI's four.
+  """Compute the logits of the next token for each token of a sequence.
 
-  Weights start as N(0, 0.02), those of the two projections into the residual stream as N(0, 0.02 / sqrt(2 layers)), biases at zero.
+  The default sizes are those of the smallest GPT-2, with 124 million parameters.
+  Weights are drawn from N(0, 0.02), biases are zero (Radford et al. 2018, sec. 4.1). The last
+  projection of each sublayer is drawn from N(0, 0.02 / sqrt(2 * num_layers)), so that the variance
+  of the residual stream does not grow with depth (Radford et al. 2019, sec. 2.3).
+
+  residual, linear, attention_fn, layer_norm: the parts of each Block; see transformer.py.
   """
 
   task = "text-generation"
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     vocab_size: int = 50257,
     context: int = 1024,
@@ -71,40 +81,46 @@ class GPT2:
     attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.vocab_size, self.context, self.dim, self.heads, self.dropout, self.product = (
-      vocab_size,
-      context,
-      dim,
-      heads,
-      dropout,
-      linear.product,
-    )
-    self.activation, self.ff_dim = activation, ff_dim or 4 * dim
-    self.tokens, self.positions = nn.Embedding(vocab_size, dim), nn.Embedding(context, dim)
+    self.vocab_size = vocab_size
+    self.context = context
+    self.dim = dim
+    self.heads = heads
+    self.ff_dim = ff_dim or 4 * dim
+    self.activation = activation
+    self.dropout = dropout
+    self.product = linear.product
+
+    self.tokens = nn.Embedding(vocab_size, dim)
+    self.positions = nn.Embedding(context, dim)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
-        FeedForward(dim, self.ff_dim, activation, linear),
-        lambda: layer_norm(dim, eps),
-        functools.partial(residual, dropout=dropout),
+        attn=MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
+        ff=FeedForward(dim, self.ff_dim, activation, linear),
+        norm=lambda: layer_norm(dim, eps),
+        residual=functools.partial(residual, dropout=dropout),
       )
       for _ in range(num_layers)
     ]
     self.norm = layer_norm(dim, eps)
-    for name, t in nn.state.get_state_dict(self).items():
-      if t.ndim == 2:
-        t.replace(
-          Tensor.normal(
-            *t.shape,
-            std=0.02 / math.sqrt(2 * num_layers)
-            if name.endswith(("out.weight", "down.weight"))
-            else 0.02,
-          )
-        )
 
-  def cache(self, batch: int = 1) -> KVCache:
-    """An empty cache for `batch` texts of up to `context` tokens."""
-    return KVCache(len(self.blocks), batch, self.heads, self.context, self.dim // self.heads)
+    for name, parameter in nn.state.get_state_dict(self).items():
+      if parameter.ndim == 2:
+        last_of_sublayer = name.endswith(("out.weight", "down.weight"))
+        std = 0.02 / math.sqrt(2 * num_layers) if last_of_sublayer else 0.02
+        parameter.replace(Tensor.normal(*parameter.shape, std=std))
+
+  def __call__(
+    self,
+    ids: Tensor,
+    start: Size = 0,
+    cache: KVCache | None = None,
+    attention_mask: Tensor | None = None,
+  ) -> Tensor:
+    """Return the logits of the next tokens: ids (B, T) -> (B, T, V).
+
+    The other arguments are those of `last_hidden_state`.
+    """
+    return self.head(self.last_hidden_state(ids, start, cache, attention_mask))
 
   def last_hidden_state(
     self,
@@ -114,62 +130,73 @@ class GPT2:
     attention_mask: Tensor | None = None,
     at: Size | None = None,
   ) -> Tensor:
-    """ids (B, T), the first of which stands at place `start` of its text -> (B, T, D), what the head reads.
+    """Return the input of the head: ids (B, T) -> (B, T, D).
 
-    With a cache, which holds the `start` places before them, the result is what the whole text would give in its last T rows.
-    keep (B, start + T): false where a shorter text is padded; its places count from its first token.
-    at, with a cache: of the T rows the only one that is asked for -> (B, 1, D).
-    Raises ValueError if the text is longer than the context, and for `start` or `at` without a cache.
+    start: position of the first of the ids; the cache must hold all positions before `start`.
+    attention_mask (B, start + T): 1 for tokens, 0 for padding. Positions do not count padding.
+    at: index of the only position to return, as (B, 1, D). Requires a cache.
+    Raises ValueError if the sequence exceeds the context, or if there is no cache but `start` or
+    `at` needs one.
     """
     T = continues(ids, start, cache, self.context)
-
-    def seen(T: Size, start: Size) -> Tensor | None:  # the mask of T places from `start` on
-      return padded(
-        causal_mask(T, start + T) if T > 1 else None,
-        None if attention_mask is None else attention_mask[:, : start + T],
-      )
-
-    positions = (
-      to_float32(self.positions.weight[start : start + T])
-      if attention_mask is None
-      else embed(self.positions, (attention_mask.int().cumsum(1) - 1).maximum(0)[:, start:])
-    )
-    x = materialize((embed(self.tokens, ids) + positions).dropout(self.dropout))
-    mask = seen(T, start)
+    x = self.embed(ids, start, attention_mask)
+    mask = self.additive_mask(T, start, attention_mask)
     for i, block in enumerate(self.blocks):
       if at is not None and i == len(self.blocks) - 1:
-        x, start = (
-          select_position(block, x, at, cache.layer(i, start) if cache else None),
-          start + at,
-        )
-        mask = seen(1, start)
+        # The head needs one position, so the last block computes a single query.
+        x = select_position(block, x, at, cache.layer(i, start) if cache else None)
+        start = start + at
+        mask = self.additive_mask(1, start, attention_mask)
       x = block(x, mask=mask, cache=cache and cache.layer(i, start))
       if cache:
-        x.realize()  # nothing learns here: tinygrad plans one layer and knows the others, instead of planning them all at once
+        # Inference only: realizing after each block lets tinygrad reuse one block's schedule.
+        x.realize()
     return materialize(self.norm(x))
 
+  def embed(self, ids: Tensor, start: Size = 0, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the sum of the token and position embeddings: ids (B, T) -> (B, T, D)."""
+    if attention_mask is None:
+      positions = to_float32(self.positions.weight[start : start + ids.shape[1]])
+    else:
+      position_ids = (attention_mask.int().cumsum(1) - 1).maximum(0)
+      positions = embed(self.positions, position_ids[:, start:])
+    x = embed(self.tokens, ids) + positions
+    return materialize(x.dropout(self.dropout))
+
+  def additive_mask(
+    self, T: Size, start: Size, attention_mask: Tensor | None = None
+  ) -> Tensor | None:
+    """Return the mask of T queries from position `start`, or None if all keys are visible.
+
+    The shape broadcasts to (B, H, T, start + T).
+    """
+    S = start + T
+    if attention_mask is not None:
+      attention_mask = attention_mask[:, :S]
+    # A single query is the last position, so it sees every key.
+    return padded(causal_mask(T, S) if T > 1 else None, attention_mask)
+
   def head(self, x: Tensor) -> Tensor:
-    """(..., D) -> logits (..., V): how well each token's embedding fits."""
+    """Return the dot products with all token embeddings as logits: (..., D) -> (..., V)."""
     return self.product(x, self.tokens.weight)
 
   @property
   def unembedding(self) -> Tensor:
-    """(V, D): the logits are what `hidden` gives times its transpose."""
+    """Return the matrix (V, D) that maps the last hidden state to logits."""
     return self.tokens.weight
 
-  def __call__(
-    self,
-    ids: Tensor,
-    start: Size = 0,
-    cache: KVCache | None = None,
-    attention_mask: Tensor | None = None,
-  ) -> Tensor:
-    """ids (B, T) -> logits (B, T, V); start, cache and keep as in `hidden`."""
-    return self.head(self.last_hidden_state(ids, start, cache, attention_mask))
+  def cache(self, batch: int = 1) -> KVCache:
+    """Return an empty KV cache for `batch` sequences of up to `context` tokens."""
+    head_dim = self.dim // self.heads
+    return KVCache(len(self.blocks), batch, self.heads, self.context, head_dim)
 
 
 def from_config(config: Config, **parts) -> GPT2:
-  """An untrained model of the sizes that a config.json states. parts: linear, attend and layer_norm. Raises ValueError for what is not built here."""
+  """Return an untrained model with the sizes of a config.json.
+
+  parts: the arguments `linear`, `attention_fn` and `layer_norm` of GPT2.
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
   config.only(
     scale_attn_weights=True,
     scale_attn_by_inverse_layer_idx=False,
@@ -178,14 +205,14 @@ def from_config(config: Config, **parts) -> GPT2:
   )
   dim = config.size("n_embd")
   return GPT2(
-    config.size("vocab_size"),
-    config.size("n_positions"),
-    dim,
-    config.size("n_head"),
-    config.size("n_layer"),
-    config.size("n_inner", 4 * dim),
-    config.activation("activation_function", "gelu_new"),
-    config.get("layer_norm_epsilon", 1e-5),
+    vocab_size=config.size("vocab_size"),
+    context=config.size("n_positions"),
+    dim=dim,
+    heads=config.size("n_head"),
+    num_layers=config.size("n_layer"),
+    ff_dim=config.size("n_inner", 4 * dim),
+    activation=config.activation("activation_function", "gelu_new"),
+    eps=config.get("layer_norm_epsilon", 1e-5),
     **parts,
   )
 
@@ -194,26 +221,23 @@ load = loader(from_config, KEY_MAP)
 
 
 def save(model: GPT2, folder: str | Path, dtype: str = "float32", **config) -> None:
-  """Writes a folder that `load`, and transformers' GPT2LMHeadModel, read. config: more keys for config.json, such as eos_token_id."""
-  safetensors.write(
-    model,
-    Path(folder),
-    {
-      "model_type": "gpt2",
-      "architectures": ["GPT2LMHeadModel"],
-      "vocab_size": model.vocab_size,
-      "n_positions": model.context,
-      "n_embd": model.dim,
-      "n_head": model.heads,
-      "n_layer": len(model.blocks),
-      "n_inner": model.ff_dim,
-      "activation_function": name_of(model.activation),
-      "layer_norm_epsilon": model.norm.eps,
-      "tie_word_embeddings": True,
-      "bos_token_id": None,
-      "eos_token_id": None,
-    }
-    | config,
-    KEY_MAP,
-    dtype,
-  )
+  """Save a model in a folder that `load` and GPT2LMHeadModel of transformers can read.
+
+  config: additional keys of config.json, such as eos_token_id.
+  """
+  keys = {
+    "model_type": "gpt2",
+    "architectures": ["GPT2LMHeadModel"],
+    "vocab_size": model.vocab_size,
+    "n_positions": model.context,
+    "n_embd": model.dim,
+    "n_head": model.heads,
+    "n_layer": len(model.blocks),
+    "n_inner": model.ff_dim,
+    "activation_function": name_of(model.activation),
+    "layer_norm_epsilon": model.norm.eps,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+    "eos_token_id": None,
+  }
+  safetensors.write(model, Path(folder), keys | config, KEY_MAP, dtype)

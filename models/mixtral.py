@@ -1,18 +1,25 @@
-"""Mixtral is Mistral with eight feed-forward networks a layer, of which a router chooses two for each token (Jiang et al. 2024, sec. 2)."""
+"""Mixtral is Mistral with a mixture of eight experts per block, two of which process each token.
 
+Source: Jiang et al. 2024, sec. 2.
+"""
+
+import dataclasses
 import functools
 
 from layers.moe import MixtureOfExperts
 from models import llama
 from tinyformer.checkpoints.config import Config, loader
 
-EXPERTS = r"model.layers.\1.block_sparse_moe.experts"
-KEY_MAP = llama.KEY_MAP._replace(
+MOE = r"model.layers.\1.block_sparse_moe"
+
+# The checkpoint has one tensor per expert and matrix; ours are the concatenation over all experts.
+KEY_MAP = dataclasses.replace(
+  llama.KEY_MAP,
   rules={
-    r"blocks\.(\d+)\.ff\.router": r"model.layers.\1.block_sparse_moe.gate",
-    r"blocks\.(\d+)\.ff\.gate": EXPERTS + ".w1",
-    r"blocks\.(\d+)\.ff\.up": EXPERTS + ".w3",
-    r"blocks\.(\d+)\.ff\.down": EXPERTS + ".w2",
+    r"blocks\.(\d+)\.ff\.router": MOE + ".gate",
+    r"blocks\.(\d+)\.ff\.gate": MOE + ".experts.w1",
+    r"blocks\.(\d+)\.ff\.up": MOE + ".experts.w3",
+    r"blocks\.(\d+)\.ff\.down": MOE + ".experts.w2",
   }
   | llama.KEY_MAP.rules,
   stacked={r"(.*\.experts)\.(\d+)\.(w[123]\.weight)": r"\1.\3"},
@@ -20,11 +27,15 @@ KEY_MAP = llama.KEY_MAP._replace(
 
 
 def from_config(config: Config, **parts) -> llama.Llama:
-  """An untrained model of the sizes that a config.json states. Raises ValueError for what is not built here."""
-  experts, chosen = config.size("num_local_experts", 8), config.size("num_experts_per_tok", 2)
-  return llama.from_config(
-    config, feed_forward=functools.partial(MixtureOfExperts, experts, chosen), **parts
-  )
+  """Return an untrained model with the sizes of a config.json.
+
+  parts: the arguments `linear` and `attention_fn` of Llama.
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
+  num_experts = config.size("num_local_experts", 8)
+  experts_per_token = config.size("num_experts_per_tok", 2)
+  feed_forward = functools.partial(MixtureOfExperts, num_experts, experts_per_token)
+  return llama.from_config(config, feed_forward=feed_forward, **parts)
 
 
 load = loader(from_config, KEY_MAP)

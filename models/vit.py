@@ -7,6 +7,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from models.heads import labels
+from models.key_map import KeyMap
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader, name_of
 from transformer import (
@@ -19,7 +20,7 @@ from transformer import (
   materialize,
 )
 
-KEY_MAP = safetensors.KeyMap(
+KEY_MAP = KeyMap(
   rules={
     r"class_token": "vit.embeddings.cls_token",
     r"positions": "vit.embeddings.position_embeddings",

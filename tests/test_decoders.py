@@ -1,6 +1,10 @@
-"""Every decoder of the family, each way of running it against the plain one: a text at once, without a cache, in float32, of plain parts."""
+"""Each way to run a decoder-only model gives the logits of the plainest way.
+
+The plainest way is one uncached call on the whole sequence, in float32, with the default parts.
+"""
 
 import functools
+import itertools
 
 import conftest
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from conftest import FIXTURES, randomise
 from tinygrad import Device, Tensor, nn
 
-from layers.feedforward import MixtureOfExperts
+from layers.moe import MixtureOfExperts
 from layers.positions import rope_inv_freq
 from models.gpt2 import GPT2
 from models.llama import Llama
@@ -36,18 +40,17 @@ MODELS = {
   "llama": lambda **parts: Llama(**LLAMA, **parts),
   "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
   "mixtral": lambda **parts: Llama(
-    **LLAMA, feed_forward=lambda *sizes, **kw: MixtureOfExperts(4, 2, *sizes, **kw), **parts
+    **LLAMA, feed_forward=functools.partial(MixtureOfExperts, 4, 2), **parts
   ),
 }
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
+# The number of padding tokens of the second sequence in the tests with padding.
+PADDING = 7
 
 
 def params(*families: str) -> list:
-  """All families: these by default, the others in .ci/run."""
+  """Return all families as test parameters. Those that are not named are slow tests."""
   return [pytest.param(name, marks=[] if name in families else pytest.mark.slow) for name in MODELS]
-
-
-SHORT = 7  # so much shorter is the second text where they are padded
 
 
 @pytest.fixture(params=params("gpt2", "mistral"))
@@ -56,145 +59,147 @@ def family(request):
 
 
 @functools.cache
-def made(family):
+def random_model(family):
   return randomise(MODELS[family]())
 
 
 @functools.cache
-def said(family, rows, end):
-  return made(family)(Tensor(IDS[rows:, :end])).numpy()
+def plain_logits(family, first_row, end):
+  return random_model(family)(Tensor(IDS[first_row:, :end])).numpy()
 
 
 @pytest.fixture
 def model(family):
-  return made(family)
+  return random_model(family)
 
 
 @pytest.fixture
-def plain(family):
-  return said(family, 0, None)
+def logits(family):
+  """The logits of both sequences."""
+  return plain_logits(family, 0, None)
 
 
 @pytest.fixture
-def alone(family):
-  return said(family, 1, -SHORT)[0]
+def short_logits(family):
+  """The logits of the second sequence without its last PADDING tokens."""
+  return plain_logits(family, 1, -PADDING)[0]
 
 
-def close(got, want):
-  conftest.close(got, want, 2e-5)
+def close(actual, expected):
+  conftest.close(actual, expected, 2e-5)
 
 
-def in_pieces(model, ids, cuts, attention_mask=None):
-  """The logits of ids, read piece by piece with a cache."""
-  cache, ends = model.cache(len(ids)), [0, *cuts, ids.shape[1]]
-  return np.concatenate(
-    [
-      model(
-        Tensor(ids[:, a:b]),
-        a,
-        cache,
-        None if attention_mask is None else Tensor(attention_mask[:, :b]),
-      ).numpy()
-      for a, b in zip(ends, ends[1:])
-    ],
-    1,
-  )
+def logits_in_chunks(model, ids, splits, attention_mask=None):
+  """Return the logits of ids that are processed in chunks with a KV cache."""
+  cache = model.cache(len(ids))
+  bounds = [0, *splits, ids.shape[1]]
+  chunks = []
+  for start, end in itertools.pairwise(bounds):
+    mask = None if attention_mask is None else Tensor(attention_mask[:, :end])
+    chunks.append(model(Tensor(ids[:, start:end]), start, cache, mask).numpy())
+  return np.concatenate(chunks, 1)
 
 
-def padded_left():
-  """IDS, the second text without its end and moved to the right, and where there is text."""
-  ids, attention_mask = IDS.copy(), np.ones(IDS.shape, bool)
-  ids[1, :SHORT], ids[1, SHORT:], attention_mask[1, :SHORT] = 0, IDS[1, :-SHORT], False
+def left_padded():
+  """Return IDS with the second sequence shortened and padded on the left, and attention_mask."""
+  ids = IDS.copy()
+  ids[1, :PADDING] = 0
+  ids[1, PADDING:] = IDS[1, :-PADDING]
+  attention_mask = np.ones(IDS.shape, bool)
+  attention_mask[1, :PADDING] = False
   return ids, attention_mask
 
 
-@pytest.mark.parametrize("family", params("mistral"))  # tests/test_cache.py has GPT-2's
-def test_a_cache_and_chunks_change_nothing(model, plain):
-  close(in_pieces(model, IDS, [1, 12, 23]), plain)
+# tests/test_kv_cache.py tests GPT-2.
+@pytest.mark.parametrize("family", params("mistral"))
+def test_cached_chunks_have_the_logits_of_one_uncached_call(model, logits):
+  close(logits_in_chunks(model, IDS, [1, 12, 23]), logits)
 
 
 @pytest.mark.parametrize("family", params("mistral"))
-def test_padding_on_the_left_changes_nothing(model, plain, alone):
-  ids, attention_mask = padded_left()
-  got = model(Tensor(ids), attention_mask=Tensor(attention_mask)).numpy()
-  close(got[0], plain[0])
-  close(got[1, SHORT:], alone)
+def test_left_padding_does_not_change_logits(model, logits, short_logits):
+  ids, attention_mask = left_padded()
+  actual = model(Tensor(ids), attention_mask=Tensor(attention_mask)).numpy()
+  close(actual[0], logits[0])
+  close(actual[1, PADDING:], short_logits)
 
 
 @pytest.mark.parametrize("family", params("mistral"))
-def test_padding_on_the_right_changes_nothing(model, plain, alone):
+def test_right_padding_does_not_change_logits(model, logits, short_logits):
   ids = IDS.copy()
-  ids[1, -SHORT:] = 0
-  got = model(Tensor(ids)).numpy()
-  close(got[0], plain[0])
-  close(got[1, :-SHORT], alone)
+  ids[1, -PADDING:] = 0
+  actual = model(Tensor(ids)).numpy()
+  close(actual[0], logits[0])
+  close(actual[1, :-PADDING], short_logits)
 
 
 @pytest.mark.parametrize("family", params("gpt2"))
-def test_padding_on_the_left_in_chunks_with_a_cache_changes_nothing(model, plain, alone):
-  ids, attention_mask = padded_left()
-  got = in_pieces(model, ids, [1, 12], attention_mask)
-  close(got[0], plain[0])
-  close(got[1, SHORT:], alone)
+def test_left_padding_does_not_change_logits_of_cached_chunks(model, logits, short_logits):
+  ids, attention_mask = left_padded()
+  actual = logits_in_chunks(model, ids, [1, 12], attention_mask)
+  close(actual[0], logits[0])
+  close(actual[1, PADDING:], short_logits)
 
 
 @pytest.mark.parametrize("family", params("gpt2"))
-def test_one_place_alone_is_what_it_is_among_others_and_the_text_goes_on(model, plain, alone):
-  """Of texts in two pieces, and padded on the left."""
-  ids, attention_mask = padded_left()
+def test_a_single_position_has_the_logits_of_all_positions(model, logits, short_logits):
+  """Also with left padding, for the chunk after it, and for the second of two chunks."""
+  ids, attention_mask = left_padded()
   cache = model.cache(2)
   model(Tensor(ids[:, :9]), 0, cache, Tensor(attention_mask[:, :9]))
-  got = model.head(
-    model.last_hidden_state(Tensor(ids[:, 9:20]), 9, cache, Tensor(attention_mask[:, :20]), at=8)
-  ).numpy()
-  close(got, np.stack([plain[0, 17:18], alone[17 - SHORT : 18 - SHORT]]))
-  got = model(Tensor(ids[:, 20:]), 20, cache, Tensor(attention_mask)).numpy()
-  close(got, np.stack([plain[0, 20:], alone[20 - SHORT :]]))
+  mask = Tensor(attention_mask[:, :20])
+  x = model.last_hidden_state(Tensor(ids[:, 9:20]), 9, cache, mask, at=8)
+  actual = model.head(x).numpy()
+  close(actual, np.stack([logits[0, 17:18], short_logits[17 - PADDING : 18 - PADDING]]))
+  actual = model(Tensor(ids[:, 20:]), 20, cache, Tensor(attention_mask)).numpy()
+  close(actual, np.stack([logits[0, 20:], short_logits[20 - PADDING :]]))
 
 
-def test_one_place_alone_without_a_cache_is_refused():
+def test_a_single_position_without_a_cache_raises_an_error():
   with pytest.raises(ValueError, match="only with a cache"):
-    made("gpt2").last_hidden_state(Tensor(IDS), at=3)
+    random_model("gpt2").last_hidden_state(Tensor(IDS), at=3)
 
 
 @pytest.mark.parametrize("family", params("mistral"))
-def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypatch):
-  """Across the edge of the window, and past the end of a piece."""
+def test_greedy_tokens_of_one_engine_have_the_highest_logits_for_several_prompts(
+  model, monkeypatch
+):
+  """The prompts cross the bound of the sliding window and the end of a chunk."""
   monkeypatch.setattr(Engine, "PIECES", (16, 1))
-  reader = Engine(model)
-  for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
-    reader.position, ids = 0, first[:]
-    for [token] in generate(reader, first, C - len(first), temperature=0):
+  engine = Engine(model)
+  for prompt in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
+    engine.position = 0
+    ids = prompt[:]
+    for [token] in generate(engine, prompt, C - len(prompt), temperature=0):
       ids.append(token)
-    assert (
-      len(ids) == C
-      and model(Tensor([ids])).numpy()[0].argmax(-1)[len(first) - 1 : -1].tolist()
-      == ids[len(first) :]
-    )
+    assert len(ids) == C
+    argmax = model(Tensor([ids])).numpy()[0].argmax(-1)
+    assert argmax[len(prompt) - 1 : -1].tolist() == ids[len(prompt) :]
 
 
-def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(
-  family, model, plain, tmp_path, monkeypatch
+def test_an_engine_with_cpu_kernels_computes_the_same_logits_and_caches_its_steps(
+  family, model, logits, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(Engine, "PIECES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  fast = MODELS[family](
-    **{name: part for name, part in CPU_KERNELS.items() if family == "gpt2" or name != "layer_norm"}
-  )
+  parts = CPU_KERNELS
+  if family != "gpt2":
+    # Llama has RMS norms.
+    parts = {name: part for name, part in CPU_KERNELS.items() if name != "layer_norm"}
+  fast = MODELS[family](**parts)
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
-  reader = Engine(fast, 2, key=family)
+  engine = Engine(fast, 2, key=family)
   for start, end in ((0, 20), (20, 21), (21, 24)):
-    close(reader(IDS[:, start:end]), plain[:, end - 1])
+    close(engine(IDS[:, start:end]), logits[:, end - 1])
   if Device.DEFAULT == "CPU":
     assert list((tmp_path / "tinyformer" / "steps").iterdir())
 
 
 def rounded(x, dtype):
-  return (
-    x.astype(np.float16).astype(np.float32)
-    if dtype == "float16"
-    else (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
-  )
+  """Round float32 numbers to 16 bits and return them as float32."""
+  if dtype == "float16":
+    return x.astype(np.float16).astype(np.float32)
+  return (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
@@ -205,49 +210,44 @@ def rounded(x, dtype):
     *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a", "mixtral-a")),
   ],
 )
-def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
-  """Within 1e-4, as float32 does: only the numbers are rounded, not what is computed with them."""
-  narrow = checkpoints.load_module(FIXTURES / case, dtype)
-  wide = checkpoints.load_module(FIXTURES / case, linear=Linear, attention_fn=attention)
-  for t in nn.state.get_parameters(wide):
+def test_16_bit_weights_have_the_logits_of_rounded_float32_weights(case, dtype):
+  """Only the weights are rounded: the model computes in float32."""
+  actual = checkpoints.load_module(FIXTURES / case, dtype)
+  reference = checkpoints.load_module(FIXTURES / case, linear=Linear, attention_fn=attention)
+  for t in nn.state.get_parameters(reference):
     if t.ndim == 2:
       t.replace(Tensor(rounded(t.numpy(), dtype)))
   ids = IDS[:1] % 61
-  want = wide(Tensor(ids)).numpy()
-  close(narrow(Tensor(ids)).numpy(), want)
-  reader = Engine(narrow)
+  expected = reference(Tensor(ids)).numpy()
+  close(actual(Tensor(ids)).numpy(), expected)
+  engine = Engine(actual)
   for start, end in ((0, 20), (20, 21), (21, 24)):
-    close(reader(ids[:, start:end]), want[:, end - 1])
+    close(engine(ids[:, start:end]), expected[:, end - 1])
 
 
-def test_a_window_bounds_the_cache(monkeypatch):
-  """A text of many windows, of which only the last fits, gives at each place what those tokens that its windows reach give."""
+def test_a_windowed_cache_gives_the_logits_of_the_last_window(monkeypatch):
+  """The cache has room for 26 of 90 tokens. Each query attends to the last 5."""
   monkeypatch.setattr(KVCache, "PIECE", 16)
   monkeypatch.setattr(Engine, "PIECES", (16, 1))
-  model, ids = (
-    randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5)),
-    np.random.default_rng(1).integers(0, V, 90).astype(np.int32),
-  )
-  reader, ends = Engine(model), [14, *range(15, 31), 60, 90]  # at 26 it is full
-  assert reader.cache.rows == 26
-  want = model(Tensor(np.stack([ids[end - 5 : end] for end in ends]))).numpy()[:, -1:]
-  for start, end, logits in zip([0, *ends], ends, want):
-    close(reader(ids[None, start:end]), logits)
-  reader.position = 0
-  close(reader(ids[None, :14]), want[0])
+  model = randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5))
+  ids = np.random.default_rng(1).integers(0, V, 90).astype(np.int32)
+  engine = Engine(model)
+  assert engine.cache.rows == 26
+  # The cache is full at 26.
+  ends = [14, *range(15, 31), 60, 90]
+  windows = np.stack([ids[end - 5 : end] for end in ends])
+  expected = model(Tensor(windows)).numpy()[:, -1:]
+  for start, end, logits in zip([0, *ends], ends, expected, strict=False):
+    close(engine(ids[None, start:end]), logits)
+  engine.position = 0
+  close(engine(ids[None, :14]), expected[0])
 
 
-def test_a_text_that_went_too_far_back_is_read_again():
+def test_a_rewind_to_evicted_keys_resumes_from_the_start():
   cache = KVCache(1, 1, 1, 4000, 2, window=5)
-  assert [
-    cache.reserve(position, count) for position, count in ((0, 512), (512, 10), (522, 78))
-  ] == [
-    0,
-    512,
-    4,
-  ] and cache.dropped == 518
-  assert (
-    cache.resume_position(599) == 599
-    and cache.resume_position(522) == 522
-    and cache.resume_position(521) == 0
-  )
+  chunks = ((0, 512), (512, 10), (522, 78))
+  assert [cache.reserve(position, count) for position, count in chunks] == [0, 512, 4]
+  assert cache.dropped == 518
+  assert cache.resume_position(599) == 599
+  assert cache.resume_position(522) == 522
+  assert cache.resume_position(521) == 0

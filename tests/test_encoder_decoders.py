@@ -1,3 +1,5 @@
+"""T5, BART and Marian: logits and texts of transformers, caching, masks, and checkpoints."""
+
 import json
 import math
 
@@ -18,18 +20,21 @@ FAMILIES = {"t5-a": t5, "t5-b": t5, "bart-a": bart, "marian-a": marian}
 PLAIN = {"linear": Linear, "attention_fn": attention, "layer_norm": nn.LayerNorm}
 
 
-def expected(case):
+def load_expected(case):
+  """Return the inputs of a fixture and what transformers computed for them."""
   return np.load(FIXTURES / case / "expected.npz")
 
 
-def logits(model, want):
-  return model(Tensor(want["source"]), Tensor(want["target"]), Tensor(want["keep"])).numpy()
+def logits(model, arrays):
+  source, target, attention_mask = (Tensor(arrays[name]) for name in ("source", "target", "keep"))
+  return model(source, target, attention_mask).numpy()
 
 
 @pytest.fixture(scope="module")
 def loaded():
-  made = {}
-  return lambda case: made.setdefault(case, checkpoints.load_module(FIXTURES / case))
+  """Return a function that loads each fixture once."""
+  models = {}
+  return lambda case: models.setdefault(case, checkpoints.load_module(FIXTURES / case))
 
 
 @pytest.mark.parametrize(
@@ -37,18 +42,16 @@ def loaded():
   [*((case, {}) for case in FAMILIES), ("t5-b", PLAIN)],
   ids=["t5", "t5 1.1", "bart", "marian", "plain parts"],
 )
-def test_logits_are_hugging_faces(loaded, case, parts):
-  """Of a batch whose second source is padded."""
-  want = expected(case)
-  error = np.abs(
-    logits(checkpoints.load_module(FIXTURES / case, **parts) if parts else loaded(case), want)
-    - want["logits"]
-  ).max()
-  assert error < min(1e-4, 1e-5 * want["logits"].std())
+def test_logits_equal_hugging_face(loaded, case, parts):
+  """The second source of the batch is padded."""
+  expected = load_expected(case)
+  model = checkpoints.load_module(FIXTURES / case, **parts) if parts else loaded(case)
+  error = np.abs(logits(model, expected) - expected["logits"]).max()
+  assert error < min(1e-4, 1e-5 * expected["logits"].std())
 
 
 @pytest.mark.parametrize(
-  "case, way",
+  "case, method",
   [
     ("t5-a", "beams"),
     ("bart-a", "beams"),
@@ -56,194 +59,184 @@ def test_logits_are_hugging_faces(loaded, case, parts):
     *(pytest.param(case, "greedy", marks=pytest.mark.slow) for case in ("t5-b", "bart-a")),
   ],
 )
-def test_texts_are_hugging_faces(loaded, case, way):
-  """Of two sources of other lengths, padded there and not here, under all that generation_config.json says."""
-  want, settings = expected(case), GenerationConfig.read(FIXTURES / case)
-  for source, attention_mask, text in zip(want["source"], want["keep"], want[way][:, 1:].tolist()):
+def test_generated_texts_equal_hugging_face(loaded, case, method):
+  """All settings of generation_config.json apply. Only transformers pads the shorter source."""
+  expected = load_expected(case)
+  settings = GenerationConfig.read(FIXTURES / case)
+  if method == "greedy":
+    settings = settings._replace(num_beams=1)
+  texts = expected[method][:, 1:].tolist()
+  for source, attention_mask, text in zip(expected["source"], expected["keep"], texts, strict=True):
     end = text.index(settings.eos_token_id) if settings.eos_token_id in text else len(text)
-    beams = settings.num_beams if way == "beams" else 1
-    assert (
-      generate_seq2seq(
-        loaded(case),
-        source[attention_mask == 1].tolist(),
-        settings._replace(num_beams=beams),
-        key=case,
-      )
-      == text[:end]
-    )
+    source_ids = source[attention_mask == 1].tolist()
+    assert generate_seq2seq(loaded(case), source_ids, settings, key=case) == text[:end]
 
 
-def test_a_source_that_cannot_be_read_is_refused(loaded):
+def test_an_empty_or_too_long_source_raises_an_error(loaded):
   with pytest.raises(ValueError, match="no tokens"):
     generate_seq2seq(loaded("t5-a"), [], GenerationConfig(0))
-  with pytest.raises(ValueError, match="41 tokens are more than the 40 places"):
+  with pytest.raises(ValueError, match="41 tokens are more than the context of 40"):
     generate_seq2seq(loaded("bart-a"), [5] * 41, GenerationConfig(0))
 
 
-def test_greedy_text_needs_no_cache(loaded):
-  """Each token of one that was written with it is the likeliest without it."""
-  want = expected("t5-b")
-  got = logits(loaded("t5-b"), dict(want, target=want["greedy"][:, :11]))
-  assert got.argmax(-1).tolist() == want["greedy"][:, 1:12].tolist()
+def test_cached_greedy_tokens_have_the_highest_uncached_logits(loaded):
+  expected = load_expected("t5-b")
+  inputs = dict(expected, target=expected["greedy"][:, :11])
+  actual = logits(loaded("t5-b"), inputs)
+  assert actual.argmax(-1).tolist() == expected["greedy"][:, 1:12].tolist()
 
 
-def test_a_cache_changes_nothing(loaded):
-  """Nor does reading two targets of one source in pieces, by a traced step or not, or that they change places, as beams do."""
-  model, want = loaded("t5-a"), dict(expected("t5-a"))
-  want["source"], want["keep"] = (np.repeat(want[name][1:], 2, 0) for name in ("source", "keep"))
-  plain, target, cache = (
-    logits(model, want),
-    want["target"],
-    model.cache(2, Tensor(want["source"]), Tensor(want["keep"]), 11),
-  )
-  close(model.head(model.last_hidden_state(Tensor(target[:, :7]), 0, cache)).numpy(), plain[:, :7])
-  reader = Engine(model, 2, cache=cache)
-  reader.position = 7
+def test_cached_logits_equal_uncached_logits(loaded):
+  """Also in chunks, in compiled steps, and after the targets are reordered as in beam search."""
+  model = loaded("t5-a")
+  inputs = dict(load_expected("t5-a"))
+  for name in ("source", "keep"):
+    inputs[name] = np.repeat(inputs[name][1:], 2, 0)
+  expected = logits(model, inputs)
+  target = inputs["target"]
+  cache = model.cache(2, Tensor(inputs["source"]), Tensor(inputs["keep"]), 11)
+  x = model.last_hidden_state(Tensor(target[:, :7]), 0, cache)
+  close(model.head(x).numpy(), expected[:, :7])
+
+  engine = Engine(model, 2, cache=cache)
+  engine.position = 7
   for i in range(7, 11):
-    close(reader(target[:, i : i + 1]), plain[:, i])
+    close(engine(target[:, i : i + 1]), expected[:, i])
   with pytest.raises(ValueError, match="12 tokens are more than the context of 11"):
-    reader(target[:, :1])
+    engine(target[:, :1])
+
   cache.reorder([1, 0])
-  reader.position = 4
-  close(reader(target[::-1, 4:5]), plain[::-1, 4])
+  engine.position = 4
+  close(engine(target[::-1, 4:5]), expected[::-1, 4])
 
 
 @pytest.mark.parametrize("case", ["t5-a", "bart-a"])
-def test_a_target_sees_all_of_its_source_and_nothing_later_of_itself(loaded, case):
-  model, want = loaded(case), expected(case)
-  plain = logits(model, want)
+def test_a_target_token_attends_to_the_whole_source_and_to_no_later_target_token(loaded, case):
+  model = loaded(case)
+  inputs = load_expected(case)
+  expected = logits(model, inputs)
 
-  def moved(name, *places):
-    """Where the logits move when these tokens, one of each row, are others."""
-    ids = want[name].copy()
-    for row, position in enumerate(places):
+  def changes(name, *positions):
+    """Return which logits (B, T) change with the tokens at these positions, one per sequence."""
+    ids = inputs[name].copy()
+    for row, position in enumerate(positions):
       ids[row, position] = (ids[row, position] + 1) % 61
-    return (logits(model, dict(want, **{name: ids})) != plain).any(-1)
+    return (logits(model, dict(inputs, **{name: ids})) != expected).any(-1)
 
-  later = moved("target", 0, 6)
-  assert later[0].all() and not later[1, :6].any() and later[1, 6:].all()
-  assert moved("source", 13, 8).all()
-  assert not moved("source", 0, 13)[1].any()  # the second source has 9 tokens
-
-
-def test_a_source_may_have_any_length_where_only_distances_count(loaded):
-  long_ = np.tile(expected("t5-a")["source"], (1, 3))
-  assert loaded("t5-a").encode(Tensor(long_)).shape == (2, 42, 12)
-  with pytest.raises(ValueError, match="42 tokens are more than the 40 places"):
-    loaded("bart-a").encode(Tensor(long_))
+  target_changes = changes("target", 0, 6)
+  assert target_changes[0].all()
+  assert not target_changes[1, :6].any() and target_changes[1, 6:].all()
+  assert changes("source", 13, 8).all()
+  # The second source has 9 tokens, so its position 13 is padding.
+  assert not changes("source", 0, 13)[1].any()
 
 
-def test_narrow_weights_give_nearly_the_same_logits():
-  want = expected("t5-a")
-  assert (
-    np.abs(
-      logits(checkpoints.load_module(FIXTURES / "t5-a", "bfloat16"), want) - want["logits"]
-    ).max()
-    < 0.1 * want["logits"].std()
-  )
+def test_only_learned_positions_limit_the_length_of_a_source(loaded):
+  long_source = np.tile(load_expected("t5-a")["source"], (1, 3))
+  assert loaded("t5-a").encode(Tensor(long_source)).shape == (2, 42, 12)
+  with pytest.raises(ValueError, match="42 tokens are more than the context of 40"):
+    loaded("bart-a").encode(Tensor(long_source))
+
+
+def test_logits_of_bfloat16_weights_are_close():
+  expected = load_expected("t5-a")
+  actual = logits(checkpoints.load_module(FIXTURES / "t5-a", "bfloat16"), expected)
+  error = np.abs(actual - expected["logits"]).max()
+  assert error < 0.1 * expected["logits"].std()
 
 
 @pytest.mark.parametrize("case", ["t5-a", "bart-a"])
-def test_biases_are_not_narrowed(case):
-  kinds = {
-    name: t.dtype
-    for name, t in nn.state.get_state_dict(checkpoints.load_module(FIXTURES / case, "int8")).items()
-  }
-  assert {kind for name, kind in kinds.items() if "bias" in name} == {dtypes.float32} and kinds[
-    "tokens.weight"
-  ] == dtypes.int8
+def test_int8_models_have_float32_biases(case):
+  model = checkpoints.load_module(FIXTURES / case, "int8")
+  dtype_of = {name: t.dtype for name, t in nn.state.get_state_dict(model).items()}
+  assert {dtype for name, dtype in dtype_of.items() if "bias" in name} == {dtypes.float32}
+  assert dtype_of["tokens.weight"] == dtypes.int8
 
 
-# files
+# checkpoints
 
 
-def rewritten(case, folder, change, config=None):
-  arrays = change(
-    {name: entry.numpy() for name, entry in safetensors.read(FIXTURES / case).items()}
-  )
+def modified_checkpoint(case, folder, change=lambda arrays: arrays, config=None):
+  """Copy a fixture to `folder` with its tensors and config.json changed, and return the folder.
+
+  config: keys to change; None as a value removes the key.
+  """
+  arrays = {name: info.numpy() for name, info in safetensors.read(FIXTURES / case).items()}
   folder.mkdir(parents=True)
-  safetensors.write_safetensors(folder / "model.safetensors", arrays)
-  (folder / "config.json").write_text(
-    json.dumps(json.loads((FIXTURES / case / "config.json").read_text()) | (config or {}))
-  )
+  safetensors.write_safetensors(folder / "model.safetensors", change(arrays))
+  values = json.loads((FIXTURES / case / "config.json").read_text()) | (config or {})
+  if config:
+    values = {name: value for name, value in values.items() if value is not None}
+  (folder / "config.json").write_text(json.dumps(values))
   return folder
 
 
-def same(a, b):
-  for (name, x), y in zip(nn.state.get_state_dict(a).items(), nn.state.get_parameters(b)):
+def assert_equal_parameters(a, b):
+  params = nn.state.get_state_dict(a).items()
+  for (name, x), y in zip(params, nn.state.get_parameters(b), strict=True):
     np.testing.assert_array_equal(x.numpy(), y.numpy(), err_msg=name)
 
 
-def test_what_real_files_repeat_is_left(tmp_path, loaded):
-  for case, change in {
-    "t5-a": lambda a: (
-      a
-      | {
-        "encoder.embed_tokens.weight": a["shared.weight"],
-        "decoder.embed_tokens.weight": a["shared.weight"],
-        "lm_head.weight": a["shared.weight"],
-        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": a[
-          "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        ],
-      }
-    ),
-    "bart-a": lambda a: (
-      {name.removeprefix("model."): t for name, t in a.items()}
-      | {
-        "encoder.embed_tokens.weight": a["model.shared.weight"],
-        "encoder.version": np.ones(1, np.float32),
-      }
-    ),
-    "marian-a": lambda a: (
-      a
-      | {
-        "lm_head.weight": a["model.shared.weight"],
-        "model.decoder.embed_tokens.weight": a["model.shared.weight"],
-        "model.encoder.embed_positions.weight": np.ones((40, 12), np.float32),
-      }
-    ),
-  }.items():
-    same(checkpoints.load_module(rewritten(case, tmp_path / case, change)), loaded(case))
+def add_copies_to_t5(arrays):
+  embeddings = arrays["shared.weight"]
+  bias = arrays["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+  return arrays | {
+    "encoder.embed_tokens.weight": embeddings,
+    "decoder.embed_tokens.weight": embeddings,
+    "lm_head.weight": embeddings,
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": bias,
+  }
 
 
-def test_a_file_saved_without_a_head_has_no_bias_of_the_logits(tmp_path):
-  model = checkpoints.load_module(
-    rewritten(
-      "bart-a",
-      tmp_path / "x",
-      lambda a: {
-        name.removeprefix("model."): t for name, t in a.items() if name != "final_logits_bias"
-      },
-    )
-  )
+def to_facebook_layout(arrays):
+  return {name.removeprefix("model."): a for name, a in arrays.items()} | {
+    "encoder.embed_tokens.weight": arrays["model.shared.weight"],
+    "encoder.version": np.ones(1, np.float32),
+  }
+
+
+def add_copies_to_marian(arrays):
+  return arrays | {
+    "lm_head.weight": arrays["model.shared.weight"],
+    "model.decoder.embed_tokens.weight": arrays["model.shared.weight"],
+    "model.encoder.embed_positions.weight": np.ones((40, 12), np.float32),
+  }
+
+
+def test_redundant_tensors_of_published_checkpoints_are_ignored(tmp_path, loaded):
+  changes = {
+    "t5-a": add_copies_to_t5,
+    "bart-a": to_facebook_layout,
+    "marian-a": add_copies_to_marian,
+  }
+  for case, change in changes.items():
+    folder = modified_checkpoint(case, tmp_path / case, change)
+    assert_equal_parameters(checkpoints.load_module(folder), loaded(case))
+
+
+def test_a_checkpoint_saved_without_a_head_has_zero_bias_of_the_logits(tmp_path):
+  def without_head(arrays):
+    return {n.removeprefix("model."): a for n, a in arrays.items() if n != "final_logits_bias"}
+
+  model = checkpoints.load_module(modified_checkpoint("bart-a", tmp_path / "x", without_head))
   assert not model.head_bias.numpy().any()
 
 
-def test_11_has_a_head_of_its_own_and_says_so_in_either_spelling(tmp_path):
-  old = {"tie_word_embeddings": False, "scale_decoder_outputs": None}
-  for config in (old, {"scale_decoder_outputs": False}):
-    folder = rewritten(
-      "t5-b",
-      tmp_path / str(len(config)),
-      lambda a: a,
-      {name: value for name, value in config.items()},
-    )
-    text = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-      json.dumps({name: value for name, value in text.items() if value is not None})
-    )
+def test_the_head_of_t5_1_1_is_not_tied_with_old_or_new_config_keys(tmp_path):
+  old_keys = {"tie_word_embeddings": False, "scale_decoder_outputs": None}
+  new_keys = {"scale_decoder_outputs": False}
+  for name, config in (("old", old_keys), ("new", new_keys)):
+    model = checkpoints.load_module(modified_checkpoint("t5-b", tmp_path / name, config=config))
     np.testing.assert_array_equal(
-      checkpoints.load_module(folder).head.weight.numpy(),
+      model.head.weight.numpy(),
       safetensors.read(FIXTURES / "t5-b")["lm_head.weight"].numpy(),
     )
-  with pytest.raises(ValueError, match="lacks lm_head.weight"):
-    checkpoints.load_module(
-      rewritten(
-        "t5-b",
-        tmp_path / "y",
-        lambda a: {name: t for name, t in a.items() if name != "lm_head.weight"},
-      )
-    )
+
+  def without_head(arrays):
+    return {name: a for name, a in arrays.items() if name != "lm_head.weight"}
+
+  with pytest.raises(ValueError, match=r"lacks lm_head\.weight"):
+    checkpoints.load_module(modified_checkpoint("t5-b", tmp_path / "x", without_head))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +250,7 @@ def test_11_has_a_head_of_its_own_and_says_so_in_either_spelling(tmp_path):
     ("bart-a", {"d_model": 13}, "dim 13"),
   ],
 )
-def test_what_is_not_built_is_told(case, change, word):
+def test_an_unsupported_setting_raises_an_error_that_names_it(case, change, word):
   config = json.loads((FIXTURES / case / "config.json").read_text()) | change
   with pytest.raises(ValueError, match=word):
     FAMILIES[case].from_config(Config(config))
@@ -278,18 +271,18 @@ OPUS = dict(
 )
 
 
-def t5_sizes(dim, heads, ff_dim, layers):
+def t5_sizes(dim, heads, ff_dim, num_layers):
   return dict(
-    vocab_size=32128, d_model=dim, d_kv=64, num_heads=heads, d_ff=ff_dim, num_layers=layers
+    vocab_size=32128, d_model=dim, d_kv=64, num_heads=heads, d_ff=ff_dim, num_layers=num_layers
   )
 
 
-def bart_sizes(dim, layers):
+def bart_sizes(dim, num_layers):
   return OPUS | dict(
     vocab_size=50265,
     d_model=dim,
-    encoder_layers=layers,
-    decoder_layers=layers,
+    encoder_layers=num_layers,
+    decoder_layers=num_layers,
     encoder_attention_heads=16,
     decoder_attention_heads=16,
     encoder_ffn_dim=4 * dim,
@@ -310,12 +303,13 @@ def bart_sizes(dim, layers):
     (marian, OPUS, 74_410_496),
   ],
 )
-def test_the_published_sizes_have_their_parameter_counts(family, sizes, count):
-  """As transformers counts: without the bias of BART's logits, which it has as no parameter, and with Marian's computed positions, which it has as two."""
+def test_published_sizes_have_their_parameter_counts(family, sizes, count):
+  """The counts are those of transformers.
+
+  There, the bias of BART's logits is not a parameter, and Marian's sinusoids are two parameters.
+  """
   with safetensors.skip_init():
     params = nn.state.get_state_dict(family.from_config(Config(sizes)))
-  assert (
-    sum(math.prod(p.shape) for name, p in params.items() if name != "head_bias")
-    + (2 * 512 * 512 if family is marian else 0)
-    == count
-  )
+  actual = sum(math.prod(p.shape) for name, p in params.items() if name != "head_bias")
+  sinusoids = 2 * 512 * 512 if family is marian else 0
+  assert actual + sinusoids == count

@@ -1,4 +1,7 @@
-"""T5, BART and Marian against transformers itself, every parameter random. Needs the extra `reference`; runs in .ci/run."""
+"""T5, BART and Marian against transformers, with random parameters.
+
+Needs the extra `reference`; runs in .ci/run.
+"""
 
 import numpy as np
 import pytest
@@ -11,82 +14,77 @@ from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from make_fixtures import BART, T5, pair
+from make_fixtures import BART, T5, pair  # noqa: E402
 
 pytestmark = pytest.mark.slow
 PLAIN = {"linear": Linear, "attention_fn": attention}
 V = BART["vocab_size"]
+BART_128 = BART | dict(max_position_embeddings=128)
+DEFAULT_BUCKETS = dict(relative_attention_num_buckets=32, relative_attention_max_distance=128)
 CONFIGS = {
   "t5": lambda: transformers.T5Config(**T5),
   "t5 1.1": lambda: transformers.T5Config(
     **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
   ),
   "t5 with gated silu": lambda: transformers.T5Config(
-    **T5
-    | dict(
-      feed_forward_proj="gated-silu",
-      relative_attention_num_buckets=32,
-      relative_attention_max_distance=128,
-    )
+    **T5 | DEFAULT_BUCKETS | dict(feed_forward_proj="gated-silu")
   ),
   "mt5": lambda: transformers.MT5Config(**T5),
-  "bart": lambda: transformers.BartConfig(**BART | dict(max_position_embeddings=128)),
+  "bart": lambda: transformers.BartConfig(**BART_128),
   "bart, scaled": lambda: transformers.BartConfig(
-    **BART | dict(scale_embedding=True, activation_function="relu", max_position_embeddings=128)
+    **BART_128 | dict(scale_embedding=True, activation_function="relu")
   ),
   "marian": lambda: transformers.MarianConfig(
-    **BART | dict(scale_embedding=True, activation_function="swish", max_position_embeddings=128)
+    **BART_128 | dict(scale_embedding=True, activation_function="swish")
   ),
   "marian, unscaled": lambda: transformers.MarianConfig(
-    **BART
-    | dict(activation_function="gelu", encoder_attention_heads=6, max_position_embeddings=128)
+    **BART_128 | dict(activation_function="gelu", encoder_attention_heads=6)
   ),
 }
 
 
-def theirs(name, seed=0, words=None):
-  config = CONFIGS[name]()
-  model = pair(config, words or {}, seed)
-  if name == "mt5":  # as its files are: a head of its own
-    model.lm_head.weight = torch.nn.Parameter(
-      torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.25
-    )
+def reference_model(name, seed=0, settings=None):
+  """Return a random model of transformers.
+
+  settings: keys of generation_config.json.
+  """
+  model = pair(CONFIGS[name](), settings or {}, seed)
+  if name == "mt5":
+    # Published checkpoints of mT5 have a head that is not tied.
+    rng = torch.Generator().manual_seed(seed)
+    head = torch.randn(model.lm_head.weight.shape, generator=rng) * 0.25
+    model.lm_head.weight = torch.nn.Parameter(head)
   return model
 
 
-def drawn(*shape, seed=5):
+def random_ids(*shape, seed=5):
   return np.random.default_rng(seed).integers(3, V, shape)
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_theirs(tmp_path, name, seed):
-  model, source, target, attention_mask = (
-    theirs(name, seed),
-    drawn(3, 37),
-    drawn(3, 29, seed=6),
-    np.ones((3, 37), dtype=np.int64),
-  )
+def test_logits_equal_hugging_face(tmp_path, name, seed):
+  reference = reference_model(name, seed)
+  reference.save_pretrained(tmp_path)
+  source = random_ids(3, 37)
+  target = random_ids(3, 29, seed=6)
+  attention_mask = np.ones((3, 37), dtype=np.int64)
   attention_mask[1, 20:] = attention_mask[2, 1:] = 0
-  model.save_pretrained(tmp_path)
   with torch.no_grad():
-    want = model(
+    expected = reference(
       input_ids=torch.tensor(source),
       attention_mask=torch.tensor(attention_mask),
       decoder_input_ids=torch.tensor(target),
     ).logits.numpy()
   for parts in ({}, PLAIN):
-    error = np.abs(
-      checkpoints.load_module(tmp_path, **parts)(
-        Tensor(source), Tensor(target), Tensor(attention_mask)
-      ).numpy()
-      - want
-    ).max()
-    print(name, seed, error / want.std())
-    assert error < min(1e-4, 1e-5 * want.std())
+    model = checkpoints.load_module(tmp_path, **parts)
+    actual = model(Tensor(source), Tensor(target), Tensor(attention_mask)).numpy()
+    error = np.abs(actual - expected).max()
+    print(name, seed, error / expected.std())
+    assert error < min(1e-4, 1e-5 * expected.std())
 
 
-WORDS = [
+SETTINGS = [
   dict(num_beams=1),
   dict(num_beams=4),
   dict(num_beams=4, early_stopping=True),
@@ -117,39 +115,43 @@ WORDS = [
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-  """Traced steps are kept for the tests after this one: they differ in weights, not in shapes."""
+def step_cache(tmp_path_factory):
+  """Cache compiled steps for all tests of this module: the models differ in weights only."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     yield
 
 
-@pytest.mark.usefixtures("steps")
-@pytest.mark.parametrize(
-  "words",
-  WORDS,
-  ids=lambda words: " ".join(f"{name}={value}" for name, value in words.items())[:60],
-)
+def join_settings(settings):
+  """Return the name of a test case."""
+  return " ".join(f"{name}={value}" for name, value in settings.items())[:60]
+
+
+@pytest.mark.usefixtures("step_cache")
+@pytest.mark.parametrize("settings", SETTINGS, ids=join_settings)
 @pytest.mark.parametrize("name", ["t5", "t5 1.1", "bart", "marian"])
-def test_texts_are_theirs(tmp_path, name, words):
-  """Fifty tokens of each, or as many as come before the end."""
+def test_generated_texts_equal_hugging_face(tmp_path, name, settings):
+  """Each text has up to 50 tokens. Both implementations stop at the end-of-sequence token."""
   for seed in range(3):
-    model = theirs(name, seed, words | {"max_length": 51})
-    model.save_pretrained(tmp_path)
-    ours, settings = checkpoints.load_module(tmp_path), GenerationConfig.read(tmp_path)
+    reference = reference_model(name, seed, settings | {"max_length": 51})
+    reference.save_pretrained(tmp_path)
+    model = checkpoints.load_module(tmp_path)
+    config = GenerationConfig.read(tmp_path)
     for length in (5, 21):
-      source = drawn(1, length, seed=seed).tolist()
-      [want] = model.generate(torch.tensor(source)).tolist()
-      end = want.index(settings.eos_token_id, 1) if settings.eos_token_id in want[1:] else len(want)
-      assert generate_seq2seq(ours, source[0], settings, key=name) == want[1:end], (seed, length)
+      source = random_ids(1, length, seed=seed).tolist()
+      # The first token is decoder_start_token_id, which may equal eos_token_id.
+      [text] = reference.generate(torch.tensor(source)).tolist()
+      end = text.index(config.eos_token_id, 1) if config.eos_token_id in text[1:] else len(text)
+      actual = generate_seq2seq(model, source[0], config, key=name)
+      assert actual == text[1:end], (seed, length)
 
 
 @pytest.mark.parametrize("name", ["t5", "t5 1.1", "bart", "marian"])
-def test_all_beams_and_their_scores_are_theirs(tmp_path, name):
-  model = theirs(name, 3, dict(max_length=24))
-  model.save_pretrained(tmp_path)
-  ours, source = checkpoints.load_module(tmp_path), drawn(1, 9)
-  out = model.generate(
+def test_all_beams_and_scores_equal_hugging_face(tmp_path, name):
+  reference = reference_model(name, 3, dict(max_length=24))
+  reference.save_pretrained(tmp_path)
+  source = random_ids(1, 9)
+  output = reference.generate(
     torch.tensor(source),
     num_beams=4,
     num_return_sequences=4,
@@ -157,17 +159,18 @@ def test_all_beams_and_their_scores_are_theirs(tmp_path, name):
     return_dict_in_generate=True,
     output_scores=True,
   )
-  settings = GenerationConfig.read(tmp_path)
-  reader = Engine(ours, 4, cache=ours.cache(4, Tensor(source), context=24))
-  found = beam_search(
-    reader,
-    [settings.decoder_start_token_id],
+  model = checkpoints.load_module(tmp_path)
+  config = GenerationConfig.read(tmp_path)
+  beams = beam_search(
+    Engine(model, 4, cache=model.cache(4, Tensor(source), context=24)),
+    [config.decoder_start_token_id],
     23,
     lambda n: n**1.5,
-    settings.eos_token_id,
-    settings.logits_processors(24),
+    config.eos_token_id,
+    config.logits_processors(24),
   )
-  for (ids, score), sequence, their_score in zip(
-    found, out.sequences[:, 1:].tolist(), out.sequences_scores.tolist()
-  ):
-    assert ids == sequence[: len(ids)] and score == pytest.approx(their_score, abs=1e-4)
+  sequences = output.sequences[:, 1:].tolist()
+  scores = output.sequences_scores.tolist()
+  for (ids, score), sequence, expected_score in zip(beams, sequences, scores, strict=True):
+    assert ids == sequence[: len(ids)]
+    assert score == pytest.approx(expected_score, abs=1e-4)

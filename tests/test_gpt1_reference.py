@@ -1,4 +1,7 @@
-"""The first GPT against transformers itself, every parameter random. Needs the extra `reference`; runs in .ci/run."""
+"""GPT-1 against transformers, with random parameters.
+
+Needs the extra `reference`; runs in .ci/run.
+"""
 
 import numpy as np
 import pytest
@@ -12,13 +15,14 @@ from tinyformer.generation.engine import Engine, generate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-import make_fixtures
+import make_fixtures  # noqa: E402
 
 pytestmark = pytest.mark.slow
 IDS = np.random.default_rng(5).integers(0, 61, (3, 17))
 
 
-def theirs(folder, seed=0, **sizes):
+def save_reference(folder, seed=0, **sizes):
+  """Save a random model of transformers in `folder` and return the model."""
   config = transformers.OpenAIGPTConfig(
     **make_fixtures.FIRST | sizes, bos_token_id=None, eos_token_id=None
   )
@@ -28,12 +32,12 @@ def theirs(folder, seed=0, **sizes):
   return model
 
 
-def their_logits(model, ids, **more):
+def reference_logits(model, ids, **inputs):
   with torch.no_grad():
-    return model(torch.tensor(ids), **more).logits.numpy()
+    return model(torch.tensor(ids), **inputs).logits.numpy()
 
 
-@pytest.mark.parametrize("load", [gpt1.load, load_module], ids=["plain parts", "fast parts"])
+@pytest.mark.parametrize("load", [gpt1.load, load_module], ids=["plain parts", "CPU kernels"])
 @pytest.mark.parametrize(
   "sizes",
   [
@@ -45,44 +49,43 @@ def their_logits(model, ids, **more):
     dict(afn="swish"),
   ],
 )
-def test_logits_are_theirs(tmp_path, sizes, load):
-  model = theirs(tmp_path, **sizes)
-  close(load(tmp_path)(Tensor(IDS)).numpy(), their_logits(model, IDS))
+def test_logits_equal_hugging_face(tmp_path, sizes, load):
+  reference = save_reference(tmp_path, **sizes)
+  close(load(tmp_path)(Tensor(IDS)).numpy(), reference_logits(reference, IDS))
 
 
-def test_chunks_through_the_cache_have_their_logits(tmp_path):
-  want, ours = their_logits(theirs(tmp_path), IDS), gpt1.load(tmp_path)
-  cache = ours.cache(3)
+def test_cached_chunks_have_the_logits_of_hugging_face(tmp_path):
+  expected = reference_logits(save_reference(tmp_path), IDS)
+  model = gpt1.load(tmp_path)
+  cache = model.cache(3)
   for start, end in ((0, 6), (6, 7), (7, 17)):
-    close(ours(Tensor(IDS[:, start:end]), start, cache).numpy(), want[:, start:end])
+    actual = model(Tensor(IDS[:, start:end]), start, cache).numpy()
+    close(actual, expected[:, start:end])
 
 
-def test_padded_texts_have_their_logits(tmp_path):
-  """On the left, where their places have to be told to transformers, and on the right."""
-  model, lengths = theirs(tmp_path), (17, 9, 4)
-  for attention_mask in (
-    np.array([[i >= 17 - n for i in range(17)] for n in lengths]),
-    np.array([[i < n for i in range(17)] for n in lengths]),
-  ):
-    places = torch.tensor(np.maximum(attention_mask.cumsum(1) - 1, 0))
-    want = their_logits(
-      model, IDS, attention_mask=torch.tensor(attention_mask), position_ids=places
+def test_logits_of_padded_sequences_equal_hugging_face(tmp_path):
+  """Padding is on the left, where transformers needs position_ids, or on the right."""
+  reference = save_reference(tmp_path)
+  lengths = (17, 9, 4)
+  padded_left = np.array([[i >= 17 - n for i in range(17)] for n in lengths])
+  padded_right = np.array([[i < n for i in range(17)] for n in lengths])
+  for attention_mask in (padded_left, padded_right):
+    expected = reference_logits(
+      reference,
+      IDS,
+      attention_mask=torch.tensor(attention_mask),
+      position_ids=torch.tensor(np.maximum(attention_mask.cumsum(1) - 1, 0)),
     )
-    close(
-      gpt1.load(tmp_path)(Tensor(IDS), attention_mask=Tensor(attention_mask)).numpy()[
-        attention_mask
-      ],
-      want[attention_mask],
-    )
+    model = gpt1.load(tmp_path)
+    actual = model(Tensor(IDS), attention_mask=Tensor(attention_mask)).numpy()
+    close(actual[attention_mask], expected[attention_mask])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_greedy_text_is_theirs(tmp_path, seed):
-  want = (
-    theirs(tmp_path, seed)
-    .generate(torch.tensor([[1, 2, 3]]), max_new_tokens=19, do_sample=False, pad_token_id=0)[0, 3:]
-    .tolist()
-  )
-  assert [
-    t for [t] in generate(Engine(checkpoints.load_module(tmp_path)), [1, 2, 3], 19, temperature=0)
-  ] == want
+def test_greedy_text_equals_hugging_face(tmp_path, seed):
+  reference = save_reference(tmp_path, seed)
+  prompt = torch.tensor([[1, 2, 3]])
+  output = reference.generate(prompt, max_new_tokens=19, do_sample=False, pad_token_id=0)
+  engine = Engine(checkpoints.load_module(tmp_path))
+  actual = [token for [token] in generate(engine, [1, 2, 3], 19, temperature=0)]
+  assert actual == output[0, 3:].tolist()

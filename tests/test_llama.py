@@ -1,3 +1,5 @@
+"""LLaMA, Mistral and Mixtral: logits of transformers, masks, RoPE and configs."""
+
 import conftest
 import numpy as np
 import pytest
@@ -28,56 +30,58 @@ SIZES = dict(
 )
 
 
-@pytest.fixture(scope="module", params=[None, 5], ids=["all keys", "a window"])
+@pytest.fixture(scope="module", params=[None, 5], ids=["full attention", "sliding window"])
 def model(request):
   return randomise(Llama(**SIZES, window=request.param))
 
 
 @pytest.fixture(scope="module")
-def plain(model):
+def logits(model):
   return model(Tensor(IDS)).numpy()
 
 
-def close(got, want):
-  conftest.close(got, want, 2e-5)
+def close(actual, expected):
+  conftest.close(actual, expected, 2e-5)
 
 
 @pytest.mark.parametrize(
   "case, parts",
   [("llama-a", {}), *((case, CPU_KERNELS) for case in ("llama-a", "mistral-a", "mixtral-a"))],
-  ids=["llama of plain parts", "llama", "mistral", "mixtral"],
+  ids=["llama with plain parts", "llama", "mistral", "mixtral"],
 )
-def test_logits_are_hugging_faces(case, parts):
-  want = np.load(FIXTURES / case / "expected.npz")
-  got = checkpoints.load_module(
-    FIXTURES / case, **({"attention_fn": attention, "linear": Linear} | parts)
-  )(Tensor(want["ids"])).numpy()
-  assert np.abs(got - want["logits"]).max() < min(1e-4, 1e-5 * want["logits"].std())
+def test_logits_equal_hugging_face(case, parts):
+  expected = np.load(FIXTURES / case / "expected.npz")
+  parts = {"attention_fn": attention, "linear": Linear} | parts
+  model = checkpoints.load_module(FIXTURES / case, **parts)
+  error = np.abs(model(Tensor(expected["ids"])).numpy() - expected["logits"]).max()
+  assert error < min(1e-4, 1e-5 * expected["logits"].std())
 
 
-def test_a_query_never_sees_a_later_key_nor_one_before_its_window(model, plain):
-  for place in (0, 17, 30):
-    changed = IDS.copy()
-    changed[:, place] = (changed[:, place] + 1) % V
-    moved = (model(Tensor(changed)).numpy() != plain).any((0, 2))
-    assert not moved[:place].any() and moved[place]
+def test_a_query_attends_to_no_later_key_and_to_no_key_before_its_window(model, logits):
+  for position in (0, 17, 30):
+    changed_ids = IDS.copy()
+    changed_ids[:, position] = (changed_ids[:, position] + 1) % V
+    has_changed = (model(Tensor(changed_ids)).numpy() != logits).any((0, 2))
+    assert not has_changed[:position].any() and has_changed[position]
     if model.window:
-      assert not moved[place + 2 * (model.window - 1) + 1 :].any()  # two layers
+      # Each of the two layers passes information on by window - 1 positions.
+      assert not has_changed[position + 2 * (model.window - 1) + 1 :].any()
 
 
-def test_only_distances_count():
-  """Turned queries and keys know no absolute place: a text that begins later gives the same, beyond what its windows see of what came before."""
+def test_logits_depend_on_relative_positions_only():
+  """A text has the same logits at another position if its windows do not reach what precedes it."""
   model = randomise(Llama(**SIZES, window=5))
-  early, late = (
-    np.concatenate([IDS[1, :before], IDS[0, :14], IDS[1, before:26]]) for before in (5, 11)
-  )  # what follows is not seen
-  got = model(Tensor(np.stack([early, late]))).numpy()
-  close(got[0, 14:19], got[1, 20:25])
+  text = IDS[0, :14]
+  # The tokens that follow the text only make both sequences equally long.
+  early, late = (np.concatenate([IDS[1, :n], text, IDS[1, n:26]]) for n in (5, 11))
+  actual = model(Tensor(np.stack([early, late]))).numpy()
+  close(actual[0, 14:19], actual[1, 20:25])
 
 
-def test_a_tied_head_is_the_embeddings():
+def test_a_tied_head_has_no_parameters():
   tied = randomise(Llama(**SIZES, tied=True))
-  assert "head.weight" not in nn.state.get_state_dict(tied) and tied(Tensor(IDS)).shape == (B, C, V)
+  assert "head.weight" not in nn.state.get_state_dict(tied)
+  assert tied(Tensor(IDS)).shape == (B, C, V)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,7 @@ def test_a_tied_head_is_the_embeddings():
     ("rope_parameters", {"rope_type": "yarn"}),
   ],
 )
-def test_what_is_not_built_is_told(key, value):
+def test_an_unsupported_setting_raises_an_error_that_names_it(key, value):
   config = {
     "vocab_size": V,
     "hidden_size": 12,

@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
+from models.key_map import KeyMap
 from tinyformer.kernels.c_kernel import buffer_of
 from tinyformer.kernels.linear import quantize_int8, to_float32
 
@@ -158,31 +159,6 @@ def read(folder: Path) -> dict[str, TensorInfo]:
       f"{folder} has its weights as a pickle, which can run any code when it is read: convert it to model.safetensors"
     )
   raise FileNotFoundError(f"{folder} has no model.safetensors")
-
-
-class KeyMap(NamedTuple):
-  """How a family's checkpoint calls our parameters. All patterns are regular expressions.
-
-  ours: ours to theirs, the first that matches. Several of ours with one name of theirs lie in it side by side, in our order.
-  turned: theirs that are stored as (inputs, outputs).  left: theirs that may have no place in a model, and why.  older: spellings met in files to theirs.
-  joined: theirs that stand one below the other in one of ours, to its name; the number in the second group is their order.
-  absent: theirs that files may lack, and why; ours then stay as the model starts with.
-  """
-
-  rules: dict[str, str]
-  transposed: str = "$^"
-  ignored: dict[str, str] = {}
-  legacy: dict[str, str] = {}
-  stacked: dict[str, str] = {}
-  optional: dict[str, str] = {}
-
-  def table(self, model) -> dict[str, list[str]]:
-    """Each name in the file, with the parameters of ours that it holds."""
-    table: dict[str, list[str]] = {}
-    for name in nn.state.get_state_dict(model):
-      pattern = next(p for p in self.rules if re.match(p, name))
-      table.setdefault(re.sub(pattern, self.rules[pattern], name), []).append(name)
-    return table
 
 
 def join(

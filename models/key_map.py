@@ -1,0 +1,38 @@
+"""A key map states which tensor of a checkpoint holds which parameter of a model."""
+
+import re
+from dataclasses import dataclass, field
+
+from tinygrad import nn
+
+
+@dataclass(frozen=True)
+class KeyMap:
+  """The tensor names of an architecture's checkpoints. All patterns are regular expressions.
+
+  rules: beginning of a parameter's name -> beginning of the tensor's name; the first match applies.
+    If several parameters map to one tensor, the tensor contains them side by side in model order.
+  transposed: matches tensors that the checkpoint stores as (inputs, outputs).
+  ignored: tensors that a checkpoint may contain but the model does not need -> the reason.
+  legacy: parts of names in older checkpoints -> the current spelling.
+  stacked: tensors that are concatenated to form one parameter -> the name of the result.
+    The second group of the pattern is the index of the tensor in the result.
+  optional: tensors that a checkpoint may lack -> the reason.
+    The parameter keeps its initial value if the tensor is missing.
+  """
+
+  rules: dict[str, str]
+  transposed: str = "$^"
+  ignored: dict[str, str] = field(default_factory=dict)
+  legacy: dict[str, str] = field(default_factory=dict)
+  stacked: dict[str, str] = field(default_factory=dict)
+  optional: dict[str, str] = field(default_factory=dict)
+
+  def table(self, model) -> dict[str, list[str]]:
+    """Return the name of each tensor in a checkpoint and the names of the parameters it holds."""
+    table: dict[str, list[str]] = {}
+    for parameter in nn.state.get_state_dict(model):
+      pattern = next(p for p in self.rules if re.match(p, parameter))
+      tensor = re.sub(pattern, self.rules[pattern], parameter)
+      table.setdefault(tensor, []).append(parameter)
+    return table
