@@ -1,3 +1,5 @@
+"""The attention kernels equal transformer.attention."""
+
 import math
 
 import numpy as np
@@ -13,31 +15,29 @@ from tinyformer.kernels.attention import attention
 from transformer import causal_mask, dot_product, padding_mask, scaled_dot_product
 
 
-def both(q, k, v, mask=None, similarity=scaled_dot_product, gradients=True):
-  """Output and gradients of the kernel and of the plain form, whose heads share no keys."""
-  share = q.shape[1] // k.shape[1]
-  d, results = Tensor(normal(*q.shape, seed=9)), []
-  for f, keys in (
-    (attention, (k, v)),
-    (transformer.attention, (k.repeat_interleave(share, 1), v.repeat_interleave(share, 1))),
-  ):
-    y = f(q, *keys, mask, similarity)
-    results.append(
-      [t.numpy() for t in (y, *((y * d).sum().gradient(q, k, v) if gradients else ()))]
-    )
+def kernel_and_plain(q, k, v, mask=None, similarity=scaled_dot_product, gradients=True):
+  """Return outputs and gradients of the kernel, and of plain attention with repeated KV heads."""
+  group = q.shape[1] // k.shape[1]
+  dy = Tensor(normal(*q.shape, seed=9))
+  repeated = (k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
+  results = []
+  for function, keys_and_values in ((attention, (k, v)), (transformer.attention, repeated)):
+    y = function(q, *keys_and_values, mask, similarity)
+    tensors = (y, *((y * dy).sum().gradient(q, k, v) if gradients else ()))
+    results.append([t.numpy() for t in tensors])
   return results
 
 
 def check(*args, **options):
-  for got, want in zip(*both(*args, **options)):
-    np.testing.assert_allclose(got, want, atol=2e-5 * max(1, np.abs(want).max(initial=0)))
+  for actual, expected in zip(*kernel_and_plain(*args, **options), strict=True):
+    tolerance = 2e-5 * max(1, np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(actual, expected, atol=tolerance)
 
 
 def inputs(B, H, G, T, S, K):
-  return tuple(
-    Tensor(normal(*shape, seed=i)).realize()
-    for i, shape in enumerate([(B, H, T, K), (B, G, S, K), (B, G, S, K)])
-  )
+  """Return random q (B, H, T, K), k and v (B, G, S, K)."""
+  shapes = [(B, H, T, K), (B, G, S, K), (B, G, S, K)]
+  return tuple(Tensor(normal(*shape, seed=i)).realize() for i, shape in enumerate(shapes))
 
 
 SIZES = [
@@ -54,7 +54,7 @@ SIZES = [
 @pytest.mark.parametrize(
   "sizes", [*SIZES[:4], *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SIZES[4:])]
 )
-def test_it_and_its_gradients_are_the_plain_ones(sizes):
+def test_attention_and_its_gradients_equal_the_plain_form(sizes):
   check(*inputs(*sizes))
 
 
@@ -66,11 +66,11 @@ def test_it_and_its_gradients_are_the_plain_ones(sizes):
     *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SIZES if 1 < sizes[3] != 50),
   ],
 )
-def test_under_a_causal_mask(sizes):
+def test_causal_attention_and_its_gradients_equal_the_plain_form(sizes):
   check(*inputs(*sizes), causal_mask(sizes[3], sizes[4]))
 
 
-def test_the_gradient_of_a_long_text_needs_no_long_stack():
+def test_the_gradient_for_40000_queries_does_not_overflow_the_stack():
   check(*inputs(1, 1, 1, 40_000, 2, 64))
 
 
@@ -83,86 +83,90 @@ def test_the_gradient_of_a_long_text_needs_no_long_stack():
   st.integers(1, 70),
   st.sampled_from(["none", "causal", "padding", "bias"]),
 )
-def test_odd_shapes(B, heads, T, S, K, kind):
+def test_attention_of_arbitrary_shapes_equals_the_plain_form(B, heads, T, S, K, kind):
   H, G = heads
-  keep = Tensor(np.random.default_rng(T).integers(0, 2, (B, S)))
+  attention_mask = Tensor(np.random.default_rng(T).integers(0, 2, (B, S)))
   mask = {
     "none": None,
     "causal": causal_mask(T, S),
-    "padding": padding_mask(keep).realize(),
+    "padding": padding_mask(attention_mask).realize(),
     "bias": Tensor(normal(H, T, S, seed=5)).realize(),
   }[kind]
   check(*inputs(B, H, G, T, S, K), mask, gradients=False)
 
 
 @pytest.mark.parametrize("T", [1, 9])
-def test_masks_that_add(T):
-  for mask in (
+def test_additive_masks_of_every_broadcastable_shape_equal_the_plain_form(T):
+  masks = (
     padding_mask(Tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]])),
     Tensor(normal(3, T, 5)),
     Tensor(normal(2, 1, T, 5)),
     Tensor(normal(5)),
-  ):
+  )
+  for mask in masks:
     check(*inputs(2, 3, 3, T, 5, 8), mask.realize())
 
 
-def test_the_gradient_of_a_learned_mask():
+def test_the_gradient_of_a_learned_mask_equals_the_plain_forms():
   q, k, v = inputs(2, 3, 3, 4, 5, 8)
-  slopes = []
-  for f in (attention, transformer.attention):
+  gradients = []
+  for function in (attention, transformer.attention):
     mask = Tensor(normal(3, 4, 5)).realize()
-    slopes.append((f(q, k, v, mask) * q).sum().gradient(mask)[0].numpy())
-  np.testing.assert_allclose(*slopes, atol=1e-5)
+    gradients.append((function(q, k, v, mask) * q).sum().gradient(mask)[0].numpy())
+  np.testing.assert_allclose(*gradients, atol=1e-5)
 
 
 @pytest.mark.parametrize("T", [1, 9])
-def test_a_query_without_keys_gets_zeros(T):
-  assert not attention(*inputs(1, 1, 1, T, 5, 8), Tensor.full((T, 5), -math.inf)).numpy().any()
+def test_a_query_whose_keys_are_all_masked_gets_zeros(T):
+  mask = Tensor.full((T, 5), -math.inf)
+  assert not attention(*inputs(1, 1, 1, T, 5, 8), mask).numpy().any()
 
 
 @pytest.mark.parametrize("T", [1, 9])
-def test_other_similarities_and_scores_beyond_reason(T):
+def test_other_similarities_and_very_large_scores_equal_the_plain_form(T):
   q, k, v = inputs(1, 2, 2, T, 50, 8)
   check(q, k, v, None, dot_product)
-  check(q, k, v, None, lambda q, k: scaled_dot_product(q, k) * 0.5)  # no kernel for this one
+  # There is no kernel for this similarity.
+  check(q, k, v, None, lambda q, k: scaled_dot_product(q, k) * 0.5)
   check(q * 100, k * 100, v, gradients=False)
 
 
 @pytest.mark.parametrize("T", [1, 9])
-def test_what_is_no_number_stays_one(T):
+def test_nan_queries_give_nan_outputs(T):
   q, k, v = inputs(1, 1, 1, T, 50, 8)
   assert np.isnan(attention(q * math.nan, k, v).numpy()).all()
 
 
 @pytest.mark.parametrize("T", [1, 5])
-def test_a_cache_is_read_where_it_lies(T):
-  cache, start = KVCache(1, 2, 3, 40, 8), UOp.variable("start", 0, 35)
+def test_attention_over_a_kv_cache_equals_attention_over_its_contents(T):
+  cache = KVCache(1, 2, 3, 40, 8)
+  start = UOp.variable("start", 0, 35)
   k, v = (Tensor(normal(2, 3, 40, 8, seed=i)).realize() for i in (1, 2))
-  for t, kept in ((k, cache.k[0]), (v, cache.v[0])):
-    kept.assign(t).realize()
-  q, new = Tensor(normal(2, 3, T, 8)).realize(), Tensor(normal(2, 3, T, 8, seed=4)).realize()
-  for at in (0, 7, 35):
-    got = attention(
-      q,
-      *cache.layer(0, start.bind(at))(new, new),
-      causal_mask(T, start.bind(at) + T) if T > 1 else None,
-    ).numpy()
-    end = at + T
-    parts = [t[:, :, :at].cat(new, dim=2).contiguous() for t in (k, v)]
-    np.testing.assert_allclose(
-      got, transformer.attention(q, *parts, causal_mask(T, end)).numpy(), atol=1e-5
-    )
-    for t, kept in ((k, cache.k[0]), (v, cache.v[0])):
-      kept.assign(t).realize()
+
+  def fill_cache():
+    cache.k[0].assign(k).realize()
+    cache.v[0].assign(v).realize()
+
+  fill_cache()
+  q = Tensor(normal(2, 3, T, 8)).realize()
+  new = Tensor(normal(2, 3, T, 8, seed=4)).realize()
+  for position in (0, 7, 35):
+    bound = start.bind(position)
+    mask = causal_mask(T, bound + T) if T > 1 else None
+    actual = attention(q, *cache.layer(0, bound)(new, new), mask).numpy()
+    contents = [t[:, :, :position].cat(new, dim=2).contiguous() for t in (k, v)]
+    expected = transformer.attention(q, *contents, causal_mask(T, position + T)).numpy()
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    fill_cache()
 
 
-@pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
-def test_a_kernel_is_used_where_it_serves_and_nowhere_else():
-  def used(q, k, v, *rest):
+@pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")
+def test_the_kernel_is_used_if_and_only_if_it_supports_the_inputs():
+  def uses_kernel(q, k, v, *rest):
     return "attention_" in str(attention(q, k, v, *rest).schedule_linear())
 
   q, k, v = inputs(1, 2, 2, 4, 5, 8)
-  assert used(q, k, v) and used(q, k, v, causal_mask(4, 5))
-  assert not used(q.half(), k.half(), v.half()) and not used(
-    q, k, v, None, lambda q, k: scaled_dot_product(q, k) * 2
-  )
+  assert uses_kernel(q, k, v)
+  assert uses_kernel(q, k, v, causal_mask(4, 5))
+  assert not uses_kernel(q.half(), k.half(), v.half())
+  assert not uses_kernel(q, k, v, None, lambda q, k: scaled_dot_product(q, k) * 2)

@@ -1,3 +1,5 @@
+"""Compiled steps compute what their functions compute, and are cached between processes."""
+
 import subprocess
 
 import numpy as np
@@ -8,110 +10,117 @@ from tinygrad import Context, Device, Tensor, UOp
 from tinyformer.kernels import compiled_step, graph_runner
 from tinyformer.kernels.compiled_step import CompiledStep, source_digest
 
-on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="only the CPU's kernels are kept")
+on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="GraphRunner runs CPU kernels only")
 WEIGHT = normal(64, 300, seed=1)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
+  """Use an empty cache directory, and return the folder of the cached steps in it."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   return tmp_path / "tinyformer" / "steps"
 
 
-def made(key: str | None = None, weight=WEIGHT, traced: list | None = None):
-  """A step with a weight, a memory that it writes to, and a place."""
+def make_step(key: str | None = None, weight=WEIGHT, traces: list | None = None):
+  """Return a step that writes relu(x @ weight) to a row of a buffer and returns the rows' sum.
+
+  Each time the step is traced, an item is appended to `traces`.
+  """
   captured_buffers = {
     "weight": Tensor(weight).realize(),
-    "memory": Tensor.zeros(8, 300).contiguous().realize(),
+    "rows": Tensor.zeros(8, 300).contiguous().realize(),
   }
 
-  def step(x: Tensor, place: UOp) -> Tensor:
-    if traced is not None:
-      traced.append(place)
-    captured_buffers["memory"][place : place + 1].assign((x @ captured_buffers["weight"]).relu())
-    return captured_buffers["memory"].sum(0).realize()
+  def step(x: Tensor, position: UOp) -> Tensor:
+    if traces is not None:
+      traces.append(position)
+    row = (x @ captured_buffers["weight"]).relu()
+    captured_buffers["rows"][position : position + 1].assign(row)
+    return captured_buffers["rows"].sum(0).realize()
 
-  return CompiledStep(step, (UOp.variable("place", 0, 7),), captured_buffers, key)
+  return CompiledStep(step, (UOp.variable("position", 0, 7),), captured_buffers, key)
 
 
 def check(step, weight=WEIGHT):
-  want = np.zeros((8, 300), np.float32)
-  for place in (3, 0, 5, 3):
-    x = normal(1, 64, seed=place)
-    want[place] = np.maximum(x @ weight, 0)
-    np.testing.assert_allclose(step(x, place=place), want.sum(0), atol=1e-4)
+  expected = np.zeros((8, 300), np.float32)
+  for position in (3, 0, 5, 3):
+    x = normal(1, 64, seed=position)
+    expected[position] = np.maximum(x @ weight, 0)
+    np.testing.assert_allclose(step(x, position=position), expected.sum(0), atol=1e-4)
 
 
 def test_a_step_is_traced_once_and_runs_on_new_inputs():
-  traced = []
-  check(made(traced=traced))
-  assert len(traced) == 1
+  traces = []
+  check(make_step(traces=traces))
+  assert len(traces) == 1
 
 
 @on_cpu
-def test_on_the_cpu_a_step_runs_from_machine_code():
-  step = made()
+def test_on_the_cpu_a_step_runs_in_a_graph_runner():
+  step = make_step()
   check(step)
   assert isinstance(step.graph_runner, graph_runner.GraphRunner)
 
 
-def test_another_shape_is_refused():
+def test_inputs_of_another_shape_are_rejected():
   double = CompiledStep(lambda x: (x * 2).sum().realize())
   for _ in range(4):
     assert double(np.ones((3, 4), np.float32)).item() == 24
-  with pytest.raises(ValueError, match=r"\(3, 4\).*\(5, 4\)"):
+  with pytest.raises(ValueError, match=r"\(5, 4\).*\(3, 4\)"):
     double(np.ones((5, 4), np.float32))
 
 
 @on_cpu
-@pytest.mark.parametrize("threads", [0, 1, 5])
-def test_all_parts_of_a_kernel_are_done_once_by_however_many_threads(monkeypatch, threads):
-  if threads == 0:
-    monkeypatch.setattr(
-      graph_runner, "helpers", lambda: type("None", (), {"put": lambda self, step: None})()
-    )
-  monkeypatch.setattr(graph_runner, "threads", lambda: threads)
-  x = normal(600, 700)
+@pytest.mark.parametrize("workers", [0, 1, 5])
+def test_each_task_of_a_kernel_runs_once_with_any_number_of_workers(monkeypatch, workers):
+  if workers == 0:
+
+    class NoQueue:
+      def put(self, step):
+        pass
+
+    monkeypatch.setattr(graph_runner, "worker_queue", NoQueue)
+  monkeypatch.setattr(graph_runner, "num_workers", lambda: workers)
+  array = normal(600, 700)
   step = CompiledStep(lambda x: (x.exp() + x).realize())
-  with Context(NOOPT=0):  # which gives a kernel its parts
+  # tinygrad splits a kernel into tasks only if it optimizes.
+  with Context(NOOPT=0):
     for i in range(30):
-      np.testing.assert_allclose(
-        step(x + i / 10), np.exp(x + i / 10) + x + i / 10, rtol=1e-4, atol=1e-5
-      )
-  assert (
-    max(step.graph_runner.table[graph_runner.HEAD + 1 :: graph_runner.WORDS]) > 1
-    or graph_runner.NUM_CPU_THREADS.value == 1
-  )
+      x = array + i / 10
+      np.testing.assert_allclose(step(x), np.exp(x) + x, rtol=1e-4, atol=1e-5)
+  num_tasks = step.graph_runner.table[graph_runner.HEADER_WORDS + 1 :: graph_runner.COMMAND_WORDS]
+  assert max(num_tasks) > 1 or graph_runner.NUM_CPU_THREADS.value == 1
 
 
 @on_cpu
-def test_a_later_process_need_not_trace(cache):
-  check(made("a key"))
-  traced, other = [], normal(64, 300, seed=2)
-  check(made("a key", other, traced), other)
-  assert not traced and len(list(cache.iterdir())) == 1
-  check(made("another key", other, traced), other)
-  assert len(traced) == 1
+def test_a_later_process_loads_the_cached_kernels_instead_of_tracing(cache):
+  check(make_step("a key"))
+  traces = []
+  weight = normal(64, 300, seed=2)
+  check(make_step("a key", weight, traces), weight)
+  assert not traces
+  assert len(list(cache.iterdir())) == 1
+  check(make_step("another key", weight, traces), weight)
+  assert len(traces) == 1
 
 
 @on_cpu
-def test_what_is_kept_holds_no_weights(cache):
-  check(made("a key"))
+def test_a_cached_step_contains_no_weights(cache):
+  check(make_step("a key"))
   [file] = cache.iterdir()
-  assert file.stat().st_size < WEIGHT.nbytes and WEIGHT[0, :8].tobytes() not in file.read_bytes()
+  assert file.stat().st_size < WEIGHT.nbytes
+  assert WEIGHT[0, :8].tobytes() not in file.read_bytes()
 
 
-def test_a_steps_memory_begins_where_a_line_does():
+def test_aligned_buffers_begin_at_a_cache_line():
   for size in (0, 1, 64, 5000):
-    assert (graph_runner.room(size).ctypes.data % 64, len(graph_runner.room(size))) == (
-      0,
-      max(1, size),
-    )
+    assert graph_runner.aligned_buffer(size).ctypes.data % 64 == 0
+    assert len(graph_runner.aligned_buffer(size)) == max(1, size)
 
 
 @on_cpu
 @pytest.mark.parametrize(
-  "file_errors",
+  "corrupt",
   [
     lambda data: b"",
     lambda data: data[:100],
@@ -120,70 +129,68 @@ def test_a_steps_memory_begins_where_a_line_does():
     lambda data: data[:1000] + bytes([data[1000] ^ 1]) + data[1001:],
   ],
 )
-def test_a_damaged_file_is_made_again(cache, file_errors):
-  check(made("a key"))
+def test_a_damaged_cache_file_is_replaced(cache, corrupt):
+  check(make_step("a key"))
   [file] = cache.iterdir()
-  whole, traced = file.read_bytes(), []
-  file.write_bytes(file_errors(whole))
-  check(made("a key", traced=traced))
-  assert len(traced) == 1 and len(file.read_bytes()) == len(whole)
-  check(made("a key", traced=traced))
-  assert len(traced) == 1
+  intact = file.read_bytes()
+  traces = []
+  file.write_bytes(corrupt(intact))
+  check(make_step("a key", traces=traces))
+  assert len(traces) == 1
+  assert len(file.read_bytes()) == len(intact)
+  check(make_step("a key", traces=traces))
+  assert len(traces) == 1
 
 
 @on_cpu
-def test_a_step_of_other_sources_or_another_machine_is_another(cache, monkeypatch):
-  check(made("a key"))
-  monkeypatch.setattr(compiled_step, "machine", lambda: ("another",))
-  traced = []
-  check(made("a key", traced=traced))
-  assert len(traced) == 1
+def test_a_change_of_the_environment_changes_the_cache_key(cache, monkeypatch):
+  check(make_step("a key"))
+  monkeypatch.setattr(compiled_step, "environment", lambda: ("another",))
+  traces = []
+  check(make_step("a key", traces=traces))
+  assert len(traces) == 1
 
 
 @on_cpu
-def test_where_nothing_can_be_kept_it_runs_all_the_same(cache):
+def test_a_step_runs_if_the_cache_cannot_be_written(cache):
   cache.parent.mkdir()
-  cache.write_text("in the way")
-  check(made("a key"))
+  cache.write_text("a file where the folder should be")
+  check(make_step("a key"))
 
 
 @on_cpu
-def test_what_has_numbers_of_its_own_is_not_kept(cache):
-  own = Tensor(
-    normal(1, 5, seed=3)
-  ).realize()  # not among `known`: a later process would not have it
-  step = CompiledStep(lambda x: (x + own).realize(), key="a key")
-  np.testing.assert_allclose(step(np.ones((1, 5), np.float32)), 1 + own.numpy())
+def test_a_step_that_reads_a_tensor_of_its_own_is_not_cached(cache):
+  # It is not in captured_buffers, so a later process could not supply it.
+  constant = Tensor(normal(1, 5, seed=3)).realize()
+  step = CompiledStep(lambda x: (x + constant).realize(), key="a key")
+  np.testing.assert_allclose(step(np.ones((1, 5), np.float32)), 1 + constant.numpy())
   assert not cache.exists()
 
 
 @on_cpu
-def test_only_so_many_are_kept(cache):
+def test_the_oldest_cached_steps_are_deleted(cache):
+  recording = graph_runner.Recording([], [], [], (0, 0, (), "f"))
   for i in range(3):
-    compiled_step.save_cached(
-      cache / str(i), graph_runner.Recording([], [], [], (0, 0, (), "f")), most=2
-    )
+    compiled_step.save_cached(cache / str(i), recording, max_files=2)
   assert len(list(cache.iterdir())) == 2
 
 
 @on_cpu
-def test_a_step_too_large_for_the_list_of_commands_runs_as_a_tinyjit():
+def test_a_kernel_with_too_many_arguments_runs_in_tinyjit():
   step = CompiledStep(lambda *x: sum(x, start=Tensor.zeros(1)).realize())
-  given = [np.full(1, i, np.float32) for i in range(80)]
+  arrays = [np.full(1, i, np.float32) for i in range(80)]
   for _ in range(3):
-    assert step(*given).item() == sum(range(80))
+    assert step(*arrays).item() == sum(range(80))
 
 
-def test_editing_any_source_file_changes_the_key(tmp_path):
-  """A compiled step must not be replayed after a file has changed that decides what it computes."""
-  names = subprocess.run(
-    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
-  ).stdout.splitlines()
+def test_editing_any_source_file_changes_the_cache_key(tmp_path):
+  """A cached step must not be replayed after a source file that determines its result changes."""
+  listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
   sources = [
-    n
-    for n in names
-    if n.split("/")[0] in ("transformer.py", "layers", "models", "tinyformer")
-    and n.endswith((".py", ".c", ".h"))
+    name
+    for name in listing.stdout.splitlines()
+    if name.split("/")[0] in ("transformer.py", "layers", "models", "tinyformer")
+    and name.endswith((".py", ".c", ".h"))
   ]
   if not sources:
     pytest.skip("this is not a git checkout")
@@ -191,7 +198,8 @@ def test_editing_any_source_file_changes_the_key(tmp_path):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes((ROOT / name).read_bytes())
   digest = source_digest(tmp_path)
-  assert len(sources) > 50 and digest == source_digest(ROOT) == source_digest()
+  assert len(sources) > 50
+  assert digest == source_digest(ROOT) == source_digest()
   for name in [*sources, "tinyformer/kernels/c/new.c", "tinyformer/kernels/c/new.h"]:
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)

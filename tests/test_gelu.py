@@ -1,3 +1,5 @@
+"""The GELU kernel equals tinygrad's GELU."""
+
 import numpy as np
 import pytest
 from conftest import normal
@@ -7,16 +9,21 @@ from tinyformer.kernels.gelu import gelu
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 16), (3, 100), (700, 301)])
-def test_gelu_and_its_gradient_are_tinygrads(shape):
-  x, dy, results = normal(*shape) * 4, Tensor(normal(*shape, seed=1)).realize(), []
-  x.flat[:4] = 1e4, -1e4, -40, 0  # e^x of these would overflow
+def test_gelu_and_its_gradient_equal_tinygrads(shape):
+  x = normal(*shape) * 4
+  # The exponential would overflow for some of these.
+  x.flat[:4] = 1e4, -1e4, -40, 0
+  dy = Tensor(normal(*shape, seed=1)).realize()
+  results = []
   for function in (gelu, Tensor.gelu):
-    y = function(t := Tensor(x).realize())
-    results.append([t.numpy() for t in (y, *(y * dy).sum().gradient(t))])
-  for got, want in zip(*results):
-    np.testing.assert_allclose(got, want, atol=1e-5)
+    t = Tensor(x).realize()
+    y = function(t)
+    (gradient,) = (y * dy).sum().gradient(t)
+    results.append([y.numpy(), gradient.numpy()])
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_other_dtypes_go_to_tinygrads():
+def test_gelu_of_another_dtype_is_tinygrads():
   x = Tensor(normal(2, 6)).half().realize()
   np.testing.assert_array_equal(gelu(x).numpy(), x.gelu().numpy())

@@ -1,3 +1,7 @@
+"""The matrix product kernels equal transformer.Linear and numpy's products."""
+
+import re
+
 import numpy as np
 import pytest
 from conftest import normal
@@ -6,9 +10,9 @@ from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes, nn
 
 import transformer
-from tinyformer.kernels.linear import PackedLinear, quantize_int8, embed, to_float32, product
+from tinyformer.kernels.linear import PackedLinear, embed, matmul, quantize_int8, to_float32
 
-on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for the CPU")
+on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")
 
 
 @pytest.mark.parametrize(
@@ -27,21 +31,18 @@ on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel is for t
     (16, 16, 1000),
   ],
 )
-def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, outputs):
-  x, w, dy = (
-    Tensor(normal(rows, inputs)),
-    Tensor(normal(outputs, inputs, seed=1)),
-    Tensor(normal(rows, outputs, seed=2)),
-  )
+def test_packed_linear_and_its_gradients_equal_the_plain_linear(rows, inputs, outputs):
+  x = Tensor(normal(rows, inputs))
+  weight = Tensor(normal(outputs, inputs, seed=1))
+  dy = Tensor(normal(rows, outputs, seed=2))
   results = []
-  for kind in (PackedLinear, transformer.Linear):
-    y = kind.product(x, w)
-    gradients = (
-      (y * dy).sum().gradient(x, w)
-    )  # before y is read: tinygrad forgets how what it has computed came about
+  for linear in (PackedLinear, transformer.Linear):
+    y = linear.product(x, weight)
+    # Before y is realized, because tinygrad then drops y's graph.
+    gradients = (y * dy).sum().gradient(x, weight)
     results.append([t.numpy() for t in (y, *gradients)])
-  for got, want in zip(*results):
-    np.testing.assert_allclose(got, want, atol=1e-5 * max(1, np.abs(want).max()))
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8])
@@ -49,16 +50,22 @@ def test_the_packed_product_and_its_gradients_are_the_plain_ones(rows, inputs, o
   "rows, inputs, outputs",
   [(1, 768, 50), (3, 17, 5), (7, 33, 1), (9, 20, 6), (12, 200, 7), (18, 20, 6), (18, 400, 6)],
 )
-def test_narrow_weights_are_widened_exactly(rows, inputs, outputs, dtype):
-  narrow(rows, inputs, outputs, dtype)
+def test_16_bit_and_int8_weights_are_converted_exactly(rows, inputs, outputs, dtype):
+  check_product(rows, inputs, outputs, dtype)
 
 
-def narrow(rows, inputs, outputs, dtype):
-  x, w = Tensor(normal(rows, inputs)), normal(outputs, inputs, seed=1)
-  w = Tensor(quantize_int8(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
-  np.testing.assert_allclose(
-    PackedLinear.product(x, w).numpy(), x.numpy() @ to_float32(w).numpy().T, atol=1e-4
-  )
+def weights_of(array, dtype):
+  """Return an array as realized weights of a dtype."""
+  if dtype == dtypes.int8:
+    return Tensor(quantize_int8(array))
+  return Tensor(array).cast(dtype).realize()
+
+
+def check_product(rows, inputs, outputs, dtype):
+  x = Tensor(normal(rows, inputs))
+  weight = weights_of(normal(outputs, inputs, seed=1), dtype)
+  expected = x.numpy() @ to_float32(weight).numpy().T
+  np.testing.assert_allclose(PackedLinear.product(x, weight).numpy(), expected, atol=1e-4)
 
 
 @settings(max_examples=10, deadline=None)
@@ -68,85 +75,75 @@ def narrow(rows, inputs, outputs, dtype):
   st.integers(1, 150),
   st.sampled_from([dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8]),
 )
-def test_odd_shapes_of_every_type(rows, inputs, outputs, dtype):
-  narrow(rows, inputs, outputs, dtype)
+def test_products_of_arbitrary_shapes_and_dtypes_equal_numpys(rows, inputs, outputs, dtype):
+  check_product(rows, inputs, outputs, dtype)
 
 
 @on_cpu
-@pytest.mark.parametrize("turned_a", [False, True])
-@pytest.mark.parametrize("turned_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize(
   "batch, M, N, K",
   [(1, 30, 200, 70), (3, 5, 7, 300), (4, 48, 16, 1), (1, 100, 50, 400), (1, 100, 400, 400)],
 )
-def test_products_of_several_matrices(batch, M, N, K, turned_a, turned_b):
-  a, b = normal(batch, M, K), normal(batch, K, N, seed=1)
-  got = product(
-    *(
-      Tensor(np.ascontiguousarray(x.swapaxes(1, 2))) if turned else Tensor(x)
-      for x, turned in ((a, turned_a), (b, turned_b))
-    ),
-    turned_a,
-    turned_b,
-  )
-  np.testing.assert_allclose(got.numpy(), a @ b, atol=1e-4)
+def test_batched_and_transposed_products_equal_numpys(batch, M, N, K, transpose_a, transpose_b):
+  def maybe_transposed(array, transpose):
+    return Tensor(np.ascontiguousarray(array.swapaxes(1, 2)) if transpose else array)
+
+  a = normal(batch, M, K)
+  b = normal(batch, K, N, seed=1)
+  a_input = maybe_transposed(a, transpose_a)
+  b_input = maybe_transposed(b, transpose_b)
+  actual = matmul(a_input, b_input, transpose_a, transpose_b)
+  np.testing.assert_allclose(actual.numpy(), a @ b, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows, inputs, outputs", [(3, 20, 6), (18, 20, 50), (60, 800, 300)])
 def test_a_bias_is_added_once(rows, inputs, outputs):
-  x, w, bias = (
-    Tensor(normal(*shape, seed=i))
-    for i, shape in enumerate([(rows, inputs), (outputs, inputs), (outputs,)])
-  )
-  np.testing.assert_allclose(
-    PackedLinear.product(x, w, bias).numpy(), x.numpy() @ w.numpy().T + bias.numpy(), atol=1e-4
-  )
+  x = Tensor(normal(rows, inputs, seed=0))
+  weight = Tensor(normal(outputs, inputs, seed=1))
+  bias = Tensor(normal(outputs, seed=2))
+  expected = x.numpy() @ weight.numpy().T + bias.numpy()
+  np.testing.assert_allclose(PackedLinear.product(x, weight, bias).numpy(), expected, atol=1e-4)
 
 
-def test_a_row_in_bytes_is_off_by_half_a_step_at_most():
-  w = normal(5, 33) * np.array([[1e-4], [1], [50], [0], [1]], np.float32)
-  back = to_float32(Tensor(quantize_int8(w))).numpy()
-  assert (
-    quantize_int8(w).shape == (5, 37)
-    and (np.abs(back - w) <= np.abs(w).max(1, keepdims=True) / 127 * 0.5001).all()
-    and not back[3].any()
-  )
+def test_int8_quantization_error_is_at_most_half_the_scale():
+  row_scales = np.array([[1e-4], [1], [50], [0], [1]], np.float32)
+  weight = normal(5, 33) * row_scales
+  quantized = quantize_int8(weight)
+  restored = to_float32(Tensor(quantized)).numpy()
+  scale = np.abs(weight).max(1, keepdims=True) / 127
+  assert quantized.shape == (5, 37)
+  assert (np.abs(restored - weight) <= scale * 0.5001).all()
+  assert not restored[3].any()
 
 
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8])
-def test_the_rows_of_a_table_of_any_type(dtype):
-  table, w = nn.Embedding(50, 12), normal(50, 12)
-  table.weight = (
-    Tensor(quantize_int8(w)) if dtype == dtypes.int8 else Tensor(w).cast(dtype).realize()
-  )
+def test_embeddings_of_any_dtype_are_the_rows_of_the_table(dtype):
+  table = nn.Embedding(50, 12)
+  table.weight = weights_of(normal(50, 12), dtype)
   ids = np.array([[49, 0], [7, 7]], np.int32)
-  np.testing.assert_array_equal(
-    embed(table, Tensor(ids)).numpy(), to_float32(table.weight).numpy()[ids]
-  )
+  expected = to_float32(table.weight).numpy()[ids]
+  np.testing.assert_array_equal(embed(table, Tensor(ids)).numpy(), expected)
 
 
 @on_cpu
-def test_a_kernel_is_used_where_it_serves_and_nowhere_else():
-  def used(x, w):
-    return next(
-      (
-        name
-        for name in ("product_", "rows_")
-        if name in str(PackedLinear.product(x, w).schedule_linear())
-      ),
-      None,
-    )
+def test_gemv_multiplies_up_to_16_float32_rows_and_gemm_more():
+  def used_kernel(x, weight):
+    schedule = str(PackedLinear.product(x, weight).schedule_linear())
+    names = set(re.findall(r"\b(gemm|gemv)_\d", schedule))
+    assert len(names) <= 1
+    return names.pop() if names else None
 
-  w = Tensor(normal(4, 6)).realize()
-  assert used(Tensor(normal(17, 6)), w) == used(Tensor(normal(4, 5, 6)), w) == "product_"
-  assert (
-    used(Tensor(normal(16, 6)), w) == used(Tensor(normal(1, 1, 6)), w.half().realize()) == "rows_"
-  )
-  assert (
-    used(Tensor(normal(20, 6)).half(), w) is None
-    and used(Tensor(normal(20, 6)), w.half().realize()) == "product_"
-  )
+  weight = Tensor(normal(4, 6)).realize()
+  weight_16_bit = weight.half().realize()
+  assert used_kernel(Tensor(normal(17, 6)), weight) == "gemm"
+  assert used_kernel(Tensor(normal(4, 5, 6)), weight) == "gemm"
+  assert used_kernel(Tensor(normal(16, 6)), weight) == "gemv"
+  assert used_kernel(Tensor(normal(1, 1, 6)), weight_16_bit) == "gemv"
+  assert used_kernel(Tensor(normal(20, 6)).half(), weight) is None
+  assert used_kernel(Tensor(normal(20, 6)), weight_16_bit) == "gemm"
 
 
-def test_no_rows_give_no_rows():
+def test_an_empty_input_gives_an_empty_output():
   assert PackedLinear.product(Tensor.zeros(2, 0, 6), Tensor(normal(4, 6))).shape == (2, 0, 4)

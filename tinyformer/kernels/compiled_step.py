@@ -1,4 +1,4 @@
-"""A step that is traced once and then run again and again, from numpy arrays to a numpy array."""
+"""Trace a function of tensors once, and replay its kernels on later calls with numpy arrays."""
 
 import functools
 import hashlib
@@ -11,18 +11,21 @@ from pathlib import Path
 
 import numpy as np
 from tinygrad import Device, Tensor, TinyJit, UOp
+from tinygrad.engine.jit import CapturedJit
 
 from tinyformer.kernels.c_kernel import has_clang
-from tinyformer.kernels.graph_runner import Recording, GraphRunner, record
+from tinyformer.kernels.graph_runner import GraphRunner, Recording, record
+
+# The cache directory keeps this many compiled steps.
+MAX_CACHED_STEPS = 64
+# A cached file begins with the SHA-256 digest of its other bytes.
+DIGEST_BYTES = 32
 
 
 class CompiledStep:
-  """A function of tensors whose kernels are kept: later calls only run them, on the CPU through tinyformer/kernels/graph_runner.py.
+  """A function of tensors that is traced on the first call; later calls only run its kernels.
 
-  The function must realize what it returns, and what it reads must be realized before; it is traced for inputs of the shapes of the first call.
-  variables: numbers that may change from call to call, such as a place in a text; the function gets them by name.
-  known: the tensors that the function reads or writes besides its inputs and its own.  key: whatever else decides what it computes (the sizes
-  of its model). With both, a later process finds the kernels in the user's cache, without any numbers of `known`, and need not trace.
+  On the CPU, GraphRunner runs the kernels, elsewhere tinygrad's TinyJit.
   """
 
   def __init__(
@@ -32,54 +35,79 @@ class CompiledStep:
     captured_buffers: dict[str, Tensor] | None = None,
     key: str | None = None,
   ):
-    self.jit, self.captured_buffers, self.key = TinyJit(function), captured_buffers or {}, key
-    self.jit.cnt = (
-      1  # TinyJit's first call without a trace is left out: there is nothing to be realized in it
-    )
+    """Wrap a function that realizes its result and reads only realized tensors.
+
+    variables: symbolic integers that are bound on each call, such as a position, and passed to
+    `function` as keyword arguments.
+    captured_buffers: the tensors that `function` reads or writes, except its arguments and the
+    tensors it creates.
+    key: everything else that determines what `function` computes, such as the sizes of its model.
+    With a key, the kernels are cached on disk, without the contents of captured_buffers. A later
+    process then loads them instead of tracing.
+    """
+    self.jit = TinyJit(function)
+    # Skip TinyJit's first call, which does not trace: there is nothing left to realize in it.
+    self.jit.cnt = 1
+    self.captured_buffers = captured_buffers or {}
+    self.key = key
     self.variables = {v.expr: v for v in variables}
     self.shapes: list[tuple] | None = None
     self.graph_runner: GraphRunner | None = None
 
-  def __call__(self, *arrays: np.ndarray, **numbers: int) -> np.ndarray:
-    """The result, which the next call may write over. Raises ValueError for arrays of other shapes than the first call's."""
+  def __call__(self, *arrays: np.ndarray, **values: int) -> np.ndarray:
+    """Return the function's result for these arrays and values of the variables.
+
+    The next call may overwrite the result. Raises ValueError if a shape differs from the first
+    call's.
+    """
     shapes = [a.shape for a in arrays]
     if self.shapes not in (None, shapes):
-      raise ValueError(f"this step was traced for inputs of shapes {self.shapes}, not {shapes}")
+      raise ValueError(
+        f"inputs of shapes {shapes} differ from the shapes {self.shapes} that this step was traced "
+        "with: use another CompiledStep for them"
+      )
     self.shapes = shapes
-    if not self.graph_runner and not self.jit.captured and (file := self.file(arrays)):
+    if not self.graph_runner and not self.jit.captured and (file := self.cache_file(arrays)):
       self.graph_runner = load_cached(file, arrays, self.captured_buffers)
     if self.graph_runner:
-      return self.graph_runner(list(arrays), numbers)
+      return self.graph_runner(list(arrays), values)
     tensors = [Tensor(a).realize() for a in arrays]
-    result = self.jit(
-      *tensors, **{name: v.bind(numbers[name]) for name, v in self.variables.items()}
-    ).numpy()
-    if has_clang(Device.DEFAULT) and self.jit.captured and all(t.device == "CPU" for t in tensors):
-      try:
-        recording, own = record(
-          self.jit.captured, [t.uop.base for t in tensors], self.captured_buffers
-        )
-      except ValueError:
-        return result  # it goes on as a TinyJit
-      self.graph_runner = GraphRunner(recording, list(arrays), self.captured_buffers, own)
-      if (file := self.file(arrays)) and recording.self_contained():
-        save_cached(file, recording)
+    bound = {name: v.bind(values[name]) for name, v in self.variables.items()}
+    result = self.jit(*tensors, **bound).numpy()
+    on_cpu = has_clang(Device.DEFAULT) and all(t.device == "CPU" for t in tensors)
+    if on_cpu and self.jit.captured:
+      self.build_graph_runner(self.jit.captured, arrays, tensors)
     return result
 
-  def file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
-    """Where the kernels of this step are kept: under a name that changes with whatever they depend on."""
+  def build_graph_runner(
+    self, captured: CapturedJit, arrays: tuple[np.ndarray, ...], tensors: list[Tensor]
+  ) -> None:
+    """Record what TinyJit captured, for GraphRunner and for the cache.
+
+    If that cannot be recorded, TinyJit runs the later calls too.
+    """
+    inputs = [t.uop.base for t in tensors]
+    try:
+      recording, workspace = record(captured, inputs, self.captured_buffers)
+    except ValueError:
+      return
+    self.graph_runner = GraphRunner(recording, list(arrays), self.captured_buffers, workspace)
+    if (file := self.cache_file(arrays)) and recording.self_contained():
+      save_cached(file, recording)
+
+  def cache_file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
+    """Return the path of this step's cached kernels, or None if they are not cached.
+
+    The file name is a digest of everything that the kernels depend on.
+    """
     if self.key is None or not has_clang(Device.DEFAULT):
       return None
-    said = [
-      self.key,
-      [(a.shape, a.dtype.str) for a in arrays],
-      [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()],
-      machine(),
-    ]
-    folder = (
-      Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer" / "steps"
-    )
-    return folder / hashlib.sha256(repr(said).encode()).hexdigest()
+    inputs = [(a.shape, a.dtype.str) for a in arrays]
+    buffers = [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()]
+    identity = [self.key, inputs, buffers, environment()]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(repr(identity).encode()).hexdigest()
+    return cache / "tinyformer" / "steps" / name
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -96,34 +124,36 @@ def source_digest(root: Path = ROOT) -> str:
 
 
 @functools.cache
-def machine() -> tuple[str, ...]:
-  """The versions, our own sources, and the processor."""
+def environment() -> tuple[str, ...]:
+  """Return what cached kernels depend on besides the step: versions, sources, CPU and settings."""
   try:
-    processor = next(
-      line
-      for line in Path("/proc/cpuinfo").read_text().splitlines()
-      if line.startswith(("flags", "Features"))
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next(line for line in lines if line.startswith(("flags", "Features")))
   except (OSError, StopIteration):
-    processor = platform.processor()
+    cpu = platform.processor()
+  names = [name for name in ("NOOPT", "BEAM", "CPU_COUNT") if name in os.environ]
   return (
     version("tinygrad"),
     source_digest(),
     str(Device["CPU"].renderer.target),
-    processor,
-    *(f"{k}={os.environ[k]}" for k in ("NOOPT", "BEAM", "CPU_COUNT") if k in os.environ),
+    cpu,
+    *(f"{name}={os.environ[name]}" for name in names),
   )
 
 
-def save_cached(file: Path, recording: Recording, most: int = 64) -> None:
-  """Writes a recording, whole or not at all, and forgets the oldest of many. It is only a cache: where it cannot be written, it is not."""
+def save_cached(file: Path, recording: Recording, max_files: int = MAX_CACHED_STEPS) -> None:
+  """Write a recording atomically, and delete the oldest files if there are more than max_files.
+
+  An OSError is ignored, because the step also runs if it cannot be cached.
+  """
   try:
     file.parent.mkdir(parents=True, exist_ok=True)
     data = pickle.dumps(tuple(recording))
-    part = file.with_suffix(f".{os.getpid()}")
-    part.write_bytes(hashlib.sha256(data).digest() + data)
-    os.replace(part, file)
-    for old in sorted(file.parent.iterdir(), key=lambda f: f.stat().st_mtime)[:-most]:
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(hashlib.sha256(data).digest() + data)
+    os.replace(temporary, file)
+    files = sorted(file.parent.iterdir(), key=lambda f: f.stat().st_mtime)
+    for old in files[:-max_files]:
       old.unlink()
   except OSError:
     pass
@@ -132,11 +162,13 @@ def save_cached(file: Path, recording: Recording, most: int = 64) -> None:
 def load_cached(
   file: Path, arrays: tuple[np.ndarray, ...], captured_buffers: dict[str, Tensor]
 ) -> GraphRunner | None:
-  """The step of an earlier process, or None if there is none, or the file is damaged."""
+  """Return the step that an earlier process cached, or None if it is missing or damaged."""
   try:
     data = file.read_bytes()
   except OSError:
     return None
-  if hashlib.sha256(data[32:]).digest() != data[:32]:
+  digest = data[:DIGEST_BYTES]
+  pickled = data[DIGEST_BYTES:]
+  if hashlib.sha256(pickled).digest() != digest:
     return None
-  return GraphRunner(Recording(*pickle.loads(data[32:])), list(arrays), captured_buffers)
+  return GraphRunner(Recording(*pickle.loads(pickled)), list(arrays), captured_buffers)

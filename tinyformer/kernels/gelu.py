@@ -1,60 +1,81 @@
-"""GELU as a kernel of its own for the CPU, with its gradient: tinygrad's numbers, an exponential of a whole vector at a time."""
+"""Compute GELU and its gradient on the CPU with a C kernel that vectorizes the exponential."""
 
 import math
 
 from tinygrad import Tensor, UOp, dtypes
 
 from tinyformer.kernels.c_kernel import (
-  EXPONENTIAL,
-  has_clang,
-  num_tasks,
-  empty,
-  kernel,
+  VEC_EXP,
   contiguous_buffer,
+  empty,
+  has_clang,
+  kernel,
+  num_tasks,
 )
 
-# y = x / (1 + e^-2z), z = sqrt(2/pi) (x + 0.044715 x^3), which is x (1 + tanh z) / 2. BACK gives the gradient dy of y, times the slope of that.
 GELU = (
-  EXPONENTIAL
+  VEC_EXP
   + r"""
-INLINE vec gelu(vec x SLOPE) {
-  vec z = -1.5957691216f * x * (1.0f + 0.044715f*x*x), share = 1.0f / (1.0f + exponential(__builtin_elementwise_min(z, (vec)87.0f)));
+// GELU in its tanh form (Hendrycks & Gimpel 2016, sec. 2), and its gradient, for x (N):
+//
+//   out[i] = x[i] * sigmoid(2 z), where z = sqrt(2 / pi) * (x[i] + 0.044715 * x[i]^3)
+//
+// x sigmoid(2 z) is x (1 + tanh z) / 2. RESULT is that or, with the input dy (N), the gradient
+// dy sigmoid(2 z) (1 + x (1 - sigmoid(2 z)) 2 dz/dx). A task is a range of i.
+INLINE vec gelu(vec x DY_ARG) {
+  vec minus_2z = -1.5957691216f * x * (1.0f + 0.044715f * x * x);
+  // The minimum keeps the exponential finite.
+  vec sigmoid = 1.0f / (1.0f + vec_exp(__builtin_elementwise_min(minus_2z, (vec)87.0f)));
   return RESULT;
 }
-__attribute__((min_vector_width(512)))
-ABI void NAME(float *restrict out, const float *restrict x, GIVEN int part) {
+
+KERNEL NAME(float *restrict out, const float *restrict x, DY_PARAM int task) {
   enum { UNITS = (N + W - 1) / W };
-  for (long i = UNITS*part/PARTS*W, last = UNITS*(part + 1)/PARTS*W; i < last; i += W) {
-    if (i + W <= N) { *(vec *)(out + i) = gelu(*(const vec *)(x + i) WHOLE); continue; }
-    for (long j = i; j < N; j++) out[j] = gelu((vec)x[j] SINGLE)[0];
+  long i = UNITS * task / NUM_TASKS * W;
+  long last = UNITS * (task + 1) / NUM_TASKS * W;
+  for (; i < last; i += W) {
+    if (i + W <= N) {
+      *(vec *)(out + i) = gelu(*(const vec *)(x + i) DY_VECTOR);
+      continue;
+    }
+    for (long j = i; j < N; j++)
+      out[j] = gelu((vec)x[j] DY_SCALAR)[0];
   }
 }
 """
 )
-FORWARD = {"SLOPE": "", "GIVEN": "", "WHOLE": "", "SINGLE": "", "RESULT": "x * share"}
-BACK = {
-  "SLOPE": ", vec dy",
-  "GIVEN": "const float *restrict dy,",
-  "WHOLE": ", *(const vec *)(dy + i)",
-  "SINGLE": ", (vec)dy[j]",
-  "RESULT": "dy * share * (1.0f + x * (1.0f - share) * 1.5957691216f * (1.0f + 0.134145f*x*x))",
+FORWARD = {
+  "DY_ARG": "",
+  "DY_PARAM": "",
+  "DY_VECTOR": "",
+  "DY_SCALAR": "",
+  "RESULT": "x * sigmoid",
+}
+BACKWARD = {
+  "DY_ARG": ", vec dy",
+  "DY_PARAM": "const float *restrict dy,",
+  "DY_VECTOR": ", *(const vec *)(dy + i)",
+  "DY_SCALAR": ", (vec)dy[j]",
+  "RESULT": "dy * sigmoid * (1.0f + x * (1.0f - sigmoid) * 1.5957691216f * (1.0f + 0.134145f*x*x))",
 }
 
 
 def gelu(x: Tensor) -> Tensor:
-  """Tensor.gelu, in its tanh form (Hendrycks & Gimpel 2016, sec. 2); on the CPU, in float32, as the kernel above."""
+  """Return Tensor.gelu(x), the tanh form of GELU (Hendrycks & Gimpel 2016, sec. 2).
+
+  The shape of x is arbitrary. A C kernel computes it if x is float32 and on the CPU.
+  """
   N = math.prod(x.shape)
   if not isinstance(N, int) or not N or x.dtype != dtypes.float32 or not has_clang(str(x.device)):
     return x.gelu()
+  tasks = num_tasks(16 * N)
 
-  def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
-    fxn = kernel("gelu_back", GELU, 3, N=N, parts=num_tasks(16 * N), **BACK)
-    return None, empty(*x.shape).custom_kernel(
-      Tensor(call.src[2]), Tensor(dy).contiguous(), fxn=fxn
-    )[0].uop
+  def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+    dy = Tensor(grad).contiguous()
+    function = kernel("gelu_back", GELU, 3, tasks, N=N, **BACKWARD)
+    dx = empty(*x.shape).custom_kernel(Tensor(call.src[2]), dy, fxn=function)[0]
+    return None, dx.uop
 
-  return empty(*x.shape).custom_kernel(
-    contiguous_buffer(x),
-    fxn=kernel("gelu", GELU, 2, N=N, parts=num_tasks(16 * N), **FORWARD),
-    grad_fxn=gradient,
-  )[0]
+  function = kernel("gelu", GELU, 2, tasks, N=N, **FORWARD)
+  out = empty(*x.shape)
+  return out.custom_kernel(contiguous_buffer(x), fxn=function, grad_fxn=gradient)[0]

@@ -1,4 +1,7 @@
-"""A traced step on the CPU as a list of kernels that is run from machine code: no Python between them, and the parts of each on all cores."""
+"""Run the kernels of a captured JIT step from machine code, without Python between the kernels.
+
+The tasks of each kernel run on all cores. tinygrad itself runs a CPU kernel on one core.
+"""
 
 import ctypes
 import functools
@@ -18,92 +21,138 @@ from tinygrad.uop.ops import Ops
 
 from tinyformer.kernels.c_kernel import ABI, buffer_of
 
-HEAD, WORDS, ARGUMENTS = 32, 64, 61  # 64-bit words before the commands, and in each
-# A step is a list of commands. A kernel of several parts is done by whoever has a core free: `ticket` says which command is on and which of its
-# parts is the next, and taking one is a compare-and-swap, so that a helper that comes late, or never, costs nothing but its help.
+# Layout of a step in 64-bit words: a header, then the commands.
+HEADER_WORDS = 32
+COMMAND_WORDS = 64
+# The words of a command before its arguments: kernel, num_tasks, task_arg, num_args.
+COMMAND_FIELDS = 4
+# Arguments of a kernel, including the task: COMMAND_WORDS - COMMAND_FIELDS + 1.
+MAX_ARGS = 61
+# Most kernels have few arguments, and are called with this many.
+FEW_ARGS = 12
+
 SOURCE = r"""
+// A step is a list of commands: a kernel, its number of tasks and its arguments. The tasks of a
+// command run on whichever thread takes them. The upper half of `ticket` is the index of the
+// current command, the lower half its next task. A thread takes a task by compare-and-swap, so a
+// worker that arrives late, or never, delays no other thread.
 typedef unsigned long long word;
-typedef struct { word kernel, parts, core, count, a[ARGUMENTS - 1]; } command;
-typedef int ABI yield(void);
-typedef struct { volatile word ticket, gap[15], done, rest[15]; command commands[]; } step;
-static inline __attribute__((always_inline)) void perform(command *c, word part) {
-  word a[ARGUMENTS];
-  for (word i = 0; i < c->count; i++) a[i] = i == c->core ? part : c->a[i];
-  if (c->count <= 12) ((void ABI (*)(FEW_TYPES))c->kernel)(FEW);
-  else ((void ABI (*)(ALL_TYPES))c->kernel)(ALL);
+typedef struct {
+  word kernel, num_tasks, task_arg, num_args, args[MAX_ARGS - 1];
+} command;
+typedef int ABI yield_function(void);
+// ticket and done are on cache lines of their own.
+typedef struct {
+  volatile word ticket, padding1[15], done, padding2[15];
+  command commands[];
+} step;
+#define INLINE static inline __attribute__((always_inline))
+
+// Call the command's kernel for one task. task_arg is the index of the argument that is the task.
+INLINE void run_task(command *c, word task) {
+  word args[MAX_ARGS];
+  for (word i = 0; i < c->num_args; i++)
+    args[i] = i == c->task_arg ? task : c->args[i];
+  if (c->num_args <= FEW_ARGS)
+    ((void ABI (*)(FEW_ARG_TYPES))c->kernel)(FEW_ARG_VALUES);
+  else
+    ((void ABI (*)(ALL_ARG_TYPES))c->kernel)(ALL_ARG_VALUES);
 }
-static inline __attribute__((always_inline)) void rest(word waited, yield *leave) {   // for long: others may have the core, perhaps the one that is waited for
-  if (waited >= 256) { leave(); return; }
+
+// Wait a moment. After 256 waits, yield the core: the awaited thread may need it.
+INLINE void backoff(word waits, yield_function *yield_core) {
+  if (waits >= 256) {
+    yield_core();
+    return;
+  }
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
 #endif
 }
-static inline __attribute__((always_inline)) int take(step *s, word ticket) {   // one more part of the command that is on, if any is left
+
+// Take and run one more task of the current command. Return 0 if there is none left.
+INLINE int take_task(step *s, word ticket) {
   command *c = s->commands + (ticket >> 32);
-  if ((ticket & 0xffffffff) >= c->parts || !__atomic_compare_exchange_n(&s->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) return 0;
-  perform(c, ticket & 0xffffffff);
+  if ((ticket & 0xffffffff) >= c->num_tasks)
+    return 0;
+  if (!__atomic_compare_exchange_n(&s->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL,
+                                   __ATOMIC_RELAXED))
+    return 0;
+  run_task(c, ticket & 0xffffffff);
   __atomic_fetch_add(&s->done, 1, __ATOMIC_RELEASE);
   return 1;
 }
-#ifdef HELP
-ABI void help(step *s, word over, yield *leave) {
-  for (word idle = 0; idle < 1 << 22; idle++) {   // about a second: then the core is left to others until the next step
+
+#ifdef WORKER
+// Help with a step until its last command is done, or until there was no task for about a second.
+ABI void work(step *s, word num_commands, yield_function *yield_core) {
+  for (word idle = 0; idle < 1 << 22; idle++) {
     word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
-    if (ticket >> 32 == over) return;
-    if (take(s, ticket)) idle = 0; else rest(idle, leave);
+    if (ticket >> 32 == num_commands)
+      return;
+    if (take_task(s, ticket))
+      idle = 0;
+    else
+      backoff(idle, yield_core);
   }
 }
 #else
-ABI void run(step *s, word over, yield *leave) {
-  for (word i = 0; i < over; i++) {
+// Run all commands of a step in order, each after the tasks of the one before are done.
+ABI void run(step *s, word num_commands, yield_function *yield_core) {
+  for (word i = 0; i < num_commands; i++) {
     command *c = s->commands + i;
-    if (c->parts == 1) { perform(c, 0); continue; }
+    if (c->num_tasks == 1) {
+      run_task(c, 0);
+      continue;
+    }
     __atomic_store_n(&s->done, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&s->ticket, i << 32, __ATOMIC_RELEASE);
-    for (word t; (t = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE)), (t & 0xffffffff) < c->parts;) take(s, t);
-    for (word waited = 0; __atomic_load_n(&s->done, __ATOMIC_ACQUIRE) < c->parts; waited++) rest(waited, leave);
+    for (;;) {
+      word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
+      if ((ticket & 0xffffffff) >= c->num_tasks)
+        break;
+      take_task(s, ticket);
+    }
+    for (word waits = 0; __atomic_load_n(&s->done, __ATOMIC_ACQUIRE) < c->num_tasks; waits++)
+      backoff(waits, yield_core);
   }
-  __atomic_store_n(&s->ticket, over << 32, __ATOMIC_RELEASE);
+  __atomic_store_n(&s->ticket, num_commands << 32, __ATOMIC_RELEASE);
 }
 #endif
 """
 
 
 @functools.cache
-def load(name: str, code: bytes) -> CPUProgram:
+def load_program(name: str, code: bytes) -> CPUProgram:
+  """Load machine code as an executable program."""
   device: Any = Device["CPU"]
   return CPUProgram(device, TinyELF(code, name, device.renderer.target, ()))
 
 
 @functools.cache
-def runner(helper: bool) -> CPUProgram:
-  few, every = ([f"a[{i}]" for i in range(n)] for n in (12, ARGUMENTS))
-  words = dict(
-    ABI=ABI,
-    ARGUMENTS=ARGUMENTS,
-    FEW=", ".join(few),
-    ALL=", ".join(every),
-    FEW_TYPES=", ".join("word" for _ in few),
-    ALL_TYPES=", ".join("word" for _ in every),
-  )
-  source = (
-    "".join(f"#define {key} {value}\n" for key, value in words.items())
-    + "#define HELP\n" * helper
-    + SOURCE
-  )
-  return load("help" if helper else "run", Device["CPU"].renderer.compiler.compile_cached(source))
+def step_program(worker: bool) -> CPUProgram:
+  """Compile `run`, which runs a step, or `work`, which helps another thread with it."""
+  macros: dict[str, Any] = {"ABI": ABI, "MAX_ARGS": MAX_ARGS, "FEW_ARGS": FEW_ARGS}
+  for prefix, count in (("FEW", FEW_ARGS), ("ALL", MAX_ARGS)):
+    macros[f"{prefix}_ARG_TYPES"] = ", ".join(["word"] * count)
+    macros[f"{prefix}_ARG_VALUES"] = ", ".join(f"args[{i}]" for i in range(count))
+  defines = "".join(f"#define {key} {value}\n" for key, value in macros.items())
+  if worker:
+    defines += "#define WORKER\n"
+  code = Device["CPU"].renderer.compiler.compile_cached(defines + SOURCE)
+  return load_program("work" if worker else "run", code)
 
 
-def threads() -> int:
-  """How many cores there are to help with a step."""
+def num_workers() -> int:
+  """Return the number of worker threads: one for each core except the caller's."""
   return NUM_CPU_THREADS.value - 1
 
 
 @functools.cache
-def leave() -> ctypes.c_uint64:
-  """The address of the system's function that lets other threads have the core."""
+def yield_address() -> ctypes.c_uint64:
+  """Return the address of the system function that yields the core to another thread."""
   if sys.platform == "win32":
     function = ctypes.WinDLL("kernel32").SwitchToThread
   else:
@@ -112,39 +161,47 @@ def leave() -> ctypes.c_uint64:
 
 
 @functools.cache
-def helpers() -> queue.SimpleQueue:
-  """Where a step calls the threads that help with it, one for each further core."""
-  calls: queue.SimpleQueue = queue.SimpleQueue()
-  help = runner(True).fxn
+def worker_queue() -> queue.SimpleQueue:
+  """Start the worker threads and return their queue of steps: (table, number of commands)."""
+  steps: queue.SimpleQueue = queue.SimpleQueue()
+  work = step_program(True).fxn
 
   def serve() -> None:
     while True:
-      table, over = calls.get()  # the table stays alive as long as it is looked at
-      help(ctypes.c_uint64(table.ctypes.data), ctypes.c_uint64(over), leave())
+      # The reference keeps the table alive as long as `work` reads it.
+      table, num_commands = steps.get()
+      address = ctypes.c_uint64(table.ctypes.data)
+      work(address, ctypes.c_uint64(num_commands), yield_address())
 
-  for _ in range(threads()):
+  for _ in range(num_workers()):
     threading.Thread(target=serve, daemon=True).start()
-  return calls
+  return steps
 
 
 class Recording(NamedTuple):
-  """A step without its memory: what a later process can run again.
+  """A captured step without its buffers, so that a later process can run it.
 
-  commands: (index of the program, number of parts, arguments). An argument is (kind, which, offset in bytes): "known", a name; "own", an index;
-  "input", its place among the inputs; "variable", a name; or "core", the part.  own: sizes in bytes.
-  result: the result's index among `own`, its offset, shape and dtype.
+  programs: (name, machine code) of each kernel.
+  commands: (index of the program, number of tasks, arguments). An argument is (kind, which, offset
+  in bytes). kind is "captured" with the name of a captured buffer, "workspace" or "input" with an
+  index, "variable" with a name, or "task".
+  workspace: the sizes of the step's own buffers in bytes.
+  result: the index of the result's buffer in `workspace`, the offset in bytes, shape and dtype.
   """
 
   programs: list[tuple[str, bytes]]
   commands: list[tuple[int, int, list[tuple[str, Any, int]]]]
-  own: list[int]
+  workspace: list[int]
   result: tuple[int, int, tuple[int, ...], str]
 
   def self_contained(self) -> bool:
-    """Whether the step reads nothing of its own before it has written it, so that its memory may begin as anything."""
+    """Return whether each workspace buffer is written before it is read.
+
+    If so, the initial contents of the workspace do not matter.
+    """
     written: set[tuple] = set()
-    for _, _, (out, *others) in self.commands:
-      if any(a[0] == "own" and a not in written for a in others):
+    for _, _, (out, *inputs) in self.commands:
+      if any(arg[0] == "workspace" and arg not in written for arg in inputs):
         return False
       written.add(out)
     return True
@@ -153,120 +210,134 @@ class Recording(NamedTuple):
 def record(
   captured: CapturedJit, inputs: list[UOp], captured_buffers: dict[str, Tensor]
 ) -> tuple[Recording, list[Buffer]]:
-  """What a TinyJit captured, and the memory that is its own. Raises ValueError if that is more than kernels on the CPU."""
+  """Return the recording of what a TinyJit captured, and the step's own buffers.
+
+  Raises ValueError if anything but CPU kernels was captured, or if a kernel has too many arguments.
+  """
   programs: dict[tuple[str, bytes], int] = {}
   names = {id(buffer_of(t)): name for name, t in captured_buffers.items()}
-  own: dict[int, tuple[int, Buffer]] = {}
+  workspace: dict[int, tuple[int, Buffer]] = {}
 
-  def place(b: Buffer) -> tuple[str, Any, int]:
-    base = b.base
+  def locate(buffer: Buffer) -> tuple[str, Any, int]:
+    base = buffer.base
     if id(base) in names:
-      return "known", names[id(base)], b.offset
-    return "own", own.setdefault(id(base), (len(own), base))[0], b.offset
+      return "captured", names[id(base)], buffer.offset
+    index, _ = workspace.setdefault(id(base), (len(workspace), base))
+    return "workspace", index, buffer.offset
 
   commands = []
   for call in captured.linear.src:
-    if call.src[0].op is not Ops.PROGRAM or call.device != "CPU":
-      raise ValueError(f"{call.src[0].op} on {call.device} is no kernel on the CPU")
-    kernel, given, real, arguments = (
-      call.src[0].arg,
-      get_call_arg_uops(call),
-      resolve_params(call, tuple(inputs)),
-      [],
-    )
+    program = call.src[0]
+    if program.op is not Ops.PROGRAM or call.device != "CPU":
+      raise ValueError(
+        f"{program.op} on device {call.device} cannot be recorded: only CPU kernels can"
+      )
+    kernel = program.arg
+    call_args = get_call_arg_uops(call)
+    resolved = resolve_params(call, tuple(inputs))
+    arguments: list[tuple[str, Any, int]] = []
     for slot in kernel.globals:
-      param = next((u for u in given[slot].toposort() if u.op is Ops.PARAM), None)
-      buffer = real[slot].buffer.ensure_allocated()
-      arguments.append(
-        ("input", param.arg.slot, buffer.offset) if param is not None else place(buffer)
+      param = next((u for u in call_args[slot].toposort() if u.op is Ops.PARAM), None)
+      buffer = resolved[slot].buffer.ensure_allocated()
+      if param is None:
+        arguments.append(locate(buffer))
+      else:
+        arguments.append(("input", param.arg.slot, buffer.offset))
+    for variable in kernel.vars:
+      is_task = variable.expr == "core_id"
+      arguments.append(("task", None, 0) if is_task else ("variable", variable.expr, 0))
+    if len(arguments) >= MAX_ARGS:
+      raise ValueError(
+        f"{kernel.name} has {len(arguments)} arguments: at most {MAX_ARGS - 1} can be recorded"
       )
-    arguments += [
-      ("core", None, 0) if v.expr == "core_id" else ("variable", v.expr, 0) for v in kernel.vars
-    ]
-    if len(arguments) >= ARGUMENTS:
-      raise ValueError(f"{kernel.name} takes {len(arguments)} arguments")
-    commands.append(
-      (
-        programs.setdefault((kernel.function_name, call.src[0].src[3].arg), len(programs)),
-        int(kernel.global_size[0]),
-        arguments,
-      )
-    )
-  kind, which, offset = place(captured.ret.uop.base.buffer.ensure_allocated())
-  if kind != "own":
-    raise ValueError("the result is no new tensor")
-  return Recording(
-    list(programs),
-    commands,
-    [b.nbytes for _, b in own.values()],
-    (which, offset, captured.ret.shape, captured.ret.dtype.fmt),
-  ), [b for _, b in own.values()]
+    key = (kernel.function_name, program.src[3].arg)
+    index = programs.setdefault(key, len(programs))
+    commands.append((index, int(kernel.global_size[0]), arguments))
+  kind, which, offset = locate(captured.ret.uop.base.buffer.ensure_allocated())
+  if kind != "workspace":
+    raise ValueError(f"the result is the captured buffer {which!r}: return a new tensor instead")
+  result = (which, offset, captured.ret.shape, captured.ret.dtype.fmt)
+  buffers = [buffer for _, buffer in workspace.values()]
+  return Recording(list(programs), commands, [b.nbytes for b in buffers], result), buffers
 
 
-def room(size: int) -> np.ndarray:
-  """Memory for so many bytes, and at least one, that begins where a line of 64 does."""
+def aligned_buffer(size: int) -> np.ndarray:
+  """Return max(1, size) uninitialized bytes that begin at a cache line, a multiple of 64 bytes."""
   block = np.empty(max(1, size) + 63, np.uint8)
   begin = -block.ctypes.data % 64
   return block[begin : begin + max(1, size)]
 
 
+def address_of(buffer: np.ndarray | Buffer) -> int:
+  """Return the address of an array's or buffer's first byte."""
+  if isinstance(buffer, np.ndarray):
+    return buffer.ctypes.data
+  return buffer.get_buf("CPU").va_addr
+
+
 class GraphRunner:
-  """A recording with memory to run in. known: the tensors that it names.  own: its own memory; without it, it gets some."""
+  """Runs a recording, with buffers for its inputs, workspace and result.
+
+  captured_buffers: the tensors that the recording names.  workspace: the step's own buffers;
+  if None, they are allocated.
+  """
 
   def __init__(
     self,
     recording: Recording,
     inputs: list[np.ndarray],
     captured_buffers: dict[str, Tensor],
-    own: list[Buffer] | None = None,
+    workspace: list[Buffer] | None = None,
   ):
     self.inputs = [np.empty_like(a) for a in inputs]
-    blocks: list[Any] = own or [room(size) for size in recording.own]
-
-    def address(x) -> int:
-      return x.ctypes.data if isinstance(x, np.ndarray) else x.get_buf("CPU").va_addr
-
-    named = {name: address(buffer_of(t)) for name, t in captured_buffers.items()}
-    begins = {
-      "input": [address(a) for a in self.inputs],
-      "own": [address(b) for b in blocks],
-      "known": named,
-    }
-    programs = [load(*p) for p in recording.programs]
-    self.kept = programs, blocks, captured_buffers  # their addresses stand in the table
+    blocks: list[Any] = workspace or [aligned_buffer(size) for size in recording.workspace]
+    programs = [load_program(*p) for p in recording.programs]
+    # The table contains their addresses, so they must stay alive.
+    self.references = programs, blocks, captured_buffers
     self.variables: dict[str, list[int]] = {}
-    self.over = len(recording.commands)
-    self.table = np.zeros(HEAD + WORDS * self.over, np.uint64)
-    for n, (program, parts, arguments) in enumerate(recording.commands):
-      at, core = HEAD + WORDS * n, ARGUMENTS
-      for i, (kind, which, offset) in enumerate(arguments):
-        if kind == "core":
-          core = i
-        elif kind == "variable":
-          self.variables.setdefault(which, []).append(at + 4 + i)
-        else:
-          self.table[at + 4 + i] = begins[kind][which] + offset  # type: ignore[index]
-      self.table[at : at + 4] = programs[program].addr, parts, core, len(arguments)
+    self.num_commands = len(recording.commands)
+    self.table = np.zeros(HEADER_WORDS + COMMAND_WORDS * self.num_commands, np.uint64)
+    addresses: dict[str, Any] = {
+      "input": [address_of(a) for a in self.inputs],
+      "workspace": [address_of(b) for b in blocks],
+      "captured": {name: address_of(buffer_of(t)) for name, t in captured_buffers.items()},
+    }
+    self.fill_table(recording, programs, addresses)
     which, offset, shape, dtype = recording.result
-    memory = (
-      blocks[which]
-      if own is None
-      else np.frombuffer(own[which].as_memoryview(force_zero_copy=True), np.uint8)
-    )
-    self.result = (
-      memory[offset : offset + np.dtype(dtype).itemsize * int(np.prod(shape))]
-      .view(dtype)
-      .reshape(shape)
-    )
+    if workspace is None:
+      memory = blocks[which]
+    else:
+      memory = np.frombuffer(workspace[which].as_memoryview(force_zero_copy=True), np.uint8)
+    nbytes = np.dtype(dtype).itemsize * int(np.prod(shape))
+    self.result = memory[offset : offset + nbytes].view(dtype).reshape(shape)
+
+  def fill_table(
+    self, recording: Recording, programs: list[CPUProgram], addresses: dict[str, Any]
+  ) -> None:
+    """Write the commands to the table, and note which words hold the variables."""
+    for n, (program, tasks, arguments) in enumerate(recording.commands):
+      begin = HEADER_WORDS + COMMAND_WORDS * n
+      first_arg = begin + COMMAND_FIELDS
+      task_arg = MAX_ARGS
+      for i, (kind, which, offset) in enumerate(arguments):
+        if kind == "task":
+          task_arg = i
+        elif kind == "variable":
+          self.variables.setdefault(which, []).append(first_arg + i)
+        else:
+          self.table[first_arg + i] = addresses[kind][which] + offset
+      self.table[begin:first_arg] = programs[program].addr, tasks, task_arg, len(arguments)
 
   def __call__(self, inputs: list[np.ndarray], variables: dict[str, int]) -> np.ndarray:
-    """Runs the step -> a view of its result, which the next run writes over."""
-    for mine, given in zip(self.inputs, inputs):
-      mine[...] = given
+    """Run the step and return a view of its result, which the next run overwrites."""
+    for buffer, array in zip(self.inputs, inputs, strict=True):
+      buffer[...] = array
     for name, words in self.variables.items():
       self.table[words] = variables[name]
-    self.table[0] = 0xFFFFFFFF  # begun, with no part to take yet
-    for _ in range(threads()):
-      helpers().put((self.table, self.over))
-    runner(False).fxn(ctypes.c_uint64(self.table.ctypes.data), ctypes.c_uint64(self.over), leave())
+    # The ticket of a step that has begun but has no task to take yet.
+    self.table[0] = 0xFFFFFFFF
+    for _ in range(num_workers()):
+      worker_queue().put((self.table, self.num_commands))
+    address = ctypes.c_uint64(self.table.ctypes.data)
+    step_program(False).fxn(address, ctypes.c_uint64(self.num_commands), yield_address())
     return self.result

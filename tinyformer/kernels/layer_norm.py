@@ -1,48 +1,81 @@
-"""Layer normalisation as a kernel of its own for the CPU, with its gradient: the numbers of tinygrad's, a row read once instead of three times."""
+"""Compute layer normalization and its gradient on the CPU with a C kernel.
+
+tinygrad reads each row of x three times, the kernel reads a row from memory once.
+"""
 
 import math
 
 from tinygrad import Tensor, UOp, dtypes, nn
 
-from tinyformer.kernels.c_kernel import has_clang, num_tasks, empty, kernel, contiguous_buffer
+from tinyformer.kernels.c_kernel import contiguous_buffer, empty, has_clang, kernel, num_tasks
 
-# Rows of x (M, D): y = (x - mean) / sqrt(variance + EPS) * w + b. BACK gives instead, for the gradient dy of y, that of x, then for each part of the
-# work the sums over its rows of dy times the normalised x, and of dy: out is (M, D), then (PARTS, 2, D).
-ROWS = r"""
-__attribute__((min_vector_width(512)))
-ABI void NAME(float *restrict out, const float *restrict xs, const float *restrict w, const float *restrict OTHER, int part) {
-#if BACK
-  float *dw = out + (M + 2L*part)*D, *db = dw + D;
-  for (int i = 0; i < 2*D; i++) dw[i] = 0;
+LAYER_NORM = r"""
+// Layer normalization (Ba et al. 2016, sec. 3) of x (M, D) with weight and bias (D):
+//
+//   normed[m][i] = (x[m][i] - mean(x[m])) * scale[m], where scale[m] = 1 / sqrt(var(x[m]) + EPS)
+//   out[m][i] = normed[m][i] * weight[i] + bias[i]
+//
+// If BACKWARD, the gradients instead, from the gradient dy (M, D) of the output:
+//
+//   g[m][i] = dy[m][i] * weight[i]
+//   dx[m][i] = (g[m][i] - mean(g[m]) - normed[m][i] * mean(g[m] * normed[m])) * scale[m]
+//   dweight[i] = sum over m of dy[m][i] * normed[m][i]        dbias[i] = sum over m of dy[m][i]
+//
+// out is then dx (M, D), followed by the sums dweight and dbias of each task (NUM_TASKS, 2, D).
+// LAST_INPUT is bias or dy. A task is a range of rows.
+KERNEL NAME(float *restrict out, const float *restrict xs, const float *restrict weight,
+            const float *restrict LAST_INPUT, int task) {
+#if BACKWARD
+  float *dweight = out + (M + 2L * task) * D;
+  float *dbias = dweight + D;
+  for (int i = 0; i < 2 * D; i++)
+    dweight[i] = 0;
 #endif
-  for (long m = M*part/PARTS; m < M*(part + 1)/PARTS; m++) {
-    const float *x = xs + m*D;
-    float *y = out + m*D, mean = 0, variance = 0;
+  for (long m = M * task / NUM_TASKS; m < M * (task + 1) / NUM_TASKS; m++) {
+    const float *x = xs + m * D;
+    float *y = out + m * D;
     vec s = 0.0f;
-    for (int i = 0; i + W <= D; i += W) s += *(const vec *)(x + i);
-    mean = sum(s);
-    for (int i = D / W * W; i < D; i++) mean += x[i];
+    for (int i = 0; i + W <= D; i += W)
+      s += *(const vec *)(x + i);
+    float mean = hsum(s);
+    for (int i = D / W * W; i < D; i++)
+      mean += x[i];
     mean /= D;
     s = 0.0f;
-    for (int i = 0; i + W <= D; i += W) { vec d = *(const vec *)(x + i) - mean; s += d*d; }
-    variance = sum(s);
-    for (int i = D / W * W; i < D; i++) variance += (x[i] - mean)*(x[i] - mean);
+    for (int i = 0; i + W <= D; i += W) {
+      vec d = *(const vec *)(x + i) - mean;
+      s += d * d;
+    }
+    float variance = hsum(s);
+    for (int i = D / W * W; i < D; i++)
+      variance += (x[i] - mean) * (x[i] - mean);
     float scale = 1 / __builtin_sqrtf(variance / D + EPS);
-#if BACK
-    const float *dy = slopes + m*D;
-    float g = 0, gx = 0;   // the means of dy w, and of that times the normalised x
-    vec vg = 0.0f, vgx = 0.0f;
-    for (int i = 0; i + W <= D; i += W) { vec t = *(const vec *)(dy + i) * *(const vec *)(w + i); vg += t; vgx += t * (*(const vec *)(x + i) - mean); }
-    g = sum(vg); gx = sum(vgx);
-    for (int i = D / W * W; i < D; i++) { g += dy[i]*w[i]; gx += dy[i]*w[i]*(x[i] - mean); }
-    g /= D; gx *= scale / D;
+#if BACKWARD
+    const float *row_dy = dy + m * D;
+    vec sum_g = 0.0f;
+    vec sum_gx = 0.0f;
+    for (int i = 0; i + W <= D; i += W) {
+      vec g = *(const vec *)(row_dy + i) * *(const vec *)(weight + i);
+      sum_g += g;
+      sum_gx += g * (*(const vec *)(x + i) - mean);
+    }
+    float mean_g = hsum(sum_g);
+    float mean_gx = hsum(sum_gx);
+    for (int i = D / W * W; i < D; i++) {
+      mean_g += row_dy[i] * weight[i];
+      mean_gx += row_dy[i] * weight[i] * (x[i] - mean);
+    }
+    mean_g /= D;
+    mean_gx *= scale / D;
     for (int i = 0; i < D; i++) {
-      float normal = (x[i] - mean)*scale;
-      y[i] = (dy[i]*w[i] - g - normal*gx)*scale;
-      dw[i] += dy[i]*normal; db[i] += dy[i];
+      float normed = (x[i] - mean) * scale;
+      y[i] = (row_dy[i] * weight[i] - mean_g - normed * mean_gx) * scale;
+      dweight[i] += row_dy[i] * normed;
+      dbias[i] += row_dy[i];
     }
 #else
-    for (int i = 0; i < D; i++) y[i] = (x[i] - mean)*scale*w[i] + b[i];
+    for (int i = 0; i < D; i++)
+      y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 #endif
   }
 }
@@ -50,10 +83,14 @@ ABI void NAME(float *restrict out, const float *restrict xs, const float *restri
 
 
 class LayerNorm(nn.LayerNorm):
-  """tinygrad's LayerNorm over the last axis; on the CPU, in float32, as the kernel above."""
+  """An nn.LayerNorm over the last axis, computed by a C kernel if x is float32 and on the CPU."""
 
   def __call__(self, x: Tensor) -> Tensor:
-    D, M, weight, bias = x.shape[-1], math.prod(x.shape[:-1]), self.weight, self.bias
+    """Return x, normalized over its last axis (Ba et al. 2016, sec. 3): (..., D) -> (..., D)."""
+    D = x.shape[-1]
+    M = math.prod(x.shape[:-1])
+    weight = self.weight
+    bias = self.bias
     if (
       not isinstance(M, int)
       or not M
@@ -64,25 +101,19 @@ class LayerNorm(nn.LayerNorm):
       or not has_clang(str(x.device))
     ):
       return super().__call__(x)
-    sizes, parts = dict(M=M, D=D, EPS=f"{self.eps!r}f"), num_tasks(8 * M * D)
+    tasks = num_tasks(8 * M * D)
+    macros = {"M": M, "D": D, "EPS": f"{self.eps!r}f"}
 
-    def gradient(dy: UOp, call: UOp) -> tuple[UOp | None, ...]:
-      fxn = kernel("norm", ROWS, 4, **sizes, BACK=1, OTHER="slopes", parts=parts)
-      out = empty((M + 2 * parts) * D).custom_kernel(
-        *(Tensor(u) for u in call.src[2:4]), Tensor(dy).contiguous(), fxn=fxn
-      )[0]
-      sums = out[M * D :].reshape(parts, 2, D).sum(0)
-      return None, out[: M * D].reshape(M, D).uop, sums[0].uop, sums[1].uop
+    def gradient(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
+      inputs = [Tensor(u) for u in call.src[2:4]]
+      inputs.append(Tensor(grad).contiguous())
+      function = kernel("norm", LAYER_NORM, 4, tasks, **macros, BACKWARD=1, LAST_INPUT="dy")
+      out = empty((M + 2 * tasks) * D).custom_kernel(*inputs, fxn=function)[0]
+      dx = out[: M * D].reshape(M, D)
+      sums = out[M * D :].reshape(tasks, 2, D).sum(0)
+      return None, dx.uop, sums[0].uop, sums[1].uop
 
-    fxn = kernel("norm", ROWS, 4, **sizes, BACK=0, OTHER="b", parts=parts)
-    return (
-      empty(M, D)
-      .custom_kernel(
-        contiguous_buffer(x.reshape(M, D)),
-        contiguous_buffer(weight),
-        contiguous_buffer(bias),
-        fxn=fxn,
-        grad_fxn=gradient,
-      )[0]
-      .reshape(x.shape)
-    )
+    inputs = [contiguous_buffer(t) for t in (x.reshape(M, D), weight, bias)]
+    function = kernel("norm", LAYER_NORM, 4, tasks, **macros, BACKWARD=0, LAST_INPUT="bias")
+    out = empty(M, D).custom_kernel(*inputs, fxn=function, grad_fxn=gradient)[0]
+    return out.reshape(x.shape)

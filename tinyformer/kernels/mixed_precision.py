@@ -1,7 +1,9 @@
-"""Products of numbers in bfloat16, summed up in float32, for a model whose parameters, norms, softmax and loss stay in float32 (Micikevicius et al. 2018, sec. 3).
+"""Mixed-precision training: bfloat16 matrix products that are accumulated in float32.
 
-A gradient comes back through the same casts: to a parameter, which the optimizer changes in float32, so that no small step is lost. The losses
-need not be scaled (its sec. 3.2), as float16's must be: bfloat16 has float32's exponents, and what is small stays a number (Kalamkar et al. 2019).
+Parameters, norms, softmax and loss stay in float32 (Micikevicius et al. 2018, sec. 3). Gradients
+pass back through the same casts. The optimizer updates float32 parameters, so no small update is
+lost. Unlike float16, bfloat16 needs no loss scaling (sec. 3.2), because it has the exponent range
+of float32 (Kalamkar et al. 2019).
 """
 
 import math
@@ -13,29 +15,44 @@ import tinyformer.kernels.attention
 import transformer
 from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.linear import PackedLinear
-from transformer import attention_weights, scaled_dot_product, repeat_kv, materialize
+from transformer import attention_weights, materialize, repeat_kv, scaled_dot_product
 
 
 def to_bfloat16(x: Tensor) -> Tensor:
-  """x in bfloat16, kept so."""
+  """Return x in bfloat16, materialized."""
   return x.cast(dtypes.bfloat16).contiguous()
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-  """a (..., M, K), b (..., K, N) -> (..., M, N) in float32: tinygrad's tensor cores take products of this form."""
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+  """Return the product of a (..., M, K) and b (..., K, N), rounded to bfloat16, in float32.
+
+  The result has shape (..., M, N). tinygrad's tensor cores support products of this form.
+  """
   return to_bfloat16(a).dot(to_bfloat16(b), dtype=dtypes.float32)
 
 
 class MixedLinear(PackedLinear):
-  """transformer.Linear with a product of bfloat16. A CPU has none: there numbers are rounded to bfloat16 and multiplied in float32."""
+  """A transformer.Linear with a bfloat16 product.
+
+  On a CPU, which has no bfloat16 product, the inputs are rounded to bfloat16 and multiplied in
+  float32.
+  """
 
   @staticmethod
   def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (..., K), weight (N, K), both in float32 -> x weight^T + bias (..., N) in float32."""
+    """Return x weight^T + bias (..., N) in float32.
+
+    x (..., K), weight (N, K) and bias (N) are float32.
+    """
     if has_clang(str(x.device)):
       return PackedLinear.product(to_bfloat16(x).float(), to_bfloat16(weight), bias)
-    y = product(x, weight.T)
+    y = matmul(x, weight.T)
     return materialize(y if bias is None else y + bias)
+
+
+def bfloat16_scores(q: Tensor, k: Tensor) -> Tensor:
+  """Return scaled_dot_product(q, k) (..., T, S) with a bfloat16 product."""
+  return matmul(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
 
 
 def attention(
@@ -45,19 +62,18 @@ def attention(
   mask: Tensor | None = None,
   similarity: Callable = scaled_dot_product,
 ) -> Tensor:
-  """transformer.attention with its two products as above, where queries and keys are compared by their scaled dot product; else as it is."""
+  """Return transformer.attention with bfloat16 products and a float32 softmax.
+
+  q (B, H, T, K), k and v (B, G, S, K) -> (B, H, T, K), all float32. If `similarity` is not
+  scaled_dot_product, the call is passed on to transformer.attention.
+  """
   if similarity is not scaled_dot_product:
     return transformer.attention(q, k, v, mask, similarity)
   if has_clang(str(q.device)):
-    return tinyformer.kernels.attention.attention(
-      to_bfloat16(q).float(), to_bfloat16(k).float(), to_bfloat16(v).float(), mask
-    )
-  return product(
-    attention_weights(
-      q, k, mask, lambda q, k: product(q, k.transpose(-2, -1)) / math.sqrt(q.shape[-1])
-    ),
-    repeat_kv(v, q),
-  )
+    q, k, v = (to_bfloat16(x).float() for x in (q, k, v))
+    return tinyformer.kernels.attention.attention(q, k, v, mask)
+  weights = attention_weights(q, k, mask, bfloat16_scores)
+  return matmul(weights, repeat_kv(v, q))
 
 
 MIXED = {"linear": MixedLinear, "attention_fn": attention}

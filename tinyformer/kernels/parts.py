@@ -1,4 +1,4 @@
-"""The parts that compute on a CPU what transformer.py and tinygrad define, faster."""
+"""The C kernels that replace parts of a model on the CPU: pass CPU_KERNELS to a constructor."""
 
 from typing import Any
 
