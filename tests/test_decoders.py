@@ -14,7 +14,7 @@ from models.gpt2 import GPT2
 from models.llama import Llama
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
-from tinyformer.generation.engine import Engine, generate
+from tinyformer.generation import Engine, generate
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import Linear, attention

@@ -8,7 +8,7 @@ from tinygrad import Device, Tensor, dtypes
 from layers.positions import rope_inv_freq
 from models.gpt2 import GPT2
 from models.llama import Llama
-from tinyformer.generation.engine import Engine, beam_search, generate
+from tinyformer.generation import Engine, beam_search, generate
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
 

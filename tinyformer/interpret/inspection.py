@@ -100,7 +100,7 @@ def of_pair(
   last: int | None = None,
 ) -> Scene:
   """An encoder-decoder on a text and its target; if there is none, on what it writes itself, always the likeliest token. Raises TooLong, ValueError as of_text."""
-  from tinyformer.generation.engine import generate_seq2seq
+  from tinyformer.generation import generate_seq2seq
   from tinyformer.generation.generation_config import GenerationConfig
 
   settings, source = GenerationConfig.read(folder), tokenizer.single(tokenizer.encode(text))
