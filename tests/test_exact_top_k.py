@@ -124,11 +124,11 @@ def test_a_reader_asked_for_the_likeliest_alone_draws_the_same_texts(family, mon
     return list(generate(reader, [seed, *range(10)], 20, top_k=7, seed=seed))
 
   assert [texts(whole, seed) for seed in range(3)] == [texts(short, seed) for seed in range(3)]
-  with pytest.raises(ValueError, match="the 7 likeliest tokens alone"):
+  with pytest.raises(ValueError, match="logits of the top 7 tokens only"):
     next(generate(short, [1], 5, top_k=8))
-  with pytest.raises(ValueError, match="the 7 likeliest tokens alone"):
+  with pytest.raises(ValueError, match="logits of the top 7 tokens only"):
     next(generate(short, [1], 5, top_k=0))
-  with pytest.raises(ValueError, match="beams need the logits of all"):
+  with pytest.raises(ValueError, match="beam search needs the logits of all"):
     beam_search(short, [1], 5)
   short.position = 0
   assert 7 <= np.isfinite(short(np.array([[1, 2]] * 2))[0]).sum() < V / 2
