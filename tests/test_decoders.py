@@ -160,7 +160,7 @@ def test_one_place_alone_without_a_cache_is_refused():
 @pytest.mark.parametrize("family", params("mistral"))
 def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypatch):
   """Across the edge of the window, and past the end of a piece."""
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   reader = Engine(model)
   for first in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
     reader.position, ids = 0, first[:]
@@ -176,7 +176,7 @@ def test_a_traced_reader_writes_the_same_also_after_another_text(model, monkeypa
 def test_a_reader_of_fast_parts_gives_the_same_logits_and_keeps_its_kernels(
   family, model, plain, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   fast = MODELS[family](
     **{name: part for name, part in CPU_KERNELS.items() if family == "gpt2" or name != "layer_norm"}
@@ -222,8 +222,8 @@ def test_sixteen_bit_weights_give_what_the_rounded_numbers_do(case, dtype):
 
 def test_a_window_bounds_the_cache(monkeypatch):
   """A text of many windows, of which only the last fits, gives at each place what those tokens that its windows reach give."""
-  monkeypatch.setattr(KVCache, "PIECE", 16)
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(KVCache, "CHUNK_SIZE", 16)
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   model, ids = (
     randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5)),
     np.random.default_rng(1).integers(0, V, 90).astype(np.int32),

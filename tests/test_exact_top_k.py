@@ -115,7 +115,7 @@ MODELS = {
 )
 def test_a_reader_asked_for_the_likeliest_alone_draws_the_same_texts(family, monkeypatch):
   """Of a prompt that is read in a piece, of which a part is padding."""
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   model = randomise(MODELS[family]())
   whole, short = Engine(model, 2), Engine(model, 2, top_k=7)
 

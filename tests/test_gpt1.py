@@ -37,7 +37,7 @@ def test_each_layers_hidden_states_are_hugging_faces(model):
 
 
 def test_a_reader_gives_the_same_logits(model, monkeypatch):
-  monkeypatch.setattr(Engine, "PIECES", (10, 1))  # the first is read at once
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (10, 1))  # the first is read at once
   reader = Engine(model, 2)
   for start, end in ((0, 10), (10, 11), (11, 13)):
     close(reader(IDS[:, start:end]), WANT["logits"][:, end - 1])

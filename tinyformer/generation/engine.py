@@ -25,7 +25,7 @@ class Engine:
 
   # The numbers of tokens that one step processes, each compiled on first use. A chunk is padded to
   # the next of these sizes if more than half of it is filled; a short rest is processed one by one.
-  PIECES = (512, 64, 1)
+  CHUNK_SIZES = (512, 64, 1)
 
   def __init__(
     self,
@@ -59,7 +59,7 @@ class Engine:
 
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps: dict[int, CompiledStep] = {}  # by number of tokens
-    for size in self.PIECES:
+    for size in self.CHUNK_SIZES:
       if size > 1:
         variables = (start, UOp.variable("last", 0, size - 1))
         self.steps[size] = CompiledStep(process_chunk, variables, captured_buffers, key)
@@ -85,7 +85,7 @@ class Engine:
     while remaining := ids.shape[1]:
       size = 1
       if remaining > 8:
-        fitting = (n for n in self.PIECES if self.position + n <= self.context)
+        fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
         size = next((n for n in fitting if remaining > n / 2), 1)
       chunk = ids[:, :size]
       ids = ids[:, size:]

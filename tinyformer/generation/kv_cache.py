@@ -20,7 +20,7 @@ class KVCache:
   """
 
   # The maximum number of positions written at once if there is a window.
-  PIECE = 512
+  CHUNK_SIZE = 512
 
   def __init__(
     self,
@@ -34,7 +34,7 @@ class KVCache:
     self.context = context
     self.window = window
     self.dropped = 0  # number of evicted positions
-    self.rows = min(context, 2 * window + self.PIECE) if window else context
+    self.rows = min(context, 2 * window + self.CHUNK_SIZE) if window else context
     # `dropped` as a buffer, because a compiled step reads it.
     self.first_position: Tensor | None = None
     if window:
