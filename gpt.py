@@ -1,88 +1,121 @@
-"""`python gpt.py -p "How can entropy be reversed?"` writes on from a text with GPT-2, or with any decoder of the family."""
+"""Generate text with GPT-2 or any other decoder-only model.
+
+For example: `python gpt.py -p "How can entropy be reversed?"`.
+"""
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from tinyformer import cli
 from tinyformer.device import select_device
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-  p = argparse.ArgumentParser(prog="gpt.py", description="Write on from a text.")
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+  p = argparse.ArgumentParser(
+    prog="gpt.py",
+    description="Generate text with GPT-2 or any other decoder-only model.",
+    formatter_class=cli.HelpFormatter,
+  )
   p.add_argument(
     "-p",
     "--prompt",
-    help="the text to go on from; - is standard input (default: standard input if it is piped, else a loop)",
+    help="text to continue; - reads standard input "
+    "(default: standard input if it is piped, otherwise an interactive session)",
   )
   cli.model_arguments(
     p,
-    "gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder (default: gpt2; without a network, tiny)",
+    "gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo on the Hugging Face hub, or a folder "
+    "(default: gpt2, or tiny if the hub is unreachable)",
   )
   p.add_argument(
     "-n",
     "--max-new-tokens",
+    metavar="N",
     type=cli.number(int, 1),
     default=100,
-    help="tokens to write (default: %(default)s)",
+    help="maximum number of tokens to generate",
   )
   p.add_argument(
     "-t",
     "--temperature",
+    metavar="T",
     type=cli.number(float, 0),
     default=0.8,
-    help="0 always takes the likeliest token (default: %(default)s)",
+    help="sampling temperature; 0 selects greedy decoding",
   )
   p.add_argument(
     "-k",
     "--top-k",
+    metavar="K",
     type=cli.number(int, 0),
     default=40,
-    help="draw from so many likeliest tokens, 0 from all (default: %(default)s)",
+    help="sample from the K most probable tokens; 0 samples from all tokens",
   )
   p.add_argument(
     "--top-p",
+    metavar="P",
     type=cli.number(float, 1e-9, 1),
     default=1.0,
-    help="draw from the likeliest that make up this share (default: %(default)s)",
+    help="sample from the smallest set of most probable tokens with a total probability of P",
   )
-  p.add_argument("-s", "--seed", type=cli.number(int, 0), help="the same seed writes the same text")
+  p.add_argument(
+    "-s",
+    "--seed",
+    type=cli.number(int, 0),
+    help="seed of the random numbers; the same seed generates the same text",
+  )
   p.add_argument(
     "-N",
     "--num-samples",
+    metavar="N",
     type=cli.number(int, 1),
     default=1,
-    help="texts to write side by side (default: %(default)s)",
+    help="number of texts to generate in parallel",
   )
   p.add_argument(
     "-i",
     "--interactive",
     action="store_true",
-    help="a loop that goes on from what you type (default at a terminal without -p)",
+    help="continue the lines that you type (default at a terminal without -p)",
   )
   p.add_argument(
-    "--stop", action="append", default=[], help="end before this text; may be given more than once"
+    "--stop",
+    metavar="TEXT",
+    action="append",
+    default=[],
+    help="stop before this text; may be given several times",
   )
   p.add_argument(
-    "--list-models", action="store_true", help="print the models that can be had by a short name"
+    "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )
   return p.parse_args(argv)
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:
-  """The prompt, or None for the loop. Raises Usage for one that is empty or no text."""
-  if args.interactive or (args.prompt is None and sys.stdin.isatty()):
-    if args.num_samples > 1:
-      raise cli.Usage("the loop goes on from one text: -N needs a prompt")
-    if args.prompt == "-":
-      raise cli.Usage("-i reads from the terminal: -p - cannot")
-    return None
-  return cli.read_prompt(args.prompt)
+  """Return the prompt, or None for an interactive session.
+
+  Raises UsageError if the prompt is empty, is not UTF-8 or conflicts with another option.
+  """
+  if not args.interactive and (args.prompt is not None or not sys.stdin.isatty()):
+    return cli.read_prompt(args.prompt)
+  if args.num_samples > 1:
+    raise cli.UsageError(
+      f"an interactive session continues one text, not {args.num_samples}: -N needs a prompt (-p)"
+    )
+  if args.prompt == "-":
+    raise cli.UsageError("-i reads the terminal, so -p - cannot read a prompt: leave one out")
+  return None
 
 
-def find_model(args: argparse.Namespace):
-  """The folder of the model; of the shipped one where none is named and the hub cannot be reached."""
+def find_model(args: argparse.Namespace) -> Path:
+  """Return the model's folder.
+
+  Without -m, fall back to the model that is part of this repository if the hub is unreachable.
+  """
   from tinyformer.checkpoints import hub
 
   try:
@@ -90,169 +123,214 @@ def find_model(args: argparse.Namespace):
   except hub.Unreachable as e:
     if args.model:
       raise
-    cli.note(f"Using the small model that comes with the project: {e}")
+    cli.note(f"Using the small model of this repository instead of gpt2: {e}")
     return hub.find("tiny")
 
 
-class Writer:
-  """A model and its tokenizer, and the texts that they are at."""
+class TextGenerator:
+  """A decoder-only model with its tokenizer and its generation engine.
 
-  def __init__(self, args: argparse.Namespace, folder):
+  folder: the model's folder. Raises UsageError if the model is not decoder-only.
+  """
+
+  def __init__(self, args: argparse.Namespace, folder: Path):
     from tinyformer import checkpoints, tokenization
-    from tinyformer.generation import engine
+    from tinyformer.generation import Engine
 
     model = checkpoints.load_module(folder, args.dtype)
     if model.task != "text-generation":
-      raise cli.Usage(f"{args.model} does not write on from a text: ask.py runs it")
-    self.args, self.tokenizer = args, tokenization.load(folder, model.vocab_size)
+      raise cli.UsageError(
+        f"{args.model} is a model for {model.task}, not for text-generation: use ask.py"
+      )
+    self.args = args
+    self.tokenizer = tokenization.load(folder, model.vocab_size)
     config = (folder / "config.json").read_text(encoding="utf-8")
-    self.reader = engine.Engine(
+    self.engine = Engine(
       model,
       args.num_samples,
       key=f"{args.dtype} {config}",
       top_k=args.top_k if args.temperature else 1,
     )
-    self.history: list[int] = []  # of a text that goes on from turn to turn
+    self.history: list[int] = []  # token IDs of the interactive session
 
-  def write(self, ids: list[int]) -> Iterator[tuple[int, str]]:
-    """Goes on from ids: (number of the text, a piece of it), in the order in which they come."""
-    from tinyformer.generation import engine
+  def generate(self, ids: list[int]) -> Iterator[tuple[int, str]]:
+    """Yield (index of the text, new characters of that text) after each generated token.
+
+    ids: the tokens to process first. The tokens of the first text are appended to the history.
+    """
+    from tinyformer import generation
     from tinyformer.tokenization.byte_level_bpe import Stream
 
-    begun, count, streams = (
-      time.monotonic(),
-      0,
-      [Stream(self.tokenizer) for _ in range(self.reader.batch)],
-    )
-    a = self.args
-    for tokens in engine.generate(
-      self.reader,
+    args = self.args
+    start = first_token = time.monotonic()
+    num_tokens = 0
+    decoders = [Stream(self.tokenizer) for _ in range(self.engine.batch)]
+    for tokens in generation.generate(
+      self.engine,
       ids,
-      a.max_new_tokens,
-      a.temperature,
-      a.top_k,
-      a.top_p,
-      a.seed,
+      args.max_new_tokens,
+      args.temperature,
+      args.top_k,
+      args.top_p,
+      args.seed,
       self.tokenizer.end,
     ):
-      if not count:
-        first = time.monotonic()
-      count += 1
+      if num_tokens == 0:
+        first_token = time.monotonic()
+      num_tokens += 1
       if tokens[0] is not None:
         self.history.append(tokens[0])
-      yield from ((i, streams[i](token)) for i, token in enumerate(tokens) if token is not None)
-    if a.verbose:
-      rate = (
-        f", then {(count - 1) * self.reader.batch / (time.monotonic() - first):,.1f} tokens/s"
-        if count > 1
-        else ""
-      )
-      cli.note(f"\nfirst token after {first - begun:.2f} s{rate}")
-    if count < a.max_new_tokens and self.reader.position >= self.reader.context - 1 and not a.quiet:
-      cli.note(f"\nthe context of {self.reader.context:,} tokens is full")
+      for i, token in enumerate(tokens):
+        if token is not None:
+          yield i, decoders[i](token)
+    if args.verbose:
+      speed = ""
+      if num_tokens > 1:
+        rate = (num_tokens - 1) * self.engine.batch / (time.monotonic() - first_token)
+        speed = f", then {rate:,.1f} tokens/s"
+      cli.note(f"\nfirst token after {first_token - start:.2f} s{speed}")
+    context_is_full = self.engine.position >= self.engine.context - 1
+    if num_tokens < args.max_new_tokens and context_is_full and not args.quiet:
+      cli.note(f"\nthe context of {self.engine.context:,} tokens is full")
 
 
-def once(writer: Writer, prompt: str) -> None:
-  """Writes the prompt and what follows it: the first text token by token, the others after it."""
-  from tinyformer.generation.engine import stop_at
+def generate_once(generator: TextGenerator, prompt: str) -> None:
+  """Print the prompt and its continuations.
 
-  ids = writer.tokenizer.single(writer.tokenizer.encode(prompt))
-  if len(ids) >= writer.reader.context:
-    raise cli.Usage(
-      f"the prompt has {len(ids):,} tokens, this model reads {writer.reader.context:,} with its answer: shorten it"
+  The first text is printed token by token; each other text follows after a line of three hyphens.
+  """
+  from tinyformer.generation import stop_at
+
+  tokenizer = generator.tokenizer
+  engine = generator.engine
+  stops = generator.args.stop
+  ids = tokenizer.single(tokenizer.encode(prompt))
+  if len(ids) >= engine.context:
+    raise cli.UsageError(
+      f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
+      f"context of {engine.context:,}: shorten the prompt"
     )
-  texts = [""] * writer.reader.batch
+  texts = [""] * engine.batch
 
-  def first() -> Iterator[str]:
-    for i, piece in writer.write(ids):
-      texts[i] += piece
+  def first_text() -> Iterator[str]:
+    for i, new_text in generator.generate(ids):
+      texts[i] += new_text
       if i == 0:
-        yield piece
-      if all(any(stop in text for stop in writer.args.stop) for text in texts):
+        yield new_text
+      if all(any(stop in text for stop in stops) for text in texts):
         return
 
-  pieces = first()
-  say(prompt := prompt + writer.tokenizer.continuation_joiner)
-  for piece in stop_at(pieces, writer.args.stop):
-    say(piece)
+  prompt += tokenizer.continuation_joiner
+  chunks = first_text()
+  write_stdout(prompt)
+  for chunk in stop_at(chunks, stops):
+    write_stdout(chunk)
   if len(texts) > 1:
-    for _ in pieces:
-      pass  # the first text may have met a stop before the others
+    # The first text may contain a stop text before the other texts are complete.
+    for _ in chunks:
+      pass
   for text in texts[1:]:
-    say(f"\n---\n{prompt}{''.join(stop_at([text], writer.args.stop))}")
-  say("\n")
+    continuation = "".join(stop_at([text], stops))
+    write_stdout(f"\n---\n{prompt}{continuation}")
+  write_stdout("\n")
 
 
-def loop(writer: Writer) -> None:
-  """Goes on from what is typed, each turn from all that stands so far. Ctrl-C ends an answer, Ctrl-D the loop."""
-  import contextlib
+def interactive_loop(generator: TextGenerator) -> None:
+  """Read lines and print their continuations, each conditioned on the whole session.
 
-  from tinyformer.generation.engine import stop_at
-
+  Ctrl-C stops a continuation; Ctrl-D ends the session.
+  """
   with contextlib.suppress(ImportError):
-    import readline  # noqa: F401 - gives input() its editing and history
-  tokenizer, reader, history = writer.tokenizer, writer.reader, writer.history
-  if not writer.args.quiet:
-    cli.note("Type a text to go on from. Ctrl-C ends an answer, Ctrl-D the loop.")
+    import readline  # noqa: F401 - gives input() line editing and a history
+  if not generator.args.quiet:
+    cli.note("Type a text to continue. Ctrl-C stops a continuation, Ctrl-D ends the session.")
   while True:
     try:
       line = input("> " if sys.stdout.isatty() else "")
       if not line:
         continue
-      line = line.encode(errors="replace").decode()
-      history += (
-        tokenizer.encode(f"\n{line}") if history else tokenizer.single(tokenizer.encode(line))
-      )
-      if (
-        len(history) + min(writer.args.max_new_tokens, reader.context // 2) > reader.context
-      ):  # drop the oldest text, and enough of it for some turns
-        del history[: -(reader.context // 2)]
-        reader.position = 0
-      asked, shown = len(history), ""
-      for piece in stop_at(
-        (piece for i, piece in writer.write(history[reader.position :]) if i == 0), writer.args.stop
-      ):
-        say(piece)
-        shown += piece
-      if (
-        writer.args.stop
-        and b"".join(map(tokenizer.token, history[asked:])).decode(errors="replace") != shown
-      ):  # what was not shown was not said
-        history[asked:] = tokenizer.encode(shown)
-        reader.position = reader.cache.resume_position(asked)
+      append_line(generator, line)
+      print_continuation(generator)
     except EOFError:
-      return say("\n" if sys.stdin.isatty() else "")
+      write_stdout("\n" if sys.stdin.isatty() else "")
+      return
     except KeyboardInterrupt:
       pass
-    say("\n")
+    write_stdout("\n")
 
 
-def say(text: str) -> None:
+def append_line(generator: TextGenerator, line: str) -> None:
+  """Append a typed line to the history, and truncate the history if the context is too small."""
+  tokenizer = generator.tokenizer
+  engine = generator.engine
+  history = generator.history
+  line = line.encode(errors="replace").decode()
+  if history:
+    history += tokenizer.encode(f"\n{line}")
+  else:
+    history += tokenizer.single(tokenizer.encode(line))
+  half = engine.context // 2
+  if len(history) + min(generator.args.max_new_tokens, half) > engine.context:
+    # Truncate to half of the context, so that the next lines fit without another prefill.
+    del history[:-half]
+    engine.position = 0
+
+
+def print_continuation(generator: TextGenerator) -> None:
+  """Print the continuation of the history, and append it to the history."""
+  from tinyformer.generation import stop_at
+
+  tokenizer = generator.tokenizer
+  engine = generator.engine
+  history = generator.history
+  stops = generator.args.stop
+  start = len(history)
+  shown = ""
+  texts = (text for _, text in generator.generate(history[engine.position :]))
+  for text in stop_at(texts, stops):
+    write_stdout(text)
+    shown += text
+  if not stops:
+    return
+  generated = b"".join(map(tokenizer.token, history[start:])).decode(errors="replace")
+  if generated != shown:
+    # Remove the stop text, which was not shown, from the history and the KV cache.
+    history[start:] = tokenizer.encode(shown)
+    engine.position = engine.cache.resume_position(start)
+
+
+def write_stdout(text: str) -> None:
   sys.stdout.write(text)
   sys.stdout.flush()
 
 
+def list_models() -> None:
+  """Print the models in weights/, then the other models that have a short name."""
+  from tinyformer.checkpoints import hub
+
+  local = hub.local()
+  for name in [*local, *(name for name in hub.SHORT if name not in local)]:
+    write_stdout(f"{name}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
-  args = parse(argv)
+  args = parse_arguments(argv)
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
   if args.list_models:
-    from tinyformer.checkpoints import hub
-
-    for name in [*hub.local(), *(name for name in hub.SHORT if name not in hub.local())]:
-      say(f"{name}\n")
+    list_models()
     return 0
   prompt = read_prompt(args)
-  begun = time.monotonic()
+  start = time.monotonic()
   device = select_device(args.device)
   folder = find_model(args)
-  writer = Writer(args, folder)
+  generator = TextGenerator(args, folder)
   if args.verbose:
-    cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - begun:.1f} s")
+    cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
   if prompt is None:
-    loop(writer)
+    interactive_loop(generator)
   else:
-    once(writer, prompt)
+    generate_once(generator, prompt)
   return 0
 
 

@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
 
   from models import gpt2
   from tinyformer.checkpoints import safetensors
-  from tinyformer.generation.engine import Engine, generate
+  from tinyformer.generation import Engine, generate
   from tinyformer.kernels.cross_entropy import loss
   from tinyformer.training.batches import sample_batch, inputs_and_targets, eval_batches, windows
   from tinyformer.training.documents import train_val_split, read_documents

@@ -15,7 +15,7 @@ from tinygrad import Tensor
 from experiments import common
 from tinyformer import cli
 from tinyformer.checkpoints.safetensors import write_text
-from tinyformer.generation.engine import generate_seq2seq
+from tinyformer.generation import generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
 from tinyformer.kernels.attention import attention
 from tinyformer.kernels.compiled_step import CompiledStep

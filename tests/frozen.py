@@ -24,7 +24,7 @@ import attend
 import evaluate
 import gpt
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Engine, generate, generate_seq2seq
+from tinyformer.generation import Engine, generate, generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
 
 FROZEN = Path(__file__).parent / "frozen.json"

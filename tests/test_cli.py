@@ -1,13 +1,19 @@
+"""What the commands share: the progress bar and the help formatter."""
+
+import argparse
 import re
 
+import pytest
+
 from tinyformer import cli
+from tinyformer.cli import progress
 
 
-def test_the_time_left_is_by_what_was_done_since_the_bar_began(monkeypatch, capsys):
-  """A run that is gone on with at step 500 of 1,000, a step a second; then a second file under the same bar."""
+def test_remaining_time_is_estimated_from_the_progress_since_the_first_call(monkeypatch, capsys):
+  """A run is resumed at step 500 of 1,000, at 1 s per step; then the bar shows a second task."""
   now = iter([100.0, 101.0, 200.0, 599.0, 600.0, 700.0, 710.0])
-  monkeypatch.setattr(cli, "fancy", lambda _: True)
-  monkeypatch.setattr(cli.time, "monotonic", lambda: next(now))
+  monkeypatch.setattr(progress, "fancy", lambda _: True)
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
   bar = cli.Bar("train")
   for done, total in (
     (500, 1000),
@@ -28,3 +34,22 @@ def test_the_time_left_is_by_what_was_done_since_the_bar_began(monkeypatch, caps
     ("0%", "?"),
     ("20%", "0:40"),
   ]
+
+
+@pytest.mark.parametrize(
+  "options, expected",
+  [
+    ({"default": 7, "help": "size"}, "size (default: 7)"),
+    ({"default": 0, "help": "size"}, "size (default: 0)"),
+    ({"default": 7, "help": "size (default: %(default)s)"}, "size (default: 7)"),
+    ({"default": None, "help": "size (default: the model's)"}, "size (default: the model's)"),
+    ({"default": None, "help": "size"}, "size"),
+    ({"default": [], "action": "append", "help": "size"}, "size"),
+    ({"action": "store_true", "help": "size"}, "size"),
+  ],
+)
+def test_help_shows_a_default_once_and_neither_none_nor_false(options, expected):
+  parser = argparse.ArgumentParser(formatter_class=cli.HelpFormatter)
+  parser.add_argument("-x", **options)
+  line = parser.format_help().splitlines()[-1]
+  assert re.fullmatch(r" +-x( X)? +(.*)", line)[2] == expected

@@ -18,7 +18,7 @@ from models.gpt2 import GPT2
 from models.llama import Llama
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
-from tinyformer.generation.engine import Engine, generate
+from tinyformer.generation import Engine, generate
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import Linear, attention
@@ -165,7 +165,7 @@ def test_greedy_tokens_of_one_engine_have_the_highest_logits_for_several_prompts
   model, monkeypatch
 ):
   """The prompts cross the bound of the sliding window and the end of a chunk."""
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   engine = Engine(model)
   for prompt in (IDS[0, :9].tolist(), IDS[1, :3].tolist(), IDS[1, :11].tolist()):
     engine.position = 0
@@ -180,7 +180,7 @@ def test_greedy_tokens_of_one_engine_have_the_highest_logits_for_several_prompts
 def test_an_engine_with_cpu_kernels_computes_the_same_logits_and_caches_its_steps(
   family, model, logits, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   parts = CPU_KERNELS
   if family != "gpt2":
@@ -227,8 +227,8 @@ def test_16_bit_weights_have_the_logits_of_rounded_float32_weights(case, dtype):
 
 def test_a_windowed_cache_gives_the_logits_of_the_last_window(monkeypatch):
   """The cache has room for 26 of 90 tokens. Each query attends to the last 5."""
-  monkeypatch.setattr(KVCache, "PIECE", 16)
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(KVCache, "CHUNK_SIZE", 16)
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   model = randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5))
   ids = np.random.default_rng(1).integers(0, V, 90).astype(np.int32)
   engine = Engine(model)

@@ -1,3 +1,5 @@
+"""Selecting tinygrad's device and a compiler, each time in a process without a compiler."""
+
 import os
 import shutil
 import stat
@@ -10,7 +12,7 @@ from conftest import ROOT
 from tinyformer import device
 from tinyformer.device import select_device
 
-HIDE = """
+WITHOUT_ZIGLANG = """
 import importlib.util, sys
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "ziglang" else find(name, *a)
@@ -18,99 +20,102 @@ import gpt
 from tinyformer import cli
 sys.exit(cli.run(lambda: gpt.main(["-p", "Once", "-m", "nothing"])))
 """
+COMPUTE = """
+import sys
+from tinyformer.device import select_device
+print(select_device(), "tinygrad.runtime.ops_nv" in sys.modules)
+from tinygrad import Tensor
+print((Tensor([1, 2]) + 1).sum().item())
+"""
+COMPUTE_HALF = """
+from tinyformer.device import select_device
+print(select_device())
+from tinygrad import Tensor
+print((Tensor([1, 2]) + 1).half().float().sum().item())
+"""
 
 
-def alone(tmp_path, code, **env):
-  """Runs code where there is no clang and no kernel was ever compiled."""
-  keep = {
-    k: v
-    for k, v in os.environ.items()
-    if k not in ("CC", "DEV", "CACHEDB", "PATH", "XDG_CACHE_HOME")
+def run_without_compiler(tmp_path, code, **env):
+  """Run code in a process without clang and with empty caches."""
+  removed = ("CC", "DEV", "CACHEDB", "PATH", "XDG_CACHE_HOME")
+  inherited = {name: value for name, value in os.environ.items() if name not in removed}
+  isolated = {
+    "PATH": str(tmp_path),
+    "XDG_CACHE_HOME": str(tmp_path),
+    "DEV": "CPU",
+    "CACHEDB": str(tmp_path / "c.db"),
   }
   return subprocess.run(
     [sys.executable, "-c", code],
     cwd=ROOT,
     capture_output=True,
     text=True,
-    env=keep
-    | {
-      "PATH": str(tmp_path),
-      "XDG_CACHE_HOME": str(tmp_path),
-      "DEV": "CPU",
-      "CACHEDB": str(tmp_path / "c.db"),
-    }
-    | env,
+    env=inherited | isolated | env,
   )
 
 
-def test_without_a_compiler_the_trouble_and_the_cure_are_told(tmp_path):
-  done = alone(tmp_path, HIDE)
-  trouble, cure, *rest = done.stderr.split("\n")
-  assert done.returncode == 1 and rest == [""] and done.stdout == ""
-  assert "clang" in trouble and device.CURE in cure and "pip install ziglang" in cure
+def test_without_a_compiler_the_error_names_the_problem_and_the_remedy(tmp_path):
+  result = run_without_compiler(tmp_path, WITHOUT_ZIGLANG)
+  problem, remedy, *rest = result.stderr.split("\n")
+  assert result.returncode == 1
+  assert rest == [""]
+  assert result.stdout == ""
+  assert "clang" in problem
+  assert device.INSTALL_CLANG in remedy
+  assert "pip install ziglang" in remedy
 
 
-def test_a_cc_that_is_no_clang_is_told(tmp_path):
-  fake = tmp_path / "gcc"
-  fake.write_text("#!/bin/sh\nexit 1\n")
-  fake.chmod(0o755)
-  done = alone(tmp_path, HIDE, CC=str(fake))
-  assert (
-    done.returncode == 1
-    and "Is it a clang?" in done.stderr
-    and "Traceback" not in done.stderr
-    and done.stderr.count("\n") == 2
-  )
+def test_the_error_for_a_cc_that_is_not_a_clang_has_two_lines(tmp_path):
+  gcc = tmp_path / "gcc"
+  gcc.write_text("#!/bin/sh\nexit 1\n")
+  gcc.chmod(0o755)
+  result = run_without_compiler(tmp_path, WITHOUT_ZIGLANG, CC=str(gcc))
+  assert result.returncode == 1
+  assert "Set CC to a clang" in result.stderr
+  assert "Traceback" not in result.stderr
+  assert result.stderr.count("\n") == 2
 
 
-def test_an_unknown_device_is_told(tmp_path):
-  done = alone(tmp_path, HIDE.replace('"Once"', '"Once", "--device", "NOSUCH"'))
-  assert (
-    done.returncode == 1
-    and "NOSUCH" in done.stderr
-    and "Traceback" not in done.stderr
-    and "compile" not in done.stderr
-  )
+def test_the_error_for_an_unknown_device_names_the_device(tmp_path):
+  code = WITHOUT_ZIGLANG.replace('"Once"', '"Once", "--device", "NOSUCH"')
+  result = run_without_compiler(tmp_path, code)
+  assert result.returncode == 1
+  assert "NOSUCH" in result.stderr
+  assert "Traceback" not in result.stderr
+  assert "compile" not in result.stderr
 
 
-def test_ziglangs_clang_serves_where_there_is_no_other(tmp_path):
+def test_ziglangs_clang_is_used_if_there_is_no_other(tmp_path):
   pytest.importorskip("ziglang")
-  done = alone(
-    tmp_path,
-    "from tinyformer.device import select_device; print(select_device()); from tinygrad import Tensor; print((Tensor([1, 2]) + 1).half().float().sum().item())",
-  )
-  assert done.stdout.split() == ["CPU", "5.0"], done.stderr
+  result = run_without_compiler(tmp_path, COMPUTE_HALF)
+  assert result.stdout.split() == ["CPU", "5.0"], result.stderr
   [launcher] = (tmp_path / "tinyformer").glob("zig-clang-*")
-  assert os.stat(launcher).st_mode & stat.S_IXUSR and "ziglang" in launcher.read_text()
-
-
-OPEN = "import sys; from tinyformer.device import select_device; print(select_device(), 'tinygrad.runtime.ops_nv' in sys.modules); from tinygrad import Tensor; print((Tensor([1, 2]) + 1).sum().item())"
+  assert os.stat(launcher).st_mode & stat.S_IXUSR
+  assert "ziglang" in launcher.read_text()
 
 
 @pytest.mark.slow
-def test_that_there_is_no_gpu_is_found_out_once(tmp_path):
+def test_the_search_for_gpus_runs_once(tmp_path):
   pytest.importorskip("ziglang")
 
-  def marks():
+  def markers():
     return list((tmp_path / "tinyformer").glob("cpu-*"))
 
-  assert (
-    alone(tmp_path, OPEN).stdout.split() == ["CPU", "False", "5"] and not marks()
-  )  # asked for: it says nothing of what else there is
-  first = alone(tmp_path, OPEN, DEV="").stdout.split()
+  # A requested CPU does not show whether there is another device.
+  assert run_without_compiler(tmp_path, COMPUTE).stdout.split() == ["CPU", "False", "5"]
+  assert not markers()
+  first = run_without_compiler(tmp_path, COMPUTE, DEV="").stdout.split()
   if first[0] != "CPU":
     pytest.skip("there is a GPU")
-  assert first == ["CPU", "True", "5"] and len(marks()) == 1
-  assert alone(tmp_path, OPEN, DEV="").stdout.split() == [
-    "CPU",
-    "False",
-    "5",
-  ]  # nothing was looked for again
-  marks()[0].unlink()
-  assert alone(tmp_path, OPEN, DEV="").stdout.split() == ["CPU", "True", "5"]
+  assert first == ["CPU", "True", "5"]
+  assert len(markers()) == 1
+  # The second run finds the marker and does not search.
+  assert run_without_compiler(tmp_path, COMPUTE, DEV="").stdout.split() == ["CPU", "False", "5"]
+  markers()[0].unlink()
+  assert run_without_compiler(tmp_path, COMPUTE, DEV="").stdout.split() == ["CPU", "True", "5"]
 
 
-def test_a_clang_that_is_there_is_taken(tmp_path, monkeypatch):
+def test_a_clang_on_the_path_is_used(tmp_path, monkeypatch):
   monkeypatch.delenv("CC", raising=False)
   monkeypatch.setattr(shutil, "which", lambda name: "/somewhere/clang")
   select_device()

@@ -12,7 +12,7 @@ from models import bart, marian, t5
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
 from tinyformer.checkpoints.config import Config
-from tinyformer.generation.engine import Engine, generate_seq2seq
+from tinyformer.generation import Engine, generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
 from transformer import Linear, attention
 

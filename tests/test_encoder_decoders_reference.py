@@ -8,7 +8,7 @@ import pytest
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Engine, beam_search, generate_seq2seq
+from tinyformer.generation import Engine, beam_search, generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
 from transformer import Linear, attention
 

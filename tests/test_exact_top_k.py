@@ -10,7 +10,7 @@ from tinygrad import Device, Tensor, dtypes
 from layers.positions import rope_inv_freq
 from models.gpt2 import GPT2
 from models.llama import Llama
-from tinyformer.generation.engine import Engine, beam_search, generate
+from tinyformer.generation import Engine, beam_search, generate
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
 
@@ -124,7 +124,7 @@ MODELS = {
 )
 def test_an_engine_with_top_k_samples_the_same_tokens_as_one_without(family, monkeypatch):
   """The prompt is prefilled in one chunk, part of which is padding."""
-  monkeypatch.setattr(Engine, "PIECES", (16, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   model = randomise(MODELS[family]())
   full = Engine(model, 2)
   top_7 = Engine(model, 2, top_k=7)

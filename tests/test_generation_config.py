@@ -1,32 +1,38 @@
+"""Logits processors, and the settings of generation_config.json that create them."""
+
 import json
 
 import numpy as np
 import pytest
 
-from tinyformer.generation.engine import process_logits
-from tinyformer.generation.generation_config import (
-  GenerationConfig,
-  forced,
-  never,
-  no_repeats,
-  normalised,
-  not_before,
+from tinyformer.generation import GenerationConfig, process_logits
+from tinyformer.generation.logits_processors import (
+  forced_token,
+  log_softmax,
+  min_length,
+  no_bad_words,
+  no_repeat_ngram,
 )
 
 V = 9
 SCORES = np.log(np.random.default_rng(0).dirichlet(np.ones(V)))
 
 
-def left(constraint, ids):
-  return [token for token, score in enumerate(constraint(ids, SCORES)) if score > -np.inf]
+def finite_tokens(scores):
+  return [token for token, score in enumerate(scores) if score > -np.inf]
 
 
-def but(*tokens):
+def allowed(processor, ids):
+  """Return the tokens that a processor allows after ids."""
+  return finite_tokens(processor(ids, SCORES))
+
+
+def all_except(*tokens):
   return [token for token in range(V) if token not in tokens]
 
 
 @pytest.mark.parametrize(
-  "n, ids, banned",
+  "n, ids, forbidden",
   [
     (1, [3, 4, 3], (3, 4)),
     (2, [3, 4, 3], (4,)),
@@ -41,39 +47,39 @@ def but(*tokens):
     (5, [0, 0, 0], ()),
   ],
 )
-def test_n_tokens_in_a_row_stand_there_once(n, ids, banned):
-  assert left(no_repeats(n), ids) == but(*banned)
+def test_an_ngram_is_not_repeated(n, ids, forbidden):
+  assert allowed(no_repeat_ngram(n), ids) == all_except(*forbidden)
 
 
 @pytest.mark.parametrize(
-  "ids, banned", [([0], (5,)), ([0, 6], (5, 7)), ([6, 6, 2], (5, 8)), ([2], (5,)), ([6], (5, 7))]
+  "ids, forbidden",
+  [([0], (5,)), ([0, 6], (5, 7)), ([6, 6, 2], (5, 8)), ([2], (5,)), ([6], (5, 7))],
 )
-def test_words_are_never_completed(ids, banned):
-  assert left(never([[5], [6, 7], [6, 2, 8]]), ids) == but(*banned)
+def test_a_bad_word_is_not_completed(ids, forbidden):
+  assert allowed(no_bad_words([[5], [6, 7], [6, 2, 8]]), ids) == all_except(*forbidden)
 
 
-def test_an_end_does_not_come_too_early():
-  assert [left(not_before(3, 2), [0] * n) for n in (1, 2, 3, 4)] == [but(2), but(2), but(), but()]
+def test_min_length_forbids_the_end_token_until_the_length_is_reached():
+  actual = [allowed(min_length(3, 2), [0] * n) for n in (1, 2, 3, 4)]
+  assert actual == [all_except(2), all_except(2), all_except(), all_except()]
 
 
-def test_a_forced_token_is_certain_where_it_stands_and_only_there():
-  assert [left(forced(2, 4), [0] * n) for n in (1, 2, 3)] == [but(), [4], but()] and forced(2, 4)(
-    [0, 0], SCORES
-  )[4] == 0
+def test_a_forced_token_is_certain_at_its_position_only():
+  processor = forced_token(2, 4)
+  assert [allowed(processor, [0] * n) for n in (1, 2, 3)] == [all_except(), [4], all_except()]
+  assert processor([0, 0], SCORES)[4] == 0
 
 
-def test_normalised_scores_are_log_probabilities_of_what_is_left():
-  scores = normalised([0], never([[5]])([0], SCORES))
-  assert (
-    np.exp(scores).sum() == pytest.approx(1)
-    and scores[5] == -np.inf
-    and scores[4] - scores[3] == pytest.approx(SCORES[4] - SCORES[3])
-  )
+def test_log_softmax_normalizes_the_allowed_tokens():
+  scores = log_softmax([0], no_bad_words([[5]])([0], SCORES))
+  assert np.exp(scores).sum() == pytest.approx(1)
+  assert scores[5] == -np.inf
+  assert scores[4] - scores[3] == pytest.approx(SCORES[4] - SCORES[3])
 
 
-def test_each_has_its_say_and_none_changes_what_it_was_given():
+def test_processors_combine_and_do_not_change_their_input():
   before = SCORES.copy()
-  settings = GenerationConfig(
+  config = GenerationConfig(
     0,
     2,
     forced_bos_token_id=4,
@@ -84,58 +90,48 @@ def test_each_has_its_say_and_none_changes_what_it_was_given():
     renormalize_logits=True,
   )
 
-  def after(*ids):
-    return [
-      token
-      for token, score in enumerate(process_logits(SCORES, ids, settings.logits_processors(6)))
-      if score > -np.inf
-    ]
+  def allowed_after(*ids):
+    return finite_tokens(process_logits(SCORES, ids, config.logits_processors(6)))
 
-  assert (
-    after(0) == [4]
-    and after(0, 4) == but(2, 5)
-    and after(0, 4, 1) == but(5)
-    and after(0, 4, 1, 4) == but(1, 5)
-    and after(0, 4, 1, 4, 4) == [2]
-  )
+  assert allowed_after(0) == [4]
+  assert allowed_after(0, 4) == all_except(2, 5)
+  assert allowed_after(0, 4, 1) == all_except(5)
+  assert allowed_after(0, 4, 1, 4) == all_except(1, 5)
+  assert allowed_after(0, 4, 1, 4, 4) == [2]
   np.testing.assert_array_equal(SCORES, before)
 
 
-def read(folder, generation=None, config=None):
-  for name, words in (("generation_config.json", generation), ("config.json", config)):
-    if words is not None:
-      (folder / name).write_text(json.dumps(words))
+def read_config(folder, generation=None, config=None):
+  """Write the files that are given, and read the generation config of their folder."""
+  for name, values in (("generation_config.json", generation), ("config.json", config)):
+    if values is not None:
+      (folder / name).write_text(json.dumps(values))
   return GenerationConfig.read(folder)
 
 
-def test_settings_are_the_files_words(tmp_path):
-  assert read(
-    tmp_path,
-    {
-      "decoder_start_token_id": 3,
-      "eos_token_id": 0,
-      "num_beams": 4,
-      "max_length": 512,
-      "bad_words_ids": [[58100]],
-      "early_stopping": None,
-      "top_k": 50,
-    },
-    {"num_beams": 9},
-  ) == GenerationConfig(3, 0, num_beams=4, max_length=512, bad_words_ids=[[58100]])
+def test_generation_config_has_the_values_of_generation_config_json(tmp_path):
+  generation = {
+    "decoder_start_token_id": 3,
+    "eos_token_id": 0,
+    "num_beams": 4,
+    "max_length": 512,
+    "bad_words_ids": [[58100]],
+    "early_stopping": None,
+    "top_k": 50,
+  }
+  expected = GenerationConfig(3, 0, num_beams=4, max_length=512, bad_words_ids=[[58100]])
+  assert read_config(tmp_path, generation, {"num_beams": 9}) == expected
 
 
-def test_older_checkpoints_have_them_in_config_json(tmp_path):
-  assert read(
-    tmp_path, None, {"bos_token_id": 7, "d_model": 4, "min_length": 5}
-  ) == GenerationConfig(7, min_length=5)
-  assert read(
-    tmp_path,
-    {"decoder_start_token_id": 3, "max_new_tokens": 20, "min_new_tokens": 2, "max_length": 9},
-  ) == GenerationConfig(3, max_length=21, min_length=3)
+def test_config_json_is_read_for_older_checkpoints(tmp_path):
+  old = {"bos_token_id": 7, "d_model": 4, "min_length": 5}
+  assert read_config(tmp_path, None, old) == GenerationConfig(7, min_length=5)
+  new = {"decoder_start_token_id": 3, "max_new_tokens": 20, "min_new_tokens": 2, "max_length": 9}
+  assert read_config(tmp_path, new) == GenerationConfig(3, max_length=21, min_length=3)
 
 
 @pytest.mark.parametrize(
-  "words, named",
+  "values, name",
   [
     ({"do_sample": True}, "do_sample"),
     ({"repetition_penalty": 1.2}, "repetition_penalty"),
@@ -144,6 +140,6 @@ def test_older_checkpoints_have_them_in_config_json(tmp_path):
     ({"early_stopping": "soon"}, "early_stopping"),
   ],
 )
-def test_what_is_not_built_is_told(tmp_path, words, named):
-  with pytest.raises(ValueError, match=f"generation_config.json.*{named}"):
-    read(tmp_path, {"decoder_start_token_id": 3} | words)
+def test_the_error_for_an_unsupported_setting_names_the_setting(tmp_path, values, name):
+  with pytest.raises(ValueError, match=rf"generation_config\.json.*{name}"):
+    read_config(tmp_path, {"decoder_start_token_id": 3} | values)

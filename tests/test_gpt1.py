@@ -41,7 +41,7 @@ def test_hidden_states_of_each_layer_equal_hugging_face(model):
 
 def test_engine_logits_equal_hugging_face(model, monkeypatch):
   # The first 10 tokens are one chunk.
-  monkeypatch.setattr(Engine, "PIECES", (10, 1))
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (10, 1))
   engine = Engine(model, 2)
   for start, end in ((0, 10), (10, 11), (11, 13)):
     close(engine(IDS[:, start:end]), EXPECTED["logits"][:, end - 1])

@@ -11,7 +11,7 @@ from tinygrad import Tensor
 from models import gpt1
 from tinyformer import checkpoints
 from tinyformer.checkpoints import load_module
-from tinyformer.generation.engine import Engine, generate
+from tinyformer.generation import Engine, generate
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -1,4 +1,7 @@
-"""gpt.py as a user runs it: most tests call its main in this process, those of streams and signals start a process."""
+"""gpt.py as users run it.
+
+Most tests call its main in this process. Those of pipes and signals start a process.
+"""
 
 import fcntl
 import io
@@ -16,6 +19,7 @@ import pytest
 from conftest import ROOT, randomise
 
 import gpt
+import tinyformer
 from models import gpt2
 from tinyformer import cli
 from tinyformer.checkpoints import hub
@@ -34,16 +38,16 @@ def folder(tmp_path_factory):
 
 
 class Pipe(io.TextIOWrapper):
-  """A standard stream that is no terminal, and remembers each piece that was flushed."""
+  """A standard stream that is not a terminal, and records its size at each flush."""
 
   def __init__(self, data=b""):
     super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogateescape")
-    self.pieces = [0]
+    self.flushed_sizes = [0]
 
   def flush(self):
     super().flush()
-    if hasattr(self, "pieces"):
-      self.pieces.append(self.buffer.tell())
+    if hasattr(self, "flushed_sizes"):
+      self.flushed_sizes.append(self.buffer.tell())
 
   def text(self):
     self.flush()
@@ -52,6 +56,8 @@ class Pipe(io.TextIOWrapper):
 
 @pytest.fixture
 def run(folder):
+  """Return a function that runs gpt.py: arguments -> (exit status, stdout, stderr)."""
+
   def call(*argv, stdin=b"", model=folder):
     out, err = Pipe(), Pipe()
     with pytest.MonkeyPatch.context() as m:
@@ -61,168 +67,181 @@ def run(folder):
         status = cli.run(lambda: gpt.main([*(["-m", model] if model else []), *argv]))
       except SystemExit as e:
         status = e.code
-    call.pieces = out.pieces
+    call.flushed_sizes = out.flushed_sizes
     return status, out.text(), err.text()
 
   return call
 
 
-def test_it_writes_on_from_the_prompt(run):
+def test_the_prompt_is_continued(run):
   status, out, err = run("-p", "Once upon", "-n", "12", "-s", "1")
-  assert (
-    status == 0
-    and out.startswith("Once upon")
-    and out.endswith("\n")
-    and len(out) > 15
-    and err == ""
-  )
+  assert status == 0
+  assert out.startswith("Once upon")
+  assert out.endswith("\n")
+  assert len(out) > 15
+  assert err == ""
 
 
-def test_the_same_seed_writes_the_same_text(run):
+def test_the_same_seed_generates_the_same_text(run):
   first = run("-p", "Once", "-n", "9", "-s", "5")
-  assert first == run("-p", "Once", "-n", "9", "-s", "5") != run("-p", "Once", "-n", "9", "-s", "6")
+  assert first == run("-p", "Once", "-n", "9", "-s", "5")
+  assert first != run("-p", "Once", "-n", "9", "-s", "6")
 
 
-def test_text_appears_token_by_token(run):
+def test_text_is_printed_token_by_token(run):
   run("-p", "Once", "-n", "20", "-s", "1", "-t", "2")
-  assert len(set(run.pieces)) > 10  # the pipe grew so many times
+  assert len(set(run.flushed_sizes)) > 10
 
 
 @pytest.fixture
 def ctrl_c(monkeypatch):
-  """Interrupts what is written after its tenth piece, as Python does in whatever it is at."""
+  """Return a function: afterwards, the tenth flush of a stream raises KeyboardInterrupt."""
   flush = Pipe.flush
 
-  def press(pipe):
+  def interrupting_flush(pipe):
     flush(pipe)
-    if hasattr(pipe, "pieces") and len(pipe.pieces) == 10:
+    if hasattr(pipe, "flushed_sizes") and len(pipe.flushed_sizes) == 10:
       raise KeyboardInterrupt
 
-  return lambda: monkeypatch.setattr(Pipe, "flush", press)
+  return lambda: monkeypatch.setattr(Pipe, "flush", interrupting_flush)
 
 
-def test_ctrl_c_ends_with_130(run, ctrl_c):
-  whole = run("-p", "Once", "-n", "30", "-s", "1")[1]
+def test_ctrl_c_exits_with_status_130(run, ctrl_c):
+  complete = run("-p", "Once", "-n", "30", "-s", "1")[1]
   ctrl_c()
   status, out, err = run("-p", "Once", "-n", "30", "-s", "1")
-  assert status == 130 and err == "\n" and whole.startswith(out) and 4 < len(out) < len(whole)
+  assert status == 130
+  assert err == "\n"
+  assert complete.startswith(out)
+  assert 4 < len(out) < len(complete)
 
 
-def test_ctrl_c_ends_an_answer_and_not_the_loop(run, ctrl_c):
-  typed = dict(stdin=b"Once\na king\n")
-  whole = run("-i", "-n", "15", "-s", "1", **typed)[1].partition("\n")[0]
+def test_ctrl_c_stops_a_continuation_but_not_the_session(run, ctrl_c):
+  argv = ["-i", "-n", "15", "-s", "1"]
+  stdin = b"Once\na king\n"
+  complete = run(*argv, stdin=stdin)[1].partition("\n")[0]
   ctrl_c()
-  status, out, _ = run("-i", "-n", "15", "-s", "1", **typed)
-  answer, _, other = out.partition("\n")
-  assert (
-    status == 0 and whole.startswith(answer) and 0 < len(answer) < len(whole) and len(other) > 10
-  )
+  status, out, _ = run(*argv, stdin=stdin)
+  first, _, second = out.partition("\n")
+  assert status == 0
+  assert complete.startswith(first)
+  assert 0 < len(first) < len(complete)
+  assert len(second) > 10
 
 
-def test_greedy_needs_no_seed(run):
+def test_greedy_decoding_needs_no_seed(run):
   assert run("-p", "a king", "-t", "0", "-n", "5") == run("-p", "a king", "-t", "0", "-n", "5")
 
 
-def test_a_loop_with_a_long_answer_still_reads_what_is_typed(run):
-  """An answer may be as long as the context: the text typed is kept all the same."""
-  one, two = (
+def test_a_continuation_as_long_as_the_context_depends_on_the_typed_text(run):
+  """The typed text must not be truncated to make room for the continuation."""
+  outputs = [
     run("-i", "-n", "100", "-t", "0", stdin=text)[1]
     for text in (b"a golden ball and a king\n", b"had a daughter and a king\n")
-  )
-  assert one != two
+  ]
+  assert outputs[0] != outputs[1]
 
 
-def test_several_samples_come_one_after_the_other(run):
-  status, out, _ = run("-p", "Once", "-N", "3", "-n", "8", "-s", "3")
+def test_several_samples_are_printed_in_order(run):
+  _, out, _ = run("-p", "Once", "-N", "3", "-n", "8", "-s", "3")
   texts = out.removesuffix("\n").split("\n---\n")
-  assert len(texts) == 3 == len(set(texts)) and all(t.startswith("Once") for t in texts)
+  assert len(texts) == 3 == len(set(texts))
+  assert all(text.startswith("Once") for text in texts)
   assert run("-p", "Once", "-n", "8", "-s", "3")[1].removesuffix("\n") == texts[0]
 
 
-def test_a_stop_text_ends_the_text_before_it(run):
-  whole = run("-p", "Once", "-n", "20", "-s", "1")[1].removeprefix("Once").removesuffix("\n")
-  stop = whole[8:11]
-  assert (
-    run("-p", "Once", "-n", "20", "-s", "1", "--stop", stop)[1]
-    == "Once" + whole[: whole.find(stop)] + "\n"
-  )
+def test_a_text_ends_before_a_stop_text(run):
+  argv = ["-p", "Once", "-n", "20", "-s", "1"]
+  complete = run(*argv)[1].removeprefix("Once").removesuffix("\n")
+  stop = complete[8:11]
+  expected = "Once" + complete[: complete.find(stop)] + "\n"
+  assert run(*argv, "--stop", stop)[1] == expected
 
 
 @pytest.mark.parametrize("argv", [(), ("-p", "-")])
-def test_the_prompt_may_come_through_a_pipe(run, argv):
+def test_the_prompt_can_be_piped(run, argv):
   assert run(*argv, "-n", "5", "-s", "1", stdin=b"a golden ball\n") == run(
     "-p", "a golden ball", "-n", "5", "-s", "1"
   )
 
 
-def test_at_the_end_of_the_context_it_says_so(run):
-  status, out, err = run("-p", "Once upon a time", "-n", "100", "-s", "1")
-  assert status == 0 and "the context of 40 tokens is full" in err
+def test_a_note_tells_that_the_context_is_full(run):
+  status, _, err = run("-p", "Once upon a time", "-n", "100", "-s", "1")
+  assert status == 0
+  assert "the context of 40 tokens is full" in err
 
 
-def test_verbose_tells_what_runs_where_on_standard_error(run):
-  status, out, err = run("-p", "Once", "-n", "4", "-s", "1", "-v")
-  assert "float32 on" in err and "tokens/s" in err and "tokens/s" not in out
+def test_verbose_prints_the_device_and_the_speed_to_standard_error(run):
+  _, out, err = run("-p", "Once", "-n", "4", "-s", "1", "-v")
+  assert "float32 on" in err
+  assert "tokens/s" in err
+  assert "tokens/s" not in out
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bit_weights_write_too(run, dtype):
+def test_16_bit_weights_generate_text(run, dtype):
   status, out, err = run("-p", "Once", "-n", "4", "-s", "1", "--dtype", dtype)
-  assert (status, err) == (0, "") and out.startswith("Once")
+  assert (status, err) == (0, "")
+  assert out.startswith("Once")
 
 
 def test_list_models_and_version(run):
   status, out, _ = run("--list-models", model=None)
-  assert status == 0 and {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"} <= set(out.split())
-  assert run("--version") == (0, f"tinyformer {cli.VERSION}\n", "")
+  assert status == 0
+  assert {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"} <= set(out.split())
+  assert run("--version") == (0, f"tinyformer {tinyformer.__version__}\n", "")
 
 
 # without a network
 
 
-def test_without_a_network_the_small_model_runs_and_says_why(run, monkeypatch, folder, tmp_path):
+def test_without_a_network_the_small_model_is_used_and_the_reason_is_printed(
+  run, monkeypatch, folder, tmp_path
+):
   monkeypatch.setattr(hub, "WEIGHTS", tmp_path)
   monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
   monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
   (tmp_path / "tiny").symlink_to(folder)
   status, out, err = run("-p", "Once", "-n", "3", "-q", model=None)
-  assert (
-    status == 0
-    and out.startswith("Once")
-    and err.count("\n") == 1
-    and "small model" in err
-    and "127.0.0.1:9" in err
-  )
+  assert status == 0
+  assert out.startswith("Once")
+  assert err.count("\n") == 1
+  assert "small model" in err
+  assert "127.0.0.1:9" in err
   status, out, err = run("-p", "Once", "-n", "3", model="gpt2")
-  assert (status, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1
+  assert (status, out) == (1, "")
+  assert err.startswith("error: ")
+  assert err.count("\n") == 1
 
 
-def test_offline_asks_no_hub(run):
+def test_offline_does_not_access_the_hub(run):
   status, out, err = run("-p", "Once", "--offline", model="someone/else")
-  assert (status, out) == (1, "") and "offline" in err
+  assert (status, out) == (1, "")
+  assert "offline" in err
 
 
-# what cannot be used
+# invalid arguments and files
 
 
 @pytest.mark.parametrize(
-  "argv, stdin, words",
+  "argv, stdin, message",
   [
     (("-p", ""), b"", "the prompt is empty"),
     ((), b"", "the prompt is empty"),
     ((), b"\n", "the prompt is empty"),
     ((), b"caf\xe9", "not UTF-8"),
     (("-p", "\udcff"), b"", "not UTF-8"),
-    ((), b"once upon a time " * 600_000, "tokens, this model reads 40"),
-    (("-i", "-p", "-"), b"", "-i reads from the terminal"),
+    ((), b"once upon a time " * 600_000, "no room for new ones in this model's context of 40"),
+    (("-i", "-p", "-"), b"", "-i reads the terminal"),
     (("-i", "-N", "2"), b"", "-N needs a prompt"),
   ],
 )
-def test_a_prompt_that_cannot_be_used_is_told_in_a_line(run, argv, stdin, words):
+def test_the_error_for_an_invalid_prompt_has_one_line(run, argv, stdin, message):
   status, out, err = run(*argv, stdin=stdin)
-  assert (
-    (status, out) == (2, "") and words in err and err.count("\n") == 1 and err.startswith("error: ")
-  )
+  assert (status, out) == (2, "")
+  assert message in err
+  assert err.count("\n") == 1
+  assert err.startswith("error: ")
 
 
 @pytest.mark.parametrize(
@@ -241,9 +260,11 @@ def test_a_prompt_that_cannot_be_used_is_told_in_a_line(run, argv, stdin, words)
     ("--what",),
   ],
 )
-def test_a_flag_that_cannot_be_used_is_a_usage_error(run, argv):
+def test_an_invalid_option_is_a_usage_error(run, argv):
   status, out, err = run("-p", "Once", *argv)
-  assert (status, out) == (2, "") and "Traceback" not in err and "error: " in err
+  assert (status, out) == (2, "")
+  assert "Traceback" not in err
+  assert "error: " in err
 
 
 @pytest.mark.parametrize(
@@ -259,31 +280,36 @@ def test_a_flag_that_cannot_be_used_is_a_usage_error(run, argv):
     ("model.safetensors", None),
   ],
 )
-def test_a_damaged_folder_is_told_in_a_line(run, folder, tmp_path, file, data):
-  for name in os.listdir(folder):
-    (tmp_path / name).write_bytes(
-      open(os.path.join(folder, name), "rb").read() if name != file else data or b""
-    )
-  if data is None:
-    (tmp_path / file).unlink()
+def test_the_error_for_a_damaged_file_has_one_line_and_names_the_file(
+  run, folder, tmp_path, file, data
+):
+  for path in Path(folder).iterdir():
+    if path.name != file:
+      (tmp_path / path.name).write_bytes(path.read_bytes())
+    elif data is not None:
+      (tmp_path / path.name).write_bytes(data)
   status, out, err = run("-p", "Once", model=str(tmp_path))
-  assert (status, out) == (1, "") and err.count("\n") == 1 and file in err
+  assert (status, out) == (1, "")
+  assert err.count("\n") == 1
+  assert file in err
 
 
-def test_a_name_of_no_model_is_told_in_a_line(run):
+def test_the_error_for_an_unknown_model_has_one_line_and_names_the_model(run):
   status, out, err = run("-p", "Once", model="nonsense")
-  assert (status, out) == (1, "") and "nonsense" in err and err.count("\n") == 1
+  assert (status, out) == (1, "")
+  assert "nonsense" in err
+  assert err.count("\n") == 1
 
 
-# streams and signals, in a process of their own
+# pipes and signals, in a process of their own
 
 
-def heed_ctrl_c() -> None:
-  """A shell has what it runs in the background ignore Ctrl-C, and so all that those run."""
+def enable_ctrl_c() -> None:
+  """Restore Python's handler of SIGINT, which a shell disables for background processes."""
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_a_closed_pipe_is_quiet(folder):
+def test_a_closed_pipe_prints_no_error(folder):
   p = subprocess.Popen(
     [sys.executable, "gpt.py", "-m", folder, "-p", "Once", "-n", "30"],
     cwd=ROOT,
@@ -292,60 +318,67 @@ def test_a_closed_pipe_is_quiet(folder):
   )
   p.stdout.read(1)
   p.stdout.close()
-  assert p.stderr.read() == b"" and p.wait(60) == 0
+  assert p.stderr.read() == b""
+  assert p.wait(60) == 0
 
 
 class Terminal:
-  """gpt.py at a terminal of its own."""
+  """A process of gpt.py with a pseudo-terminal."""
 
   def __init__(self, folder, *argv):
-    self.fd, side = pty.openpty()
+    self.fd, child = pty.openpty()
 
-    def own_terminal() -> None:
-      heed_ctrl_c()
+    def set_controlling_terminal() -> None:
+      enable_ctrl_c()
       fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     self.process = subprocess.Popen(
       [sys.executable, "gpt.py", "-m", folder, *argv],
       cwd=ROOT,
-      stdin=side,
-      stdout=side,
-      stderr=side,
+      stdin=child,
+      stdout=child,
+      stderr=child,
       start_new_session=True,
-      preexec_fn=own_terminal,
+      preexec_fn=set_controlling_terminal,
       env=os.environ | {"TERM": "dumb", "INPUTRC": os.devnull},
     )
-    os.close(side)
-    self.seen = self.all = ""
+    os.close(child)
+    self.unread = ""
+    self.output = ""
 
-  def stop_at(self, text, seconds=600):
-    """Reads until the text has appeared; gives what came before it."""
-    end = time.monotonic() + seconds
-    while text not in self.seen:
-      assert time.monotonic() < end, f"{text!r} did not appear in {self.seen!r}"
+  def read_until(self, text, seconds=600):
+    """Wait until the text has been printed, and return the output before it."""
+    deadline = time.monotonic() + seconds
+    while text not in self.unread:
+      assert time.monotonic() < deadline, f"{text!r} was not printed: {self.unread!r}"
       if select.select([self.fd], [], [], 0.1)[0]:
         new = os.read(self.fd, 4096).decode(errors="replace")
-        self.seen, self.all = self.seen + new, self.all + new
-    before, _, self.seen = self.seen.partition(text)
+        self.unread += new
+        self.output += new
+    before, _, self.unread = self.unread.partition(text)
     return before
 
   def type(self, text):
-    time.sleep(0.3)  # readline misses a Ctrl-C that comes between its prompt and its wait for a key
+    # readline loses a Ctrl-C between printing its prompt and waiting for a key.
+    time.sleep(0.3)
     state = Path(f"/proc/{self.process.pid}/stat")
     while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "S":
       time.sleep(0.01)
     os.write(self.fd, text.encode())
 
 
-def test_the_loop_handles_ctrl_c_and_ctrl_d(folder):
-  t = Terminal(folder, "-n", "25", "-s", "1")
-  t.stop_at("> ")
-  t.type("Once upon\n")
-  assert len(t.stop_at("\n> ").split("\n")[-1]) > 5  # an answer, and the next turn
-  t.type("abandoned\x03")
-  t.stop_at("> ")  # Ctrl-C at the prompt gives a new one
-  for _ in range(3):  # more than a context's worth: the oldest text is dropped
-    t.type("a golden ball and a king\n")
-    t.stop_at("\n> ")
-  t.type("\x04")
-  assert t.process.wait(600) == 0 and "Traceback" not in t.all
+def test_an_interactive_session_handles_ctrl_c_and_ctrl_d(folder):
+  terminal = Terminal(folder, "-n", "25", "-s", "1")
+  terminal.read_until("> ")
+  terminal.type("Once upon\n")
+  assert len(terminal.read_until("\n> ").split("\n")[-1]) > 5
+  # Ctrl-C discards a line that is being typed.
+  terminal.type("abandoned\x03")
+  terminal.read_until("> ")
+  # These lines exceed the context, so the oldest text is dropped.
+  for _ in range(3):
+    terminal.type("a golden ball and a king\n")
+    terminal.read_until("\n> ")
+  terminal.type("\x04")
+  assert terminal.process.wait(600) == 0
+  assert "Traceback" not in terminal.output

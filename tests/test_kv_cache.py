@@ -1,10 +1,14 @@
+"""Logits computed with a KV cache, in chunks or with an engine, equal those without a cache."""
+
+import itertools
+
 import numpy as np
 import pytest
 from conftest import close, randomise
 from tinygrad import Tensor, UOp, nn
 
 from models.gpt2 import GPT2
-from tinyformer.generation.engine import Engine
+from tinyformer.generation import Engine
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 
@@ -18,81 +22,82 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def plain(model):
+def expected(model):
+  """The logits (B, C, V) without a cache."""
   return model(Tensor(IDS)).numpy()
 
 
-def test_a_prefill_gives_the_same_logits(model, plain):
-  close(model(Tensor(IDS), 0, model.cache(B)).numpy(), plain)
+def test_prefill_logits_equal_uncached_logits(model, expected):
+  close(model(Tensor(IDS), 0, model.cache(B)).numpy(), expected)
 
 
-@pytest.mark.slow  # as tests/test_decoders.py does, on a longer text
-@pytest.mark.parametrize("cuts", [[1, 2, 50], [99], [33, 66]])
-def test_chunks_give_the_same_logits(model, plain, cuts):
-  cache, ends = model.cache(B), [0, *cuts, C]
-  for start, end in zip(ends, ends[1:]):
-    close(model(Tensor(IDS[:, start:end]), start, cache).numpy(), plain[:, start:end])
+@pytest.mark.slow  # tests/test_decoders.py does the same with a shorter text
+@pytest.mark.parametrize("bounds", [[1, 2, 50], [99], [33, 66]])
+def test_logits_of_chunks_equal_uncached_logits(model, expected, bounds):
+  cache = model.cache(B)
+  for start, end in itertools.pairwise([0, *bounds, C]):
+    close(model(Tensor(IDS[:, start:end]), start, cache).numpy(), expected[:, start:end])
 
 
-def test_a_jitted_step_gives_the_same_logits(model, plain):
+def test_logits_of_a_compiled_step_equal_uncached_logits(model, expected):
   cache = model.cache(B)
   step = CompiledStep(
     lambda ids, start: model(ids, start, cache).realize(), (UOp.variable("start", 0, C - 1),)
   )
   for i in range(C):
-    close(step(IDS[:, i : i + 1], start=i), plain[:, i : i + 1])
+    close(step(IDS[:, i : i + 1], start=i), expected[:, i : i + 1])
 
 
 @pytest.fixture(
   scope="module",
   params=[pytest.param({}, marks=pytest.mark.slow), CPU_KERNELS],
-  ids=["plain parts", "fast parts"],
+  ids=["plain parts", "CPU kernels"],
 )
-def built(request, model):
-  made = GPT2(V, C, 12, 3, 2, **request.param)
-  nn.state.load_state_dict(made, nn.state.get_state_dict(model), verbose=False)
-  return made
+def model_with_parts(request, model):
+  result = GPT2(V, C, 12, 3, 2, **request.param)
+  nn.state.load_state_dict(result, nn.state.get_state_dict(model), verbose=False)
+  return result
 
 
 @pytest.mark.parametrize(
-  "cuts",
+  "bounds",
   [
     [9],
     [20, 29, 95],
-    *(pytest.param(cuts, marks=pytest.mark.slow) for cuts in ([], [1], [8], [64], [65])),
+    *(pytest.param(bounds, marks=pytest.mark.slow) for bounds in ([], [1], [8], [64], [65])),
   ],
 )
-def test_a_reader_gives_the_same_logits(built, plain, cuts):
-  reader, ends = Engine(built, B), [0, *cuts, C]
-  for start, end in zip(ends, ends[1:]):
-    close(reader(IDS[:, start:end]), plain[:, end - 1])
-  assert reader.position == C
+def test_logits_of_an_engine_equal_uncached_logits(model_with_parts, expected, bounds):
+  engine = Engine(model_with_parts, B)
+  for start, end in itertools.pairwise([0, *bounds, C]):
+    close(engine(IDS[:, start:end]), expected[:, end - 1])
+  assert engine.position == C
 
 
-def test_a_reader_can_begin_again(model, plain):
-  reader = Engine(model, B)
-  reader(IDS[:, ::-1])
-  reader.position = 0
-  close(reader(IDS[:, :70]), plain[:, 69])
+def test_an_engine_can_restart_at_position_0(model, expected):
+  engine = Engine(model, B)
+  engine(IDS[:, ::-1])
+  engine.position = 0
+  close(engine(IDS[:, :70]), expected[:, 69])
 
 
-def test_a_reader_refuses_what_does_not_fit(model):
-  reader = Engine(model, B)
+def test_an_engine_rejects_invalid_shapes_and_long_texts(model):
+  engine = Engine(model, B)
   with pytest.raises(ValueError, match="101 tokens are more than the context of 100"):
-    reader(np.zeros((B, C + 1)))
-  with pytest.raises(ValueError, match="not 2 texts"):
-    reader(np.zeros((B, 0)))
-  with pytest.raises(ValueError, match="not 2 texts"):
-    reader(np.zeros((B + 1, 4)))
+    engine(np.zeros((B, C + 1)))
+  with pytest.raises(ValueError, match=r"shape \(2, 0\) are not 2 texts"):
+    engine(np.zeros((B, 0)))
+  with pytest.raises(ValueError, match=r"shape \(3, 4\) are not 2 texts"):
+    engine(np.zeros((B + 1, 4)))
 
 
-def test_reordered_rows_go_on_as_if_they_had_been_there(model, plain):
-  reader = Engine(model, B)
-  reader(IDS[:, :10])
-  reader.cache.reorder([1, 1])
-  close(reader(IDS[[1, 1], 10:20]), plain[[1, 1], 19])
+def test_reordered_texts_continue_as_the_texts_that_they_copy(model, expected):
+  engine = Engine(model, B)
+  engine(IDS[:, :10])
+  engine.cache.reorder([1, 1])
+  close(engine(IDS[[1, 1], 10:20]), expected[[1, 1], 19])
 
 
-def test_a_start_without_a_cache_is_refused(model):
-  with pytest.raises(ValueError, match="place 3 only with a cache"):
+def test_a_start_without_a_cache_is_rejected(model):
+  with pytest.raises(ValueError, match="position 3 only with a cache"):
     model(Tensor(IDS[:, :2]), 3)

@@ -14,7 +14,7 @@ from tinygrad import Tensor
 from layers.positions import alibi
 from models import gpt2
 from tinyformer import checkpoints
-from tinyformer.generation.engine import Engine, beam_search, generate
+from tinyformer.generation import Engine, beam_search, generate
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.tokenization.wordpiece import WordPiece

@@ -11,7 +11,7 @@ from conftest import shared_data
 import gpt
 from tinyformer import checkpoints, cli, tokenization
 from tinyformer.checkpoints import safetensors
-from tinyformer.generation.engine import Engine, generate
+from tinyformer.generation import Engine, generate
 
 # Field types of a SentencePiece model, and its values for a BPE model with byte tokens.
 UNKNOWN, CONTROL, BYTE, NORMAL = 2, 3, 6, 1

@@ -9,7 +9,7 @@ from conftest import ROOT, shared_data
 
 from models import gpt2
 from tinyformer.checkpoints import hub
-from tinyformer.generation.engine import Engine, generate
+from tinyformer.generation import Engine, generate
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.documents import train_val_split, read_documents

@@ -347,10 +347,10 @@ def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_pat
   seen = list[int]()
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   monkeypatch.setattr(
-    "tinyformer.generation.engine.Engine", lambda model: SimpleNamespace(model=model)
+    "tinyformer.generation.Engine", lambda model: SimpleNamespace(model=model)
   )
   monkeypatch.setattr(
-    "tinyformer.generation.engine.generate",
+    "tinyformer.generation.generate",
     lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()),
   )  # type: ignore[func-returns-value]
   assert (

@@ -1,4 +1,7 @@
-"""Which device computes, and where its C compiler comes from: tinygrad's CPU device needs a clang on every machine."""
+"""Select tinygrad's device, and find a clang for it.
+
+tinygrad's CPU device compiles its kernels with clang on every machine.
+"""
 
 import contextlib
 import hashlib
@@ -12,79 +15,99 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
-CURE = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(
-  sys.platform, "sudo apt install clang (or your system's package of it)"
+INSTALL_CLANG = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(
+  sys.platform, "sudo apt install clang (or your system's package)"
+)
+NO_CLANG = (
+  ", and there is no clang to compile for the CPU.\n"
+  f"Install one: {INSTALL_CLANG}, or pip install ziglang"
 )
 
 
-class NoDevice(RuntimeError):
-  """Nothing can compute here. The message has a line for the trouble and a line for the cure."""
+class NoDeviceError(RuntimeError):
+  """No device can be used. The message has a line with the problem and a line with the remedy."""
 
 
 def select_device(device: str | None = None) -> str:
-  """Chooses tinygrad's device and opens it; call this before tinygrad computes anything, at best before it is imported. `device` is tinygrad's DEV, None whatever it finds.
+  """Select and open tinygrad's device, and return its name.
 
-  Where there is no clang, ziglang's takes its place if that package is installed. Returns the device's name, raises NoDevice.
+  device: a value of tinygrad's DEV; None uses the variable DEV, or the best device found.
+  Call this function before tinygrad computes anything, preferably before importing tinygrad.
+  If there is no clang, the clang of the package ziglang is used. Raises NoDeviceError.
   """
   if device:
     os.environ["DEV"] = device
     if "tinygrad" in sys.modules:
-      sys.modules["tinygrad"].helpers.DEV.value = device  # which has read DEV already
+      # tinygrad reads DEV when it is imported.
+      sys.modules["tinygrad"].helpers.DEV.value = device
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler:
     os.environ["CC"] = compiler
-  mark, asked = sign(compiler), os.environ.get("DEV")
-  found = (
-    mark is not None
-    and mark.exists()
-    and asked in (None, "", "CPU")
+  marker = cpu_marker(compiler)
+  requested = os.environ.get("DEV")
+  cpu_is_best = (
+    marker is not None
+    and marker.exists()
+    and requested in (None, "", "CPU")
     and "tinygrad" not in sys.modules
   )
-  if found:
+  if cpu_is_best:
     os.environ["DEV"] = "CPU"
   from tinygrad import Device
 
   try:
-    with without_queue() if found else contextlib.nullcontext():
-      name, renderer = Device.DEFAULT, type(Device[Device.DEFAULT].renderer).__name__
-    if name != "CPU" or renderer != "ClangRenderer" or (compiler and shutil.which(compiler)):
-      if (
-        mark and not asked and (name, renderer) == ("CPU", "ClangRenderer")
-      ):  # tinygrad's own choice
-        with contextlib.suppress(OSError):
-          mark.parent.mkdir(parents=True, exist_ok=True)
-          mark.touch()
-      return name
-    trouble = "tinygrad found no GPU"  # the CPU's own kernels came from its cache, the first new one would fail
+    with without_queue_programs() if cpu_is_best else contextlib.nullcontext():
+      name = Device.DEFAULT
+      renderer = type(Device[name].renderer).__name__
   except Exception as e:
-    trouble = (
-      f"tinygrad cannot open the device {device or os.environ['DEV']} ({why(e)})"
-      if os.environ.get("DEV")
-      else "tinygrad found no GPU"
+    raise NoDeviceError(open_failure(e, device, compiler)) from e
+  cpu_with_clang = (name, renderer) == ("CPU", "ClangRenderer")
+  if cpu_with_clang and not is_program(compiler):
+    # The device opened with cached programs, but compiling the first new kernel would fail.
+    raise NoDeviceError(f"tinygrad found no GPU{NO_CLANG}")
+  if cpu_with_clang and marker and not requested:
+    with contextlib.suppress(OSError):
+      marker.parent.mkdir(parents=True, exist_ok=True)
+      marker.touch()
+  return name
+
+
+def open_failure(e: Exception, device: str | None, compiler: str | None) -> str:
+  """Return the message for an exception that opening a device raised: problem and remedy."""
+  if os.environ.get("DEV"):
+    problem = f"tinygrad cannot open the device {os.environ['DEV']} ({first_line(e)})"
+  else:
+    problem = "tinygrad found no GPU"
+  if device and not device.upper().startswith("CPU"):
+    return f"{problem}.\nOmit --device to use the best device of this machine."
+  if is_program(compiler):
+    return (
+      f"{problem}, and {compiler} did not compile for the CPU ({first_line(e)}).\n"
+      "Set CC to a clang, or unset CC; --device selects another device."
     )
-    if device and not device.upper().startswith("CPU"):
-      raise NoDevice(f"{trouble}.\nLeave --device out to take what there is.") from e
-    if compiler and shutil.which(compiler):
-      raise NoDevice(
-        f"{trouble}, and {compiler} did not compile for the CPU ({why(e)}).\n"
-        "Is it a clang? Otherwise unset CC; --device names another device."
-      ) from e
-  raise NoDevice(
-    f"{trouble}, and there is no clang to compile for the CPU.\nInstall one: {CURE}, or pip install ziglang"
-  )
+  return f"{problem}{NO_CLANG}"
 
 
-def cache() -> Path:
-  """The folder for what a later run need not do again."""
+def first_line(e: Exception) -> str:
+  """Return the first line of an exception's message, or its type if the message is empty."""
+  return str(e).split("\n")[0][:200] or type(e).__name__
+
+
+def is_program(compiler: str | None) -> bool:
+  return bool(compiler and shutil.which(compiler))
+
+
+def cache_folder() -> Path:
+  """Return the folder for results that later runs reuse."""
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
 
 
-def sign(compiler: str | None) -> Path | None:
-  """A file that is there if an earlier run found the CPU and nothing better, on this machine as it is now: its devices, libraries, tinygrad and compiler.
+def cpu_marker(compiler: str | None) -> Path | None:
+  """Return the file that exists if an earlier run found no device better than the CPU.
 
-  tinygrad looks for every kind of GPU at each start, which takes half a second.
+  The search for GPUs takes half a second of each start. The file's name depends on the machine's
+  devices, libraries, tinygrad and compiler; None means that these cannot be determined.
   """
   try:
     state = (
@@ -96,50 +119,55 @@ def sign(compiler: str | None) -> Path | None:
     )
   except (OSError, importlib.metadata.PackageNotFoundError):
     return None
-  return cache() / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
+  return cache_folder() / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
 
 
 @contextlib.contextmanager
-def without_queue() -> Iterator[None]:
-  """tinygrad's CPU device makes four programs when it opens, for a queue that runs only with HCQ2 set. Leaving them out saves another half a second."""
+def without_queue_programs() -> Iterator[None]:
+  """Open tinygrad's CPU device without compiling four programs that only HCQ2 needs.
+
+  This saves half a second per start. It has no effect if HCQ2 is set.
+  """
   from tinygrad.device import TinyELF
   from tinygrad.helpers import Target
   from tinygrad.runtime import ops_cpu
 
-  nothing = SimpleNamespace(to_elf=lambda: TinyELF(b"\0", "nothing", Target(), ()))
-  with (
-    contextlib.nullcontext()
-    if os.environ.get("HCQ2")
-    else mock.patch.object(ops_cpu, "do_to_program", lambda *_: nothing)
-  ):
+  if os.environ.get("HCQ2"):
     yield
-
-
-def why(e: Exception) -> str:
-  return str(e).split("\n")[0][:200] or type(e).__name__
+    return
+  empty_program = SimpleNamespace(to_elf=lambda: TinyELF(b"\0", "empty", Target(), ()))
+  do_to_program = ops_cpu.do_to_program
+  ops_cpu.do_to_program = lambda *_: empty_program
+  try:
+    yield
+  finally:
+    ops_cpu.do_to_program = do_to_program
 
 
 def zig_clang() -> str | None:
-  """A program that runs the clang inside the package ziglang, or None without that package. tinygrad's CC is one word, this is two."""
+  """Return a script that runs the clang of the package ziglang, or None without the package.
+
+  tinygrad's CC must be a single word, but the command `zig clang` has two.
+  """
   spec = importlib.util.find_spec("ziglang")
   if not spec or not spec.origin:
     return None
-  zig, windows = (
-    Path(spec.origin).with_name("zig.exe" if sys.platform == "win32" else "zig"),
-    sys.platform == "win32",
-  )
-  script = (
-    f'@"{zig}" clang %*\r\n' if windows else f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
-  )
-  folder = cache()
+  if sys.platform == "win32":
+    zig = Path(spec.origin).with_name("zig.exe")
+    script = f'@"{zig}" clang %*\r\n'
+    suffix = ".bat"
+  else:
+    zig = Path(spec.origin).with_name("zig")
+    script = f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
+    suffix = ""
+  folder = cache_folder()
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
     folder = Path(tempfile.gettempdir())
-  launcher = (
-    folder
-    / f"zig-clang-{hashlib.sha256(script.encode()).hexdigest()[:8]}{'.bat' if windows else ''}"
-  )  # each environment its own: one may be deleted
+  # Each virtual environment has its own script, because another environment may be deleted.
+  digest = hashlib.sha256(script.encode()).hexdigest()[:8]
+  launcher = folder / f"zig-clang-{digest}{suffix}"
   if not launcher.exists() or launcher.read_text() != script:
     part = launcher.with_name(f"{os.getpid()}-{launcher.name}")
     part.write_text(script)

@@ -4,10 +4,10 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "time left as if it had begun at nothing",
-    "tinyformer/cli/__init__.py",
+    "the remaining time ignores that a run was resumed",
+    "tinyformer/cli/progress.py",
     "Bar.__call__",
-    "/ (done - begun) * (total - done)",
+    "/ (done - self.initial) * (total - done)",
     "/ max(1, done) * (total - done)",
     "cli",
   ),

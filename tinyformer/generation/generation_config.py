@@ -1,70 +1,27 @@
-"""How a checkpoint's authors have it write: what its generation_config.json says, and what that forbids or forces of each next token."""
+"""Generation settings of a checkpoint, as its generation_config.json contains them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from tinyformer.checkpoints.config import Config
 from tinyformer.checkpoints.safetensors import read_json
-
-LogitsProcessor = Callable[
-  [Sequence[int], np.ndarray], np.ndarray
-]  # ids so far, the start among them, and scores (V,) for the next -> its scores (V,)
-
-
-def impossible(scores: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
-  """Scores (V,), those of the tokens -inf."""
-  scores = scores.copy()
-  scores[list(tokens)] = -np.inf
-  return scores
-
-
-def no_repeats(n: int) -> LogitsProcessor:
-  """No n tokens in a row stand there twice (Paulus et al. 2018, sec. 2.5)."""
-
-  def constrain(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-    last = list(ids[len(ids) - n + 1 :])
-    return impossible(
-      scores, [ids[i + n - 1] for i in range(len(ids) - n + 1) if list(ids[i : i + n - 1]) == last]
-    )
-
-  return constrain
-
-
-def never(words: Sequence[Sequence[int]]) -> LogitsProcessor:
-  """None of these runs of tokens stands there."""
-
-  def constrain(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-    return impossible(
-      scores,
-      [last for *first, last in words if list(ids[max(0, len(ids) - len(first)) :]) == first],
-    )
-
-  return constrain
-
-
-def not_before(length: int, token: int) -> LogitsProcessor:
-  """`length` tokens stand before this one."""
-  return lambda ids, scores: impossible(scores, [token]) if len(ids) < length else scores
-
-
-def forced(length: int, token: int) -> LogitsProcessor:
-  """After `length` tokens stands this one."""
-  return lambda ids, scores: (
-    np.where(np.arange(len(scores)) == token, 0.0, -np.inf) if len(ids) == length else scores
-  )
-
-
-def normalised(ids: Sequence[int], scores: np.ndarray) -> np.ndarray:
-  """Scores as log-probabilities, whatever of them has been made impossible."""
-  top = scores.max()
-  return scores - top - np.log(np.exp(scores - top).sum())
+from tinyformer.generation.logits_processors import (
+  LogitsProcessor,
+  forced_token,
+  log_softmax,
+  min_length,
+  no_bad_words,
+  no_repeat_ngram,
+)
 
 
 class GenerationConfig(NamedTuple):
-  """The words of generation_config.json that an encoder-decoder's text depends on. Lengths count the start. max_length None: as long as the model can."""
+  """The generation settings of an encoder-decoder, under the names of generation_config.json.
+
+  Lengths are in tokens and include the decoder start token. If max_length is None, the model's
+  context is the limit.
+  """
 
   decoder_start_token_id: int
   eos_token_id: int | None = None
@@ -81,15 +38,16 @@ class GenerationConfig(NamedTuple):
 
   @classmethod
   def read(cls, folder: str | Path) -> "GenerationConfig":
-    """Those of a folder's generation_config.json, or of its config.json, where older checkpoints have them. Raises ValueError for what is not built here."""
-    path = next(
-      p
-      for p in (Path(folder) / name for name in ("generation_config.json", "config.json"))
-      if p.exists() or p.name == "config.json"
-    )
-    config = Config(
-      {name: value for name, value in read_json(path).items() if value is not None}, str(path)
-    )
+    """Read a folder's generation_config.json, or its config.json if the former is missing.
+
+    Older checkpoints have the settings in config.json. Raises ValueError for an invalid value, and
+    for a setting that is not implemented.
+    """
+    path = Path(folder) / "generation_config.json"
+    if not path.exists():
+      path = Path(folder) / "config.json"
+    values = {name: value for name, value in read_json(path).items() if value is not None}
+    config = Config(values, str(path))
     config.only(
       do_sample=False,
       repetition_penalty=1.0,
@@ -103,27 +61,29 @@ class GenerationConfig(NamedTuple):
     config.setdefault("decoder_start_token_id", config.get("bos_token_id"))
     for name in ("decoder_start_token_id", "eos_token_id", "forced_eos_token_id"):
       if type(config.get(name, 0)) is not int:
-        raise ValueError(f"{path}: {name} should be a whole number, not {config[name]}")
-    if (early := config.get("early_stopping", False)) not in (True, False, "never"):
-      raise ValueError(f"{path}: early_stopping {early!r} is not true, false or never")
+        raise ValueError(f"{path}: {name} must be an integer, not {config[name]}")
+    early_stopping = config.get("early_stopping", False)
+    if early_stopping not in (True, False, "never"):
+      raise ValueError(
+        f'{path}: early_stopping must be true, false or "never", not {early_stopping!r}'
+      )
     return cls(**{name: config[name] for name in cls._fields if name in config})
 
   def logits_processors(self, length: int) -> list[LogitsProcessor]:
-    """What a text of up to `length` tokens is subject to, in transformers' order."""
+    """Return the processors for a text of at most `length` tokens, in transformers' order."""
+    processors = []
+    if self.no_repeat_ngram_size:
+      processors.append(no_repeat_ngram(self.no_repeat_ngram_size))
+    # transformers never forbids the end-of-sequence token.
     words = [word for word in self.bad_words_ids if list(word) != [self.eos_token_id]]
-    return [
-      *([no_repeats(self.no_repeat_ngram_size)] if self.no_repeat_ngram_size else []),
-      *([never(words)] if words else []),
-      *(
-        [not_before(self.min_length, self.eos_token_id)]
-        if self.min_length and self.eos_token_id is not None
-        else []
-      ),
-      *([forced(1, self.forced_bos_token_id)] if self.forced_bos_token_id is not None else []),
-      *(
-        [forced(length - 1, self.forced_eos_token_id)]
-        if self.forced_eos_token_id is not None
-        else []
-      ),
-      *([normalised] if self.renormalize_logits else []),
-    ]
+    if words:
+      processors.append(no_bad_words(words))
+    if self.min_length and self.eos_token_id is not None:
+      processors.append(min_length(self.min_length, self.eos_token_id))
+    if self.forced_bos_token_id is not None:
+      processors.append(forced_token(1, self.forced_bos_token_id))
+    if self.forced_eos_token_id is not None:
+      processors.append(forced_token(length - 1, self.forced_eos_token_id))
+    if self.renormalize_logits:
+      processors.append(log_softmax)
+    return processors

@@ -1,0 +1,59 @@
+"""How a command ends: usage errors, interrupts and exit statuses."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+from tinyformer.cli.progress import note
+
+
+class UsageError(Exception):
+  """The command's arguments or inputs are invalid. The exit status is 2."""
+
+
+# The name that the other commands and the experiments use.
+Usage = UsageError
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+  """Defer the first Ctrl-C, and yield a function that returns whether it was pressed.
+
+  A second Ctrl-C raises KeyboardInterrupt as usual.
+  """
+  interrupted = False
+
+  def handle_first(*_) -> None:
+    nonlocal interrupted
+    interrupted = True
+    signal.signal(signal.SIGINT, previous)
+
+  previous = signal.signal(signal.SIGINT, handle_first)
+  try:
+    yield lambda: interrupted
+  finally:
+    signal.signal(signal.SIGINT, previous)
+
+
+def run(main: Callable[[], int | None]) -> int:
+  """Call main and return the exit status; print an exception as one error message.
+
+  The status is 1 for a failure, 2 for a usage error and 130 for Ctrl-C. A closed pipe is a normal
+  end, with status 0.
+  """
+  try:
+    status = main() or 0
+    sys.stdout.flush()
+    return status
+  except KeyboardInterrupt:
+    note("")
+    return 130
+  except BrokenPipeError:
+    # Otherwise Python reports an error when it flushes standard output at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except (UsageError, OSError, ValueError, RuntimeError, MemoryError) as e:
+    note(f"error: {e if str(e) else type(e).__name__}")
+    return 2 if isinstance(e, UsageError) else 1

@@ -1,0 +1,66 @@
+"""Notes and progress bars on standard error."""
+
+import os
+import sys
+import time
+
+
+def note(text: str) -> None:
+  """Print a line to standard error."""
+  print(text, file=sys.stderr, flush=True)
+
+
+def fancy(stream) -> bool:
+  """Return whether a stream is a terminal that shows progress bars and colors.
+
+  The variables NO_COLOR and TERM=dumb turn both off.
+  """
+  return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+def clock(seconds: float) -> str:
+  """Format a duration as minutes:seconds."""
+  return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+class Bar:
+  """A progress bar with the remaining time; silent if `quiet` or without a terminal.
+
+  The remaining time is estimated from the progress since the first call.
+  """
+
+  def __init__(self, label: str, quiet: bool = False):
+    self.label = label
+    self.visible = not quiet and fancy(sys.stderr)
+    self.total = 0
+    self.initial = 0  # `done` of the first call
+    self.start_time = 0.0  # of the first call, in seconds
+    self.last_update = 0.0
+
+  def __call__(self, done: int, total: int, details: str = "") -> None:
+    """Show that `done` of `total` units are done, at most ten times per second."""
+    now = time.monotonic()
+    # A resumed run or download starts above 0. Another total starts another task.
+    if total != self.total:
+      self.total = total
+      self.initial = done
+      self.start_time = now
+    if not self.visible or (done < total and now - self.last_update < 0.1):
+      return
+    self.last_update = now
+    fraction = done / max(1, total)
+    remaining = "?"
+    if done > self.initial:
+      remaining = clock((now - self.start_time) / (done - self.initial) * (total - done))
+    bar = f"{'█' * int(24 * fraction):░<24}"
+    print(
+      f"\r{self.label} {bar} {fraction:4.0%} {details} {remaining} left\x1b[K",
+      end="",
+      file=sys.stderr,
+      flush=True,
+    )
+
+  def clear(self) -> None:
+    """Erase the bar."""
+    if self.visible and self.last_update:
+      print("\r\x1b[K", end="", file=sys.stderr, flush=True)
