@@ -69,7 +69,7 @@ def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
     "--out",
     type=Path,
     help="output folder; an interrupted experiment resumes from its contents "
-    f"(default: runs/{name}, or runs/{name}-quick with --quick)",
+    f'(default: runs/{name}, plus "-quick" with --quick)',
   )
   p.add_argument(
     "--fresh",

@@ -1,8 +1,8 @@
-"""The paper's encoder-decoder reverses random sequences; a decoder alone predicts half of the text.
+"""An encoder-decoder learns to reverse sequences; a decoder-only model predicts only reversals.
 
-The sequences are ten random symbols. A reversal is exact if greedy decoding gets every symbol
-right. Two controls train the encoder-decoder without the causal mask and without positions. The
-decoder-only model reads a sequence and its reversal as one text: only the reversal is predictable.
+The model is the paper's, the sequences are ten random symbols. A reversal is exact if greedy
+decoding gets every symbol right. Two controls train the encoder-decoder without the causal mask and
+without positions. The decoder-only model reads a sequence and its reversal as one text.
 """
 
 import functools

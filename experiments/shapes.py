@@ -81,8 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     "--flops",
     type=cli.number(float, 1),
     default=2e13,
-    help="FLOPs to train each model with; 2e13 takes some minutes on two cores "
-    "(default: %(default)s)",
+    help="FLOPs to train each model with (default: 2e13, some minutes on two cores)",
   )
   p.add_argument(
     "--context",
