@@ -1,1 +1,1 @@
-"""One file, one finding each: a command whose result is a number, a picture and a verdict."""
+"""Experiments: each file is a command that prints its numbers, draws a figure and checks claims."""

@@ -1,4 +1,4 @@
-"""What the experiments share: options, results that a stopped run goes on from, training, an interval, a picture and a verdict."""
+"""What the experiments share: options, resumable results, training, intervals and figures."""
 
 import argparse
 import functools
@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from tinygrad import Tensor, nn
 
 from tinyformer import cli
 from tinyformer.checkpoints.safetensors import (
+  atomic_write,
   read_metadata,
   read_safetensors,
-  atomic_write,
   skip_init,
   write_safetensors,
   write_text,
@@ -26,43 +27,73 @@ from tinyformer.device import select_device
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.training.trainer import Trainer
 
+Curve = list[list[float | None]]
 
-def parser(name: str, finding: str) -> argparse.ArgumentParser:
-  """The options of every experiment. finding: its docstring, whose first line --help shows."""
+SAVE_INTERVAL = 30  # seconds
+
+# Okabe and Ito's palette, whose colors remain distinct for color-blind readers.
+COLORS = [
+  "#0072b2",
+  "#d55e00",
+  "#009e73",
+  "#cc79a7",
+  "#e69f00",
+  "#56b4e9",
+  "#999999",
+  "#000000",
+]
+
+
+def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
+  """Return a parser with the options that all experiments share.
+
+  description: the docstring of the experiment, whose first line `--help` shows.
+  """
   p = argparse.ArgumentParser(
-    prog=f"experiments/{name}.py",
-    description=finding.strip().split("\n")[0],
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    prog=f"experiments/{name}.py", description=description.strip().split("\n")[0]
   )
   p.add_argument(
     "--quick",
     action="store_true",
-    help="a smaller setting, about a minute, that checks the finding and its control",
+    help="run a smaller setting that checks the finding and its control in about a minute",
   )
   p.add_argument(
-    "--seed", type=cli.number(int, 0), default=0, help="of the first run; the others follow"
+    "--seed",
+    type=cli.number(int, 0),
+    default=0,
+    help="random seed of the first run; later runs use the following integers "
+    "(default: %(default)s)",
   )
   p.add_argument(
     "-o",
     "--out",
     type=Path,
-    help=f"the folder to write, and to go on from (default: runs/{name}, with --quick runs/{name}-quick)",
+    help="output folder; an interrupted experiment resumes from its contents "
+    f'(default: runs/{name}, plus "-quick" with --quick)',
   )
-  p.add_argument("--fresh", action="store_true", help="forget what the folder holds")
-  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
+  p.add_argument(
+    "--fresh",
+    action="store_true",
+    help="delete the results and checkpoints in the output folder and start again",
+  )
+  p.add_argument("--device", help="tinygrad device to compute on, such as CPU, METAL or CUDA")
   return p
 
 
-class Lab:
-  """The folder of an experiment: results.json, the checkpoint of a run that was stopped, the picture.
+class Experiment:
+  """The output folder of an experiment: results.json, checkpoints of unfinished runs, the figure.
 
-  Opens the device. Raises Usage for a folder with the results of other settings.
+  The constructor also selects the device. It raises cli.Usage if the folder holds results of
+  other settings, or files but no results.json.
   """
 
   def __init__(self, name: str, args: argparse.Namespace):
     select_device(args.device)
-    Tensor.manual_seed(0)  # what a run draws begins at a place of its own, see Teacher.begin
-    self.name, self.quick, self.seed = name, args.quick, args.seed
+    # Each run sets the state of the random number generator itself: see MultiRunTrainer.reset.
+    Tensor.manual_seed(0)
+    self.name = name
+    self.quick = args.quick
+    self.seed = args.seed
     self.out: Path = args.out or Path("runs") / (name + "-quick" * args.quick)
     self.file = self.out / "results.json"
     settings = {
@@ -73,48 +104,56 @@ class Lab:
     self.out.mkdir(parents=True, exist_ok=True)
     if not self.file.exists() and any(self.out.iterdir()):
       raise cli.Usage(
-        f"{self.out} holds other files, and no results.json: name another folder with -o"
+        f"{self.out} contains files but no results.json: choose another folder with -o"
       )
     if args.fresh:
       for old in [self.file, *self.out.glob("*.safetensors"), *self.out.glob(".*.part")]:
         old.unlink(missing_ok=True)
-    kept = json.loads(self.file.read_text()) if self.file.exists() else {}
-    if kept and kept.get("settings") != settings:
+    saved = json.loads(self.file.read_text()) if self.file.exists() else {}
+    if saved and saved.get("settings") != settings:
       raise cli.Usage(
-        f"{self.out} holds results of other settings: name another folder with -o, or begin anew with --fresh"
+        f"{self.out} contains results of other settings: "
+        "choose another folder with -o, or start again with --fresh"
       )
-    self.results: dict[str, Any] = kept or {"settings": settings, "runs": {}, "seconds": 0.0}
-    self.begun = time.monotonic()
-    self.keep({})
+    self.results: dict[str, Any] = saved or {"settings": settings, "runs": {}, "seconds": 0.0}
+    self.last_update = time.monotonic()
+    self.update({})
 
-  def once(self, run: str, compute: Callable[[], Any]) -> Any:
-    """What a run gives, as JSON: computed once, then read from results.json."""
+  def run_once(self, run: str, compute: Callable[..., Any], *args: Any) -> Any:
+    """Return the saved result of a run, or compute it with `compute(*args)` and save it.
+
+    The result must be serializable as JSON. The checkpoint of a finished run is deleted.
+    """
     if run not in self.results["runs"]:
-      self.results["runs"][run] = compute()
-      self.tick()
+      self.results["runs"][run] = compute(*args)
+      self.add_elapsed_time()
       (self.out / f"{run}.safetensors").unlink(missing_ok=True)
     return self.results["runs"][run]
 
-  def tick(self) -> None:
-    """Adds the time since the last tick to that of the whole experiment."""
+  def add_elapsed_time(self) -> None:
+    """Add the time since the last call to the total time in results.json."""
     now = time.monotonic()
-    self.keep({"seconds": self.results["seconds"] + now - self.begun})
-    self.begun = now
+    self.update({"seconds": self.results["seconds"] + now - self.last_update})
+    self.last_update = now
 
-  def keep(self, more: dict[str, Any]) -> None:
-    """Adds to results.json."""
-    self.results |= more
+  def update(self, entries: dict[str, Any]) -> None:
+    """Add entries to results.json and write the file."""
+    self.results |= entries
     write_text(self.file, json.dumps(self.results, indent=1) + "\n")
 
-  def picture(self, draw: Callable[[Any], None], width: float = 7, height: float = 3.5) -> None:
-    """NAME.png of what `draw` does with a matplotlib Figure, whole or not at all; without matplotlib, a line says how to get it."""
+  def save_figure(self, draw: Callable[[Any], None], width: float = 7, height: float = 3.5) -> None:
+    """Write NAME.png atomically; `draw` receives a matplotlib Figure, sizes are in inches.
+
+    Print a note instead if matplotlib is not installed.
+    """
     try:
-      from cycler import cycler  # matplotlib's own
+      from cycler import cycler  # a dependency of matplotlib
       from matplotlib import rc_context
       from matplotlib.figure import Figure
     except ImportError:
       return cli.note(
-        "no picture: matplotlib is not installed; pip install -e '.[plot]' brings it, and the same command then draws"
+        "no figure was drawn, because matplotlib is not installed: "
+        "run pip install -e '.[plot]', then repeat the command"
       )
     style: dict[Any, Any] = {
       "axes.spines.top": False,
@@ -123,160 +162,211 @@ class Lab:
       "axes.titlesize": 9,
       "lines.linewidth": 1.2,
       "legend.frameon": False,
-      "axes.prop_cycle": cycler(
-        color=[
-          "#0072b2",
-          "#d55e00",
-          "#009e73",
-          "#cc79a7",
-          "#e69f00",
-          "#56b4e9",
-          "#999999",
-          "#000000",
-        ]
-      ),
-    }  # Okabe & Ito's, for all eyes
+      "axes.prop_cycle": cycler(color=COLORS),
+    }
     with rc_context(style), atomic_write(self.out / f"{self.name}.png") as part:
       figure = Figure(figsize=(width, height), layout="constrained")
       draw(figure)
       figure.savefig(part, format="png", dpi=90, pil_kwargs={"optimize": True})
-    cli.note(f"picture: {self.out / self.name}.png")
+    cli.note(f"figure: {self.out / self.name}.png")
 
-  def verdict(self, claims: dict[str, bool]) -> int:
-    """Prints each claim and whether it holds, the controls among them -> the exit status: 1 if one does not."""
+  def report_claims(self, claims: dict[str, bool]) -> int:
+    """Print and save whether each claim holds; return exit status 1 if any fails, else 0.
+
+    Claims that begin with "control:" check that the finding disappears without its cause.
+    """
     for claim, holds in claims.items():
       print(f"{'holds' if holds else 'does not hold'}: {claim}")
-    self.keep({"claims": {claim: bool(holds) for claim, holds in claims.items()}})
+    self.update({"claims": {claim: bool(holds) for claim, holds in claims.items()}})
     return int(not all(claims.values()))
 
 
-class Teacher:
-  """One traced step for many runs: each run's numbers take the places of the last one's in `model`, which is what `loss` reads.
+@dataclass(frozen=True)
+class RunConfig:
+  """Settings of one training run.
 
-  make: makes the model.  loss: (model, tensors of a batch) -> a number.  more: what parts.learner.Learner takes besides.
-  Nothing is made before it is needed.
+  steps: number of training steps.
+  learning_rate: a constant, or a function of the step; the first step is 0.
+  batch: a function of the step alone that returns the arrays of its batch.
+  eval_interval: number of steps between two rows of the training curve.
+  evaluate: a function that returns the numbers to append to each row.
   """
 
-  def __init__(self, make: Callable[[], Any], loss: Callable[..., Tensor], **more):
-    self.make, self.loss, self.more = make, loss, more
+  steps: int
+  learning_rate: float | Callable[[int], float]
+  batch: Callable[[int], Sequence[np.ndarray]]
+  eval_interval: int = 100
+  evaluate: Callable[[], list[float]] = list
+
+  def learning_rate_at(self, step: int) -> float:
+    """Return the learning rate of a step, the first of which is 0."""
+    return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
+
+
+@dataclass
+class Progress:
+  """How far a run has come: finished steps, its curve, and the losses since the last row."""
+
+  step: int = 0
+  curve: Curve = field(default_factory=list)
+  recent_losses: list[float] = field(default_factory=list)
+
+  def add_row(self, metrics: list[float]) -> None:
+    """Append [step, mean training loss since the last row, *metrics]; None if not finite."""
+    values = (float(np.mean(self.recent_losses)), *metrics)
+    self.curve.append([self.step, *(x if math.isfinite(x) else None for x in values)])
+    self.recent_losses = []
+
+  def last_loss(self) -> float:
+    """Return the loss of the last step, or the last row's mean loss if the row has just ended."""
+    if self.recent_losses:
+      return self.recent_losses[-1]
+    return self.curve[-1][1] or math.nan
+
+
+class MultiRunTrainer:
+  """A trainer whose model and compiled training step serve many runs.
+
+  Each run overwrites the parameters of `model`; compiling a step for every run would take longer
+  than most runs. The model, the trainer and the compiled step are created when first needed.
+
+  make: a function that creates the model.
+  loss: (model, *tensors of a batch) -> scalar.
+  options: further arguments of training.trainer.Trainer.
+  """
+
+  def __init__(self, make: Callable[[], Any], loss: Callable[..., Tensor], **options: Any):
+    self.make = make
+    self.loss = loss
+    self.options = options
 
   @functools.cached_property
   def model(self) -> Any:
-    with skip_init():
-      return self.make()  # `begin` draws its numbers
+    with skip_init():  # `reset` initializes the parameters
+      return self.make()
 
   @functools.cached_property
-  def learner(self) -> Trainer:
-    return Trainer(self.model, lambda *batch: self.loss(self.model, *batch), **self.more)
+  def trainer(self) -> Trainer:
+    return Trainer(self.model, lambda *batch: self.loss(self.model, *batch), **self.options)
 
   @functools.cached_property
-  def blank(self) -> dict[str, np.ndarray]:
-    """An optimizer that has seen nothing."""
+  def initial_optimizer_state(self) -> dict[str, np.ndarray]:
+    """The state of an optimizer before its first step."""
     return {
       name: t.numpy().copy()
-      for name, t in self.learner.state.items()
+      for name, t in self.trainer.state.items()
       if name.startswith("optimizer.")
     }
 
   @functools.cached_property
-  def draw(self) -> CompiledStep:
-    """Gives the model numbers as `make` does, traced once: to plan it anew for each seed would take longer than many a run."""
+  def initialize(self) -> CompiledStep:
+    """A compiled step that initializes the parameters as `make` does.
 
-    def fresh() -> Tensor:
-      mine, counts = nn.state.get_state_dict(self.model), Tensor._device_rng_counters.values()
-      drawn = [mine[name].assign(t) for name, t in nn.state.get_state_dict(self.make()).items()]
-      return drawn[0].sum().realize(*drawn, *counts)
-
-    return CompiledStep(fresh)
-
-  def begin(self, seed: int) -> None:
-    """The model as the seed draws it, and an optimizer that has seen nothing. Dropout draws on from there."""
-    for name, value in self.blank.items():
-      self.learner.state[name].assign(
-        Tensor(value)
-      ).realize()  # makes the learner, and with it the counters
-    for count in Tensor._device_rng_counters.values():
-      count.assign(Tensor([0, seed], dtype=count.dtype, device=count.device)).realize()
-    self.draw()
-
-  def teach(
-    self,
-    lab: Lab,
-    run: str,
-    seed: int,
-    steps: int,
-    rate: float | Callable[[int], float],
-    batch: Callable[[int], Sequence[np.ndarray]],
-    every: int = 100,
-    look: Callable[[], list[float]] = list,
-  ) -> list[list[float | None]]:
-    """Teaches from the seed's beginning, or from where `run` was stopped -> rows of step, mean loss since the last row, and what `look` says then.
-
-    batch: its arrays, from the number of the step alone.  rate: a number, or one of the step, the first of which is 0. Ctrl-C saves, and raises
-    KeyboardInterrupt; a kill costs what was done since the last half minute. None stands for what is not finite.
+    Scheduling the initialization again for each seed would take longer than many a run.
     """
-    file, step, rows, recent = (
-      lab.out / f"{run}.safetensors",
-      0,
-      list[list[float | None]](),
-      list[float](),
-    )
-    self.begin(seed)
-    if file.exists():
-      told, entries = json.loads(read_metadata(file)["run"]), read_safetensors(file)
-      step, rows, recent = told["step"], told["rows"], told["recent"]
-      self.learner.restore(
-        {name: entries[name].numpy() for name in self.learner.state}, told["drawn"]
-      )
 
-    def save() -> None:
-      told = {"step": step, "rows": rows, "recent": recent, "drawn": self.learner.rng_state}
-      write_safetensors(
-        file, {name: t.numpy() for name, t in self.learner.state.items()}, {"run": json.dumps(told)}
-      )
+    def initialize_parameters() -> Tensor:
+      parameters = nn.state.get_state_dict(self.model)
+      new_parameters = nn.state.get_state_dict(self.make())
+      assigned = [parameters[name].assign(t) for name, t in new_parameters.items()]
+      counters = Tensor._device_rng_counters.values()
+      return assigned[0].sum().realize(*assigned, *counters)
 
-    bar, saved = cli.Bar(run), time.monotonic()
-    with cli.deferred_interrupt() as interrupted:  # half a step could not be gone on from
-      while step < steps:
-        recent.append(self.learner.train_step(rate(step) if callable(rate) else rate, *batch(step)))
-        step += 1
-        if step % every == 0 or step == steps:
-          rows.append(
-            [step, *(x if math.isfinite(x) else None for x in (float(np.mean(recent)), *look()))]
-          )
-          recent = []
-        bar(step, steps, f"loss {rows[-1][1] or math.nan if not recent else recent[-1]:.3f}")
-        if interrupted() or step == steps or time.monotonic() - saved > 30:
-          save()
-          lab.tick()
-          saved = time.monotonic()
+    return CompiledStep(initialize_parameters)
+
+  def reset(self, seed: int) -> None:
+    """Initialize the parameters from a seed and reset the optimizer.
+
+    Dropout continues with the random numbers that follow.
+    """
+    # Reading the initial state creates the trainer, which creates the counters.
+    for name, value in self.initial_optimizer_state.items():
+      self.trainer.state[name].assign(Tensor(value)).realize()
+    for counter in Tensor._device_rng_counters.values():
+      start = Tensor([0, seed], dtype=counter.dtype, device=counter.device)
+      counter.assign(start).realize()
+    self.initialize()
+
+  def train(self, experiment: Experiment, run: str, seed: int, config: RunConfig) -> Curve:
+    """Train a run from its seed, or resume it from its checkpoint, and return its curve.
+
+    Each row of the curve is [step, mean training loss since the last row, *config.evaluate()];
+    None replaces a number that is not finite. Ctrl-C saves a checkpoint and raises
+    KeyboardInterrupt. If the process is killed, at most about 30 seconds of training are lost.
+    """
+    checkpoint = experiment.out / f"{run}.safetensors"
+    self.reset(seed)
+    progress = self.load_progress(checkpoint)
+    bar = cli.Bar(run)
+    last_save = time.monotonic()
+    # A step that is interrupted halfway could not be resumed.
+    with cli.deferred_interrupt() as interrupted:
+      while progress.step < config.steps:
+        learning_rate = config.learning_rate_at(progress.step)
+        loss = self.trainer.train_step(learning_rate, *config.batch(progress.step))
+        progress.recent_losses.append(loss)
+        progress.step += 1
+        finished = progress.step == config.steps
+        if finished or progress.step % config.eval_interval == 0:
+          progress.add_row(config.evaluate())
+        bar(progress.step, config.steps, f"loss {progress.last_loss():.3f}")
+        if interrupted() or finished or time.monotonic() - last_save > SAVE_INTERVAL:
+          self.save_progress(checkpoint, progress)
+          experiment.add_elapsed_time()
+          last_save = time.monotonic()
         if interrupted():
           bar.clear()
-          cli.note(f"stopped at step {step} of {run}: the same command goes on")
+          cli.note(f"stopped at step {progress.step} of {run}: repeat the command to resume")
           raise KeyboardInterrupt
     bar.clear()
-    return rows
+    return progress.curve
+
+  def save_progress(self, checkpoint: Path, progress: Progress) -> None:
+    """Write a checkpoint: model, optimizer, progress and the random number generator's state."""
+    metadata = asdict(progress) | {"rng_state": self.trainer.rng_state}
+    arrays = {name: t.numpy() for name, t in self.trainer.state.items()}
+    write_safetensors(checkpoint, arrays, {"run": json.dumps(metadata)})
+
+  def load_progress(self, checkpoint: Path) -> Progress:
+    """Restore the trainer from a checkpoint and return its progress, if the file exists."""
+    if not checkpoint.exists():
+      return Progress()
+    metadata = json.loads(read_metadata(checkpoint)["run"])
+    tensors = read_safetensors(checkpoint)
+    arrays = {name: tensors[name].numpy() for name in self.trainer.state}
+    self.trainer.restore(arrays, metadata.pop("rng_state"))
+    return Progress(**metadata)
 
 
-def ramp(step: int, steps: int, most: float) -> float:
-  """A learning rate, the first step being 0: up for a tenth of the steps, then down to nothing, in lines."""
-  return most * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+def linear_schedule(step: int, steps: int, peak: float) -> float:
+  """Return the learning rate of a step, the first of which is 0.
+
+  It rises linearly to `peak` during the first tenth of the steps, then falls linearly to zero.
+  """
+  return peak * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
 
 
-def wilson(right: float, of: int, z: float = 1.96) -> tuple[float, float]:
-  """The 95% interval of a share of `right` in `of` independent trials (Wilson 1927): stays within 0 and 1, and is right also near them."""
-  share = right / of
-  middle, spread = (
-    (share + z * z / (2 * of)) / (1 + z * z / of),
-    z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of),
-  )
-  return max(0.0, min(share, middle - spread)), min(
-    1.0, max(share, middle + spread)
-  )  # the share itself, where rounding would leave it out
+def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:
+  """Return the 95% confidence interval of the proportion correct / total (Wilson 1927).
+
+  The interval stays within 0 and 1 and is accurate near both.
+  """
+  p = correct / total
+  scale = 1 + z * z / total
+  center = (p + z * z / (2 * total)) / scale
+  half_width = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
+  # Rounding errors must not exclude the proportion itself.
+  return max(0.0, min(p, center - half_width)), min(1.0, max(p, center + half_width))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-  """Prints rows under a head, as Markdown, which docs/experiments.md quotes."""
-  for row in (head, [":--"] + ["--:"] * (len(head) - 1), *rows):
+def format_accuracy(correct: int, total: int) -> str:
+  """Return an accuracy and its 95% confidence interval, such as "50.0% (40.4% to 59.6%)"."""
+  low, high = wilson_interval(correct, total)
+  return f"{correct / total:.1%} ({low:.1%} to {high:.1%})"
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+  """Print a Markdown table; docs/experiments.md quotes these tables."""
+  for row in (header, [":--"] + ["--:"] * (len(header) - 1), *rows):
     print("| " + " | ".join(map(str, row)) + " |")
   sys.stdout.flush()

@@ -1,11 +1,16 @@
-"""A small ViT that has seen 9,000 digits misreads 5 of 100 others; 3 if they were shifted as it learned, and 2 with weight decay too."""
+"""A small ViT trained on 9,000 digits makes 5% errors; shifts and weight decay reduce them to 2%.
 
+The digits are MNIST's. Shifting the training images at random reduces the errors to 3%.
+"""
+
+import argparse
+import functools
 import gzip
 import math
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Tensor, nn
@@ -17,211 +22,278 @@ from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import attention, loss
 
-BATCH, DECAY = 64, 0.5
-TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+BATCH_SIZE = 64
+TEST_BATCH_SIZE = 500
+WEIGHT_DECAY = 0.5
+# The data types of idx files, by type code.
+IDX_DTYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+
+NEITHER = "neither"
+SHIFTS = "shifts"
+DECAY = "weight decay"
+BOTH = "shifts and weight decay"
+SHUFFLED_LABELS = "shuffled labels"
+
+Results = dict[str, dict[str, Any]]
+# A trainer, and a compiled step from pixels to the logits of its model.
+TrainerAndForward = tuple[common.MultiRunTrainer, CompiledStep]
 
 
 def read_idx(path: Path) -> np.ndarray:
-  """The array in an idx file, also a gzipped one: two zero bytes, its type, how many sides it has, each side, the numbers, the largest byte first. Raises ValueError for what is none."""
+  """Read the array in an idx file, which may be gzipped.
+
+  The format is big-endian: two zero bytes, the type code, the number of dimensions, the size of
+  each dimension, the data. Raises ValueError if the file does not match the format.
+  """
   data = path.read_bytes()
   try:
     if data[:2] == b"\x1f\x8b":
       data = gzip.decompress(data)
   except (EOFError, OSError, zlib.error) as e:
-    raise ValueError(f"{path} is no whole gzip file: {e}") from e
-  if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in TYPES or len(data) < 4 + 4 * data[3]:
-    raise ValueError(f"{path} is no idx file: it begins with {data[:4].hex(' ')}")
-  shape, dtype = np.frombuffer(data, ">u4", data[3], 4).tolist(), np.dtype(TYPES[data[2]])
-  if len(data) != (want := 4 + 4 * data[3] + math.prod(shape) * dtype.itemsize):
+    raise ValueError(f"{path} is not a complete gzip file: {e}") from e
+  if (
+    len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_DTYPES or len(data) < 4 + 4 * data[3]
+  ):
+    raise ValueError(f"{path} is not an idx file: it begins with the bytes {data[:4].hex(' ')}")
+  shape = np.frombuffer(data, ">u4", data[3], 4).tolist()
+  dtype = np.dtype(IDX_DTYPES[data[2]])
+  header_size = 4 + 4 * data[3]
+  expected_size = header_size + math.prod(shape) * dtype.itemsize
+  if len(data) != expected_size:
     raise ValueError(
-      f"{path} has {len(data):,} bytes, an idx file of {' x '.join(map(str, shape))} has {want:,}"
+      f"{path} has {len(data):,} bytes, but an idx file of shape "
+      f"{' x '.join(map(str, shape))} has {expected_size:,}"
     )
-  return np.frombuffer(data, dtype, offset=4 + 4 * data[3]).reshape(shape)
+  return np.frombuffer(data, dtype, offset=header_size).reshape(shape)
 
 
-def find(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray] | None:
-  """Images (N, 28, 28) and labels (N) of `train` or `t10k`; None where a file of them is absent. Raises ValueError for what does not fit together."""
-  files = [
-    next((p for p in (folder / f"{part}-{name}", folder / f"{part}-{name}.gz") if p.exists()), None)
-    for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
-  ]
-  if files[0] is None or files[1] is None:
-    return None
-  images, labels = read_idx(files[0]), read_idx(files[1])
+def find_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+  """Return the images (N, 28, 28) and labels (N) of a split, "train" or "t10k".
+
+  Returns None if a file is missing. Raises ValueError if images and labels do not match.
+  """
+  paths = []
+  for name in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+    candidates = (folder / f"{split}-{name}", folder / f"{split}-{name}.gz")
+    path = next((p for p in candidates if p.exists()), None)
+    if path is None:
+      return None
+    paths.append(path)
+  images, labels = (read_idx(path) for path in paths)
   if images.shape != (len(labels), 28, 28) or labels.ndim != 1 or labels.max() > 9:
     raise ValueError(
-      f"{files[0]} and {files[1]} are no digits of 28 by 28 pixels with a label each"
+      f"{paths[0]} and {paths[1]} do not contain 28 x 28 images with one label from 0 to 9 each: "
+      f"their shapes are {images.shape} and {labels.shape}"
     )
   return images, labels
 
 
-def digits(folder: Path, download: bool) -> tuple[np.ndarray, ...]:
-  """Images and labels to learn from, and to be tested by. Of the 10,000 test images alone, 9,000 by lot with seed 0 are learned from and 1,000 are the test. Raises Usage where there are none."""
+class Digits(NamedTuple):
+  """Images (N, 28, 28) with values from 0 to 255, and labels (N) from 0 to 9."""
+
+  train_images: np.ndarray
+  train_labels: np.ndarray
+  test_images: np.ndarray
+  test_labels: np.ndarray
+
+
+def load_digits(folder: Path, download: bool) -> Digits:
+  """Load MNIST from a folder, or download it.
+
+  If the folder contains only the 10,000 test images, a random 9,000 of them (seed 0) are the
+  training set and the other 1,000 the test set. Raises cli.Usage if it contains neither split, and
+  RuntimeError if the download fails.
+  """
   if download:
     try:
-      images, labels, others, wanted = (t.numpy() for t in nn.datasets.mnist())
+      images, labels, test_images, test_labels = (t.numpy() for t in nn.datasets.mnist())
     except OSError as e:
       raise RuntimeError(f"tinygrad could not download MNIST: {e}") from e
-    return images[:, 0], labels, others[:, 0], wanted
-  test, learn = find(folder, "t10k"), find(folder, "train")
+    return Digits(images[:, 0], labels, test_images[:, 0], test_labels)
+  test = find_split(folder, "t10k")
+  train = find_split(folder, "train")
   if test is None:
     raise cli.Usage(
-      f"{folder} has no t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz): --data takes the folder of MNIST's four files, --download gets them"
+      f"{folder} does not contain t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz): "
+      "choose the folder of MNIST's four files with --data, or use --download"
     )
-  if learn:
-    return *learn, *test
+  if train:
+    return Digits(*train, *test)
   order = np.random.default_rng(0).permutation(len(test[0]))
+  num_train = len(order) * 9 // 10
   cli.note(
-    f"{folder} has no train-images-idx3-ubyte: of the test's {len(order):,} images {len(order) * 9 // 10:,} are learned from, the others are the test"
+    f"{folder} does not contain train-images-idx3-ubyte: training on {num_train:,} of the "
+    f"{len(order):,} test images, testing on the rest"
   )
-  return tuple(x[i] for i in np.split(order, [len(order) * 9 // 10]) for x in test)
-
-
-def shifted(images: np.ndarray, draw: np.random.Generator, most: int = 2) -> np.ndarray:
-  """(B, H, W) -> the same, each moved by up to `most` pixels along both sides; black comes in."""
-  padded, offsets = (
-    np.pad(images, ((0, 0), (most, most), (most, most))),
-    draw.integers(0, 2 * most + 1, (2, len(images))),
+  train_indices, test_indices = np.split(order, [num_train])
+  images, labels = test
+  return Digits(
+    images[train_indices], labels[train_indices], images[test_indices], labels[test_indices]
   )
-  rows, columns = (o[:, None] + np.arange(n) for o, n in zip(offsets, images.shape[1:]))
-  return padded[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-  """(B, H, W), 0 to 255 -> (B, 1, H, W), -1 to 1."""
+def shift_images(images: np.ndarray, rng: np.random.Generator, max_shift: int = 2) -> np.ndarray:
+  """Shift each image (B, H, W) by up to `max_shift` pixels along both axes; fill with 0."""
+  padding = (max_shift, max_shift)
+  padded = np.pad(images, ((0, 0), padding, padding))
+  row_offsets, column_offsets = rng.integers(0, 2 * max_shift + 1, (2, len(images)))
+  rows = row_offsets[:, None] + np.arange(images.shape[1])
+  columns = column_offsets[:, None] + np.arange(images.shape[2])
+  image_indices = np.arange(len(images))[:, None, None]
+  return padded[image_indices, rows[:, :, None], columns[:, None, :]]
+
+
+def normalize(images: np.ndarray) -> np.ndarray:
+  """Scale images (B, H, W) from [0, 255] to [-1, 1] -> (B, 1, H, W)."""
   return (images[:, None] / 127.5 - 1).astype(np.float32)
 
 
-def vit(layers: int) -> ViT:
-  """16 patches of 7 by 7 pixels; ReLU, since ViT's own GELU takes longer on a CPU than all the rest, and attention's plain form, the sooner one for so few keys."""
-  return ViT(
-    [str(i) for i in range(10)],
-    (28, 28),
-    (7, 7),
-    1,
-    64,
-    4,
-    layers,
-    256,
-    Tensor.relu,
-    **CPU_KERNELS | {"attention_fn": attention},
+def make_vit(num_layers: int) -> ViT:
+  """Return a ViT with 16 patches of 7 x 7 pixels.
+
+  ReLU replaces GELU, which would take longer on a CPU than the rest of the model. The reference
+  implementation of attention is faster than the kernel for so few keys.
+  """
+  labels = [str(i) for i in range(10)]
+  parts = CPU_KERNELS | {"attention_fn": attention}
+  return ViT(labels, (28, 28), (7, 7), 1, 64, 4, num_layers, 256, Tensor.relu, **parts)
+
+
+class DigitsExperiment:
+  """Training runs on the same digits; runs with the same weight decay share a trainer."""
+
+  def __init__(self, experiment: common.Experiment, digits: Digits):
+    self.experiment = experiment
+    self.digits = digits
+    self.num_layers = 2 if experiment.quick else 4
+    self.steps = 400 if experiment.quick else 2000
+    self.learning_rate = 4e-3 if experiment.quick else 2e-3
+    self.trainers: dict[float, TrainerAndForward] = {}
+
+  def trainer(self, weight_decay: float) -> TrainerAndForward:
+    if weight_decay not in self.trainers:
+      trainer = common.MultiRunTrainer(
+        functools.partial(make_vit, self.num_layers),
+        lambda model, x, y: loss(model(x).unsqueeze(1), y, smoothing=0),
+        weight_decay=weight_decay,
+      )
+      forward = CompiledStep(lambda x: trainer.model(x).realize())
+      self.trainers[weight_decay] = trainer, forward
+    return self.trainers[weight_decay]
+
+  def train_run(
+    self, run: str, labels: np.ndarray, shifts: bool, weight_decay: float
+  ) -> dict[str, Any]:
+    """Return the training curve and the number of test images classified correctly."""
+    trainer, forward = self.trainer(weight_decay)
+    seed = self.experiment.seed
+
+    def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+      rng = np.random.default_rng([seed, step])
+      i = rng.integers(0, len(labels), BATCH_SIZE)
+      images = self.digits.train_images[i]
+      images = shift_images(images, rng) if shifts else images
+      return normalize(images), labels[i, None].astype(np.int32)
+
+    config = common.RunConfig(
+      self.steps,
+      learning_rate=lambda step: common.linear_schedule(step, self.steps, self.learning_rate),
+      batch=batch,
+      eval_interval=50,
+    )
+    curve = trainer.train(self.experiment, run, seed, config)
+    # The last batch is filled up with the first images.
+    images = self.digits.test_images
+    size = len(images)
+    batches = [np.arange(i, i + TEST_BATCH_SIZE) % size for i in range(0, size, TEST_BATCH_SIZE)]
+    predictions = np.concatenate([forward(normalize(images[b])).argmax(1) for b in batches])[:size]
+    return {"curve": curve, "correct": int((predictions == self.digits.test_labels).sum())}
+
+  def run(self) -> Results:
+    """Return the results of all runs, by name."""
+    labels = self.digits.train_labels
+    shuffled_labels = np.random.default_rng(self.experiment.seed).permutation(labels)
+    runs = [
+      (NEITHER, labels, False, 0.0),
+      (SHIFTS, labels, True, 0.0),
+      (DECAY, labels, False, WEIGHT_DECAY),
+      (BOTH, labels, True, WEIGHT_DECAY),
+      (SHUFFLED_LABELS, shuffled_labels, False, WEIGHT_DECAY),
+    ]
+    return {
+      run[0]: self.experiment.run_once(run[0], self.train_run, *run)
+      for run in runs
+      if not self.experiment.quick or run[0] in (DECAY, SHUFFLED_LABELS)
+    }
+
+
+def print_results(results: Results, total: int) -> None:
+  rows = []
+  for name, result in results.items():
+    accuracy = common.format_accuracy(result["correct"], total)
+    rows.append([name, accuracy, f"{result['curve'][-1][1]:.3f}"])
+  common.print_table(["", "test accuracy", "train loss in the last 50 steps"], rows)
+
+
+def draw(results: Results, total: int, figure) -> None:
+  axes = figure.add_subplot(
+    xlabel="step",
+    ylabel="train loss (nats)",
+    title="train loss; shifts make the training images harder",
+    yscale="log",
   )
+  for name, result in results.items():
+    steps, losses = list(zip(*result["curve"], strict=True))[:2]
+    axes.plot(steps, losses, label=f"{name}: test accuracy {result['correct'] / total:.1%}")
+  axes.legend()
 
 
-def main(argv: list[str] | None = None) -> int:
-  parser = common.parser("digits", __doc__)
-  parser.add_argument(
+def check_claims(results: Results, total: int, quick: bool) -> dict[str, bool]:
+  threshold = 0.8 if quick else 0.9
+  correct = {name: result["correct"] for name, result in results.items()}
+  claims = {}
+  for name in correct:
+    if name != SHUFFLED_LABELS:
+      low, _ = common.wilson_interval(correct[name], total)
+      claims[f"{name}: test accuracy is above {threshold:.0%}"] = low > threshold
+  claims["control: with shuffled labels it is below 20%"] = correct[SHUFFLED_LABELS] < 0.2 * total
+  if not quick:
+    claims["shifts improve the accuracy, with and without weight decay"] = (
+      correct[SHIFTS] > correct[NEITHER] and correct[BOTH] > correct[DECAY]
+    )
+  return claims
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  p = common.argument_parser("digits", __doc__)
+  p.add_argument(
     "--data",
     type=Path,
     default=Path("../shared/data/mnist"),
-    help="the folder of MNIST's idx files, also gzipped",
+    help="folder of MNIST's idx files, which may be gzipped (default: %(default)s)",
   )
-  parser.add_argument(
+  p.add_argument(
     "--download",
     action="store_true",
-    help="take tinygrad's own download of MNIST, all 60,000 and 10,000",
+    help="let tinygrad download MNIST: 60,000 training and 10,000 test images",
   )
-  args = parser.parse_args(argv)
-  images, labels, test, wanted = digits(args.data, args.download)
-  lab = common.Lab("digits", args)
-  (layers, steps, rate), made = (2, 400, 4e-3) if lab.quick else (4, 2000, 2e-3), dict[float, Any]()
+  return p.parse_args(argv)
 
-  def run(name: str, labels: np.ndarray, shifts: bool, decay: float) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
-      if decay not in made:
-        teacher = common.Teacher(
-          lambda: vit(layers),
-          lambda model, x, y: loss(model(x).unsqueeze(1), y, smoothing=0),
-          weight_decay=decay,
-        )
-        made[decay] = teacher, CompiledStep(lambda x: teacher.model(x).realize())
-      teacher, look = made[decay]
 
-      def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-        draw = np.random.default_rng([lab.seed, step])
-        i = draw.integers(0, len(images), BATCH)
-        return pixels(shifted(images[i], draw) if shifts else images[i]), labels[i, None].astype(
-          np.int32
-        )
-
-      rows = teacher.teach(
-        lab, name, lab.seed, steps, lambda step: common.ramp(step, steps, rate), batch, 50
-      )
-      places = [np.arange(i, i + 500) % len(test) for i in range(0, len(test), 500)]
-      return {
-        "curve": rows,
-        "right": int(
-          (
-            np.concatenate([look(pixels(test[p])).argmax(1) for p in places])[: len(test)] == wanted
-          ).sum()
-        ),
-      }
-
-    return lab.once(name, compute)
-
-  ways = (
-    [("decay", False, DECAY)]
-    if lab.quick
-    else [
-      (" and ".join([*["shifts"] * shifts, *["decay"] * bool(decay)]) or "neither", shifts, decay)
-      for decay in (0.0, DECAY)
-      for shifts in (False, True)
-    ]
-  )
-  found = {name: run(name, labels, shifts, decay) for name, shifts, decay in ways}
-  found["shuffled labels"] = run(
-    "shuffled labels", np.random.default_rng(lab.seed).permutation(labels), False, DECAY
-  )
-  ends = {name: common.wilson(r["right"], len(test)) for name, r in found.items()}
+def main(argv: list[str] | None = None) -> int:
+  args = parse(argv)
+  digits = load_digits(args.data, args.download)
+  experiment = common.Experiment("digits", args)
+  runs = DigitsExperiment(experiment, digits)
+  results = runs.run()
+  total = len(digits.test_images)
   print(
-    f"{len(images):,} digits learned from in {steps:,} steps of {BATCH}; accuracy on {len(test):,} others, in brackets its 95% interval:\n"
+    f"{len(digits.train_images):,} training images, {runs.steps:,} steps of {BATCH_SIZE} images; "
+    f"accuracy on {total:,} test images, with its 95% confidence interval in brackets:\n"
   )
-  common.table(
-    ["", "accuracy", "loss in the last 50 steps"],
-    [
-      [
-        name,
-        f"{r['right'] / len(test):.1%} ({' to '.join(f'{e:.1%}' for e in ends[name])})",
-        f"{r['curve'][-1][1]:.3f}",
-      ]
-      for name, r in found.items()
-    ],
-  )
-
-  def draw(figure) -> None:
-    axes = figure.add_subplot(
-      xlabel="step",
-      ylabel="loss (nats)",
-      title="what is learned from; with shifts it is harder",
-      yscale="log",
-    )
-    for name, r in found.items():
-      axes.plot(
-        *list(zip(*r["curve"]))[:2], label=f"{name}: {r['right'] / len(test):.1%} of the test"
-      )
-    axes.legend()
-
-  lab.picture(draw)
-  best = "shifts and decay"
-  return lab.verdict(
-    {
-      f"{name}: over {'80' if lab.quick else '90'}% are read"
-      if name != "shuffled labels"
-      else "control: with shuffled labels less than 20% are": (low > (0.8 if lab.quick else 0.9))
-      if name != "shuffled labels"
-      else found[name]["right"] < 0.2 * len(test)
-      for name, (low, _) in ends.items()
-    }
-    | (
-      {}
-      if lab.quick
-      else {
-        "shifts help: more are read with than without, each with and without decay": all(
-          found[a]["right"] > found[b]["right"] for a, b in (("shifts", "neither"), (best, "decay"))
-        )
-      }
-    )
-  )
+  print_results(results, total)
+  experiment.save_figure(functools.partial(draw, results, total))
+  return experiment.report_claims(check_claims(results, total, experiment.quick))
 
 
 if __name__ == "__main__":

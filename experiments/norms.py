@@ -1,20 +1,23 @@
-"""Twelve layers learn with the norms before the sublayers at once, with the norms after them only if the rate warms up, without residuals not at all.
+"""A 12-layer decoder trains with pre-norm; post-norm needs warm-up; without residuals it fails.
 
-As Xiong et al. (2020) have it, on the text of positions.py, at one rate for all. The gradient of each layer at the start is shown beside it, and what
-unscaled scores do to attention as heads grow wide (Vaswani et al. 2017, 3.2.1). Half of what there is to learn counts as learned.
+All variants train on the text of positions.py at one learning rate, as in Xiong et al. 2020. A run
+counts as trained if it closes half of the gap between chance level and the lowest possible loss.
+The experiment also measures each layer's gradient at initialization, and how unscaled scores
+affect attention as the head width grows (Vaswani et al. 2017, sec. 3.2.1).
 """
 
+import functools
 import itertools
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Tensor, nn
 
 from experiments import common
-from experiments.small import FLOOR, SYMBOLS, Decoder, markov
+from experiments.small import CHANCE_LOSS, ENTROPY_RATE, NUM_SYMBOLS, Decoder, markov_batch
 from tinyformer import cli
 from transformer import (
   attention_weights,
@@ -25,224 +28,285 @@ from transformer import (
   sinusoids,
 )
 
-DEPTH, DIM, HEADS, LENGTH = 12, 32, 2, 16
-WIDTHS = (4, 16, 64, 256, 1024)  # of a head
+NUM_LAYERS = 12
+DIM = 32
+HEADS = 2
+LENGTH = 16
+LEARNING_RATE = 2e-3
+WARMUP = 150
+HEAD_WIDTHS = (4, 16, 64, 256, 1024)
+
+PRE_NORM = "pre-norm"
+POST_NORM = "post-norm"
+POST_NORM_WARMUP = "post-norm, warm-up"
+NO_RESIDUALS = "no residuals, warm-up"
+
+# Statistics of attention, as named in results.json, and their table headings.
+STATISTICS = {
+  "entropy": "entropy of 64 weights",
+  "score_gradient": "gradient in the scores",
+  "query_gradient": "gradient in the query",
+}
 
 
-class After(Decoder):
-  """Norms after the sublayers, and so none at the end."""
+class PostNormDecoder(Decoder):
+  """A decoder whose norms follow the sublayers, so that it needs no norm after the last block."""
 
   def __init__(self, residual: Callable):
-    super().__init__(SYMBOLS + 1, DIM, HEADS, DEPTH, residual)
+    super().__init__(NUM_SYMBOLS + 1, DIM, HEADS, NUM_LAYERS, residual)
     self.norm = lambda x: x  # type: ignore[assignment]
 
 
-def gradients(teacher: common.Teacher, batch: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-  """The loss's gradient in each matrix: after the first step, at a rate of 0, AdamW's first moment is a tenth of it."""
-  teacher.learner.train_step(0.0, *batch)
-  names = [name for name, t in nn.state.get_state_dict(teacher.model).items() if t.ndim > 1]
+class Variant(NamedTuple):
+  """A model and how to train it; residual_scale is 1 as in the paper, or 0 for no residuals."""
+
+  trainer: common.MultiRunTrainer
+  residual_scale: float
+  warmup: int
+
+
+def initial_gradients(
+  trainer: common.MultiRunTrainer, batch: tuple[np.ndarray, ...]
+) -> dict[str, np.ndarray]:
+  """Return the gradient of the loss in each matrix, by parameter name.
+
+  The trainer makes its first step at a learning rate of 0. AdamW's first moment is then a tenth
+  of the gradient.
+  """
+  trainer.trainer.train_step(0.0, *batch)
+  names = [name for name, t in nn.state.get_state_dict(trainer.model).items() if t.ndim > 1]
   return {
-    name: 10 * teacher.learner.state[f"optimizer.0.0.{i}"].numpy() for i, name in enumerate(names)
+    name: 10 * trainer.trainer.state[f"optimizer.0.0.{i}"].numpy() for i, name in enumerate(names)
   }
 
 
-def after(shortcut: Tensor) -> Callable:
-  """post_norm, of which `shortcut` says how much of x goes past a sublayer: 1 as in the paper, 0 without residuals. A number that a traced step reads."""
-  return lambda x, sublayer, norm: norm(x * shortcut + sublayer(x))
+def layer_gradient_norms(gradients: dict[str, np.ndarray]) -> list[float]:
+  """Return the norm of the gradient in all matrices of each layer."""
+  norms = []
+  for layer in range(NUM_LAYERS):
+    in_layer = [g for name, g in gradients.items() if name.startswith(f"blocks.{layer}.")]
+    norms.append(math.sqrt(sum(float(np.square(g).sum()) for g in in_layer)))
+  return norms
 
 
-def softness(
-  width: int, similarity: Callable, seed: int, T: int = 256, S: int = 64
+def scaled_post_norm(residual_scale: Tensor) -> Callable:
+  """Return post_norm with x times `residual_scale` in the residual connection.
+
+  A scale of 1 is the paper's post_norm, 0 has no residual connections. The scale is a Tensor, so
+  that a compiled step can read a new value.
+  """
+  return lambda x, sublayer, norm: norm(x * residual_scale + sublayer(x))
+
+
+def attention_statistics(
+  similarity: Callable, width: int, seed: int, T: int = 256, S: int = 64
 ) -> dict[str, float]:
-  """Of queries and keys with entries N(0, 1): the mean entropy of the weights in nats, and the length of the gradient that the median query gets, in its
-  scores and in itself, where that in the weights has entries N(0, 1)."""
-  draw = np.random.default_rng((seed, width))
-  q, k, slope = (
-    Tensor(draw.standard_normal(shape).astype(np.float32))
+  """Measure attention for T queries and S keys whose entries are N(0, 1).
+
+  entropy: mean entropy of the attention weights in nats.
+  score_gradient, query_gradient: median over queries of the norm of the gradient in the scores
+  and in the query, if the gradient in the weights has entries N(0, 1).
+  """
+  rng = np.random.default_rng((seed, width))
+  q, k, weight_gradient = (
+    Tensor(rng.standard_normal(shape).astype(np.float32))
     for shape in ((T, width), (S, width), (T, S))
   )
   scores = similarity(q, k).contiguous()
   weights = attention_weights(q, k, similarity=lambda q, k: scores)
-  by_scores, by_q = (
-    float(np.median(np.linalg.norm(g.numpy(), axis=-1)))
-    for g in (weights * slope).sum().gradient(scores, q)
+  gradients = (weights * weight_gradient).sum().gradient(scores, q)
+  score_gradient, query_gradient = (
+    float(np.median(np.linalg.norm(g.numpy(), axis=-1))) for g in gradients
   )
   return {
     "entropy": (-(weights * weights.maximum(1e-30).log()).sum(-1)).mean().item(),
-    "scores": by_scores,
-    "queries": by_q,
+    "score_gradient": score_gradient,
+    "query_gradient": query_gradient,
   }
 
 
-def main(argv: list[str] | None = None) -> int:
-  lab = common.Lab("norms", common.parser("norms", __doc__).parse_args(argv))
-  steps, seeds = (450, 1) if lab.quick else (500, 5)
-  lr, warmup = 2e-3, 150
-  shortcut = Tensor([1.0]).contiguous().realize()
+def make_variants(residual_scale: Tensor) -> dict[str, Variant]:
+  """Return the variants by name. The post-norm variants share a trainer and read the scale."""
 
-  def taught(make: Callable):
-    return common.Teacher(
-      make, lambda model, x, y: loss(model(x, sinusoids(LENGTH, DIM)), y, smoothing=0), b2=0.98
-    )
+  def batch_loss(model: Decoder, x: Tensor, y: Tensor) -> Tensor:
+    return loss(model(x, sinusoids(LENGTH, DIM)), y, smoothing=0)
 
-  posts, pres = (
-    taught(lambda: After(after(shortcut))),
-    taught(lambda: Decoder(SYMBOLS + 1, DIM, HEADS, DEPTH, pre_norm)),
+  post = common.MultiRunTrainer(
+    lambda: PostNormDecoder(scaled_post_norm(residual_scale)), batch_loss, b2=0.98
   )
-  variants = {
-    "post-norm": (posts, 1, 0),
-    "post-norm, warm-up": (posts, 1, warmup),
-    "pre-norm": (pres, 1, 0),
-    "no residuals, warm-up": (posts, 0, warmup),
+  pre = common.MultiRunTrainer(
+    lambda: Decoder(NUM_SYMBOLS + 1, DIM, HEADS, NUM_LAYERS, pre_norm), batch_loss, b2=0.98
+  )
+  return {
+    POST_NORM: Variant(post, 1, 0),
+    POST_NORM_WARMUP: Variant(post, 1, WARMUP),
+    PRE_NORM: Variant(pre, 1, 0),
+    NO_RESIDUALS: Variant(post, 0, WARMUP),
   }
 
-  def compute(name: str, run: str, seed: int) -> dict[str, Any]:
-    teacher, share, rising = variants[name]
-    shortcut.assign(Tensor([float(share)])).realize()
-    teacher.begin(seed)
-    found = gradients(teacher, markov(LENGTH, seed, steps))
-    lengths = [
-      math.sqrt(
-        sum(
-          float(np.square(g).sum())
-          for name, g in found.items()
-          if name.startswith(f"blocks.{layer}.")
-        )
-      )
-      for layer in range(DEPTH)
-    ]
 
-    def rate(step: int) -> float:
-      return lr * min(1, (step + 1) / max(1, rising))
+def train_variants(experiment: common.Experiment, steps: int, seeds: range) -> dict[str, list]:
+  """Return the results of all variants, in the order of the seeds."""
+  residual_scale = Tensor([1.0]).contiguous().realize()
+  variants = make_variants(residual_scale)
 
+  def train_run(name: str, run: str, seed: int) -> dict[str, Any]:
+    variant = variants[name]
+    residual_scale.assign(Tensor([float(variant.residual_scale)])).realize()
+    variant.trainer.reset(seed)
+    gradients = initial_gradients(variant.trainer, markov_batch(LENGTH, seed, steps))
+    config = common.RunConfig(
+      steps,
+      learning_rate=lambda step: LEARNING_RATE * min(1, (step + 1) / max(1, variant.warmup)),
+      batch=lambda step: markov_batch(LENGTH, seed, step),
+      eval_interval=steps // 20,
+    )
     return {
-      "gradient": lengths,
-      "curve": teacher.teach(
-        lab, run, seed, steps, rate, lambda step: markov(LENGTH, seed, step), steps // 20
-      ),
+      "gradient": layer_gradient_norms(gradients),
+      "curve": variant.trainer.train(experiment, run, seed, config),
     }
 
-  chosen = range(lab.seed, lab.seed + seeds)
-  for seed, name in itertools.product(chosen, variants):
-    lab.once(
-      run := f"{name}, seed {seed}", lambda: compute(name, run, seed)
-    )  # seed after seed: all variants soon
-  runs = {
-    name: [lab.results["runs"][f"{name}, seed {seed}"] for seed in chosen] for name in variants
-  }
-  soft = {
+  results: dict[str, list] = {name: [] for name in variants}
+  # Seeds are the outer loop, so that an interrupted experiment has all variants of a seed.
+  for seed, name in itertools.product(seeds, variants):
+    run = f"{name}, seed {seed}"
+    results[name].append(experiment.run_once(run, train_run, name, run, seed))
+  return results
+
+
+def measure_attention(experiment: common.Experiment) -> dict[Callable, list[dict[str, float]]]:
+  """Return the statistics of attention for each similarity and head width."""
+  return {
     similarity: [
-      lab.once(f"{similarity.__name__} of {width}", lambda: softness(width, similarity, lab.seed))
-      for width in WIDTHS
+      experiment.run_once(
+        f"{similarity.__name__} of width {width}",
+        attention_statistics,
+        similarity,
+        width,
+        experiment.seed,
+      )
+      for width in HEAD_WIDTHS
     ]
     for similarity in (scaled_dot_product, dot_product)
   }
 
-  ends = {name: [r["curve"][-1][1] for r in runs[name]] for name in runs}
-  captured_buffers = (FLOOR + math.log(SYMBOLS)) / 2  # half of what there is to learn
-  learned = {
-    name: sum(end is not None and end < captured_buffers for end in ends[name]) for name in runs
+
+def final_losses(results: dict[str, list]) -> dict[str, list[float | None]]:
+  return {name: [run["curve"][-1][1] for run in runs] for name, runs in results.items()}
+
+
+def count_trained(results: dict[str, list]) -> dict[str, int]:
+  """Return how many seeds of each variant end below half of the reducible loss."""
+  threshold = (ENTROPY_RATE + CHANCE_LOSS) / 2
+  return {
+    name: sum(end is not None and end < threshold for end in ends)
+    for name, ends in final_losses(results).items()
   }
-  gradient = {name: np.mean([r["gradient"] for r in runs[name]], 0) for name in runs}
-  common.table(
+
+
+def mean_gradients(results: dict[str, list]) -> dict[str, np.ndarray]:
+  return {name: np.mean([run["gradient"] for run in runs], 0) for name, runs in results.items()}
+
+
+def print_results(
+  results: dict[str, list], attention: dict[Callable, list[dict[str, float]]], num_seeds: int
+) -> None:
+  trained = count_trained(results)
+  gradients = mean_gradients(results)
+  rows = []
+  for name, ends in final_losses(results).items():
+    losses = ", ".join("–" if end is None else f"{end:.2f}" for end in ends)
+    gradient = ", ".join(f"{gradients[name][i]:.2g}" for i in (0, 5, 11))
+    rows.append([name, trained[name], losses, gradient])
+  common.print_table(
     [
       "twelve layers",
-      f"seeds that learn, of {seeds}",
-      "loss at the end",
-      "gradient in layers 1, 6, 12 at the start",
+      f"trained seeds, of {num_seeds}",
+      "final loss",
+      "initial gradient norm in layers 1, 6, 12",
     ],
-    [
-      [
-        name,
-        learned[name],
-        ", ".join("–" if end is None else f"{end:.2f}" for end in ends[name]),
-        ", ".join(f"{gradient[name][i]:.2g}" for i in (0, 5, 11)),
-      ]
-      for name in runs
-    ],
+    rows,
   )
-  common.table(
-    [
-      "d_k",
-      *(
-        f"{what}, {how}"
-        for what in ("entropy of 64 weights", "gradient in the scores", "in the queries")
-        for how in ("scaled", "not")
-      ),
-    ],
-    [
-      [
-        f"{width:,}",
-        *(
-          f"{soft[similarity][i][what]:.2g}"
-          for what in ("entropy", "scores", "queries")
-          for similarity in soft
-        ),
-      ]
-      for i, width in enumerate(WIDTHS)
-    ],
-  )
+  columns = list(itertools.product(STATISTICS, attention))
+  header = [
+    f"{STATISTICS[key]}, {'scaled' if similarity is scaled_dot_product else 'unscaled'}"
+    for key, similarity in columns
+  ]
+  rows = [
+    [f"{width:,}", *(f"{attention[similarity][i][key]:.2g}" for key, similarity in columns)]
+    for i, width in enumerate(HEAD_WIDTHS)
+  ]
+  common.print_table(["d_k", *header], rows)
 
-  def draw(figure) -> None:
-    curves, layers, widths = figure.subplots(1, 3)
-    for i, name in enumerate(runs):
-      for r in runs[name]:
-        curves.plot(
-          *np.array(r["curve"], float).T,
-          c=f"C{i}",
-          lw=0.8,
-          label=name if r is runs[name][0] else None,
-        )
-      if name != "post-norm, warm-up":
-        layers.plot(range(1, DEPTH + 1), gradient[name], ".-", c=f"C{i}")
-    for similarity, style in zip(soft, ("-", "--")):
-      for what, colour in (("entropy", "C4"), ("scores", "C5")):
-        widths.semilogx(
-          WIDTHS,
-          [x[what] / soft[scaled_dot_product][0][what] for x in soft[similarity]],
-          style,
-          c=colour,
-          label=("entropy" if what == "entropy" else "gradient")
-          + (", unscaled" if style == "--" else ""),
-        )
-    curves.axhline(math.log(SYMBOLS), ls=":", c="0.5")
-    curves.axhline(FLOOR, ls=":", c="0.5")
-    curves.set(title=f"{DEPTH} layers, learning", xlabel="step", ylabel="loss, nats a symbol")
-    layers.set(title="its gradient at the start", xlabel="layer", ylabel="length", ylim=(0, None))
-    widths.set(
-      title="attention, by the width of a head",
-      xlabel="d_k",
-      ylabel="share of that at d_k = 4, scaled",
-      ylim=(0, 2.1),
-    )
-    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower left", ncols=4)
-    widths.legend(loc="upper right")
 
-  lab.picture(draw, width=8)
-  unscaled, scaled = (
-    soft[dot_product][WIDTHS.index(256)],
-    soft[scaled_dot_product][WIDTHS.index(256)],
+def draw(
+  results: dict[str, list], attention: dict[Callable, list[dict[str, float]]], figure
+) -> None:
+  curves, layers, widths = figure.subplots(1, 3)
+  gradients = mean_gradients(results)
+  for i, (name, runs) in enumerate(results.items()):
+    for run in runs:
+      label = name if run is runs[0] else None
+      curves.plot(*np.array(run["curve"], float).T, c=f"C{i}", lw=0.8, label=label)
+    # Warm-up does not change the initial gradient.
+    if name != POST_NORM_WARMUP:
+      layers.plot(range(1, NUM_LAYERS + 1), gradients[name], ".-", c=f"C{i}")
+  curves.axhline(CHANCE_LOSS, ls=":", c="0.5")
+  curves.axhline(ENTROPY_RATE, ls=":", c="0.5")
+  curves.set(title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="nats per symbol")
+  layers.set(title="initial gradient", xlabel="layer", ylabel="gradient norm", ylim=(0, None))
+  for (similarity, statistics), style in zip(attention.items(), ("-", "--"), strict=True):
+    for key, name, color in (("entropy", "entropy", "C4"), ("score_gradient", "gradient", "C5")):
+      baseline = attention[scaled_dot_product][0][key]
+      values = [x[key] / baseline for x in statistics]
+      label = name if similarity is scaled_dot_product else f"{name}, unscaled"
+      widths.semilogx(HEAD_WIDTHS, values, style, c=color, label=label)
+  widths.set(
+    title="attention by head width",
+    xlabel="d_k",
+    ylabel="ratio to scaled attention with d_k = 4",
+    ylim=(0, 2.1),
   )
-  steady = [x["scores"] for x in soft[scaled_dot_product]]
-  return lab.verdict(
-    {
-      "norms before the sublayers: every seed learns, without warm-up": learned["pre-norm"]
-      == seeds,
-      "norms after them: every seed learns with warm-up": learned["post-norm, warm-up"] == seeds,
-      "control: and none without": learned["post-norm"] == 0,
-      "control: without residuals none learns": learned["no residuals, warm-up"] == 0,
-      "the gradient at the start is larger in the last layer than in the first with the norms after, smaller with them before": gradient[
-        "post-norm"
-      ][-1]
-      > gradient["post-norm"][0]
-      and gradient["pre-norm"][-1] < gradient["pre-norm"][0],
-      "of unscaled scores with d_k = 256 the median query gets less than a fifth of the gradient": unscaled[
-        "scores"
-      ]
-      < scaled["scores"] / 5,
-      "control: of scaled ones it gets the same at any width": max(steady) < 1.2 * min(steady),
-    }
-  )
+  figure.legend(*curves.get_legend_handles_labels(), loc="outside lower left", ncols=4)
+  widths.legend(loc="upper right")
+
+
+def check_claims(
+  results: dict[str, list], attention: dict[Callable, list[dict[str, float]]], num_seeds: int
+) -> dict[str, bool]:
+  trained = count_trained(results)
+  gradients = mean_gradients(results)
+  wide = HEAD_WIDTHS.index(256)
+  unscaled_gradient = attention[dot_product][wide]["score_gradient"]
+  scaled_gradients = [x["score_gradient"] for x in attention[scaled_dot_product]]
+  return {
+    "pre-norm: every seed trains without warm-up": trained[PRE_NORM] == num_seeds,
+    "post-norm: every seed trains with warm-up": trained[POST_NORM_WARMUP] == num_seeds,
+    "control: post-norm: no seed trains without warm-up": trained[POST_NORM] == 0,
+    "control: without residuals no seed trains": trained[NO_RESIDUALS] == 0,
+    "the initial gradient is larger in the last layer than in the first with post-norm, "
+    "and smaller with pre-norm": (
+      gradients[POST_NORM][-1] > gradients[POST_NORM][0]
+      and gradients[PRE_NORM][-1] < gradients[PRE_NORM][0]
+    ),
+    "at d_k = 256, the median gradient in unscaled scores is below a fifth of that in "
+    "scaled scores": unscaled_gradient < scaled_gradients[wide] / 5,
+    "control: the median gradient in scaled scores varies by less than 20% over all widths": (
+      max(scaled_gradients) < 1.2 * min(scaled_gradients)
+    ),
+  }
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = common.argument_parser("norms", __doc__).parse_args(argv)
+  experiment = common.Experiment("norms", args)
+  steps, num_seeds = (450, 1) if experiment.quick else (500, 5)
+  seeds = range(experiment.seed, experiment.seed + num_seeds)
+  results = train_variants(experiment, steps, seeds)
+  attention = measure_attention(experiment)
+  print_results(results, attention, num_seeds)
+  experiment.save_figure(functools.partial(draw, results, attention), width=8)
+  return experiment.report_claims(check_claims(results, attention, num_seeds))
 
 
 if __name__ == "__main__":

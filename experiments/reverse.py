@@ -1,20 +1,28 @@
-"""The paper's encoder-decoder reverses sequences that it never saw; a decoder alone learns the half that can be known, and no other.
+"""An encoder-decoder learns to reverse sequences; a decoder-only model predicts only reversals.
 
-Sequences of ten symbols by lot. Exact: every symbol right, written one after the other, each the likeliest. The controls: without the causal mask the
-loss falls as well, and most of what it writes is wrong; without positions a sequence is a bag. The decoder alone reads a sequence and its reversal as one text.
+The model is the paper's, the sequences are ten random symbols. A reversal is exact if greedy
+decoding gets every symbol right. Two controls train the encoder-decoder without the causal mask and
+without positions. The decoder-only model reads a sequence and its reversal as one text.
 """
 
 import functools
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Tensor
 
 from experiments import common, small
-from experiments.small import START, SYMBOLS, losses, palindromes, reversal
+from experiments.small import (
+  CHANCE_LOSS,
+  NUM_SYMBOLS,
+  START_ID,
+  palindrome_batch,
+  reversal_batch,
+  token_losses,
+)
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from transformer import (
@@ -23,15 +31,23 @@ from transformer import (
   causal_mask,
   learning_rate,
   loss,
-  sinusoids,
   materialize,
+  sinusoids,
 )
 
-DIM, HEADS = 32, 4
+DIM = 32
+HEADS = 4
+ENCODER_DECODER = "encoder-decoder"
+NO_MASK = "no causal mask"
+NO_POSITIONS = "no positions"
+DECODER_ONLY = "decoder only"
+DECODER_NO_MASK = "decoder only, no causal mask"
+
+Results = dict[str, list[dict[str, Any]]]
 
 
-class Leaky(Decoder):
-  """A control: no causal mask, so that the input holds what is asked for."""
+class UnmaskedDecoder(Decoder):
+  """A control without a causal mask, so that the input contains the answer."""
 
   def __call__(self, y: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
     for block in self.blocks:
@@ -39,157 +55,204 @@ class Leaky(Decoder):
     return y
 
 
-class Unplaced(Transformer):
-  """A control: no positions."""
+class NoPositions(Transformer):
+  """A control whose embeddings contain no positions."""
 
   def embed(self, ids: Tensor) -> Tensor:
     return materialize(self.tokens(ids) * math.sqrt(self.dim))
 
 
-def paper(layers: int, kind: type[Transformer] = Transformer) -> Transformer:
-  return kind(SYMBOLS + 1, DIM, HEADS, 4 * DIM, layers, dropout=0)
+def make_transformer(num_layers: int, model: type[Transformer] = Transformer) -> Transformer:
+  return model(NUM_SYMBOLS + 1, DIM, HEADS, 4 * DIM, num_layers, dropout=0)
 
 
-def leaky(layers: int) -> Transformer:
-  model = paper(layers)
-  model.decoder = Leaky(layers, DIM, HEADS, 4 * DIM, dropout=0)
+def make_unmasked(num_layers: int) -> Transformer:
+  model = make_transformer(num_layers)
+  model.decoder = UnmaskedDecoder(num_layers, DIM, HEADS, 4 * DIM, dropout=0)
   return model
 
 
-PAIRS: dict[str, Callable[[int], Transformer]] = {
-  "encoder-decoder": paper,
-  "no causal mask": leaky,
-  "no positions": lambda layers: paper(layers, Unplaced),
+def make_without_positions(num_layers: int) -> Transformer:
+  return make_transformer(num_layers, NoPositions)
+
+
+ENCODER_DECODERS: dict[str, Callable[[int], Transformer]] = {
+  ENCODER_DECODER: make_transformer,
+  NO_MASK: make_unmasked,
+  NO_POSITIONS: make_without_positions,
 }
-ALONE: dict[str, Callable] = {"decoder alone": causal_mask, "alone, no mask": lambda T, S: None}
+DECODER_MASKS: dict[str, Callable] = {
+  DECODER_ONLY: causal_mask,
+  DECODER_NO_MASK: lambda T, S: None,
+}
 
 
-def exact(model: Callable, source: np.ndarray) -> int:
-  """How many of the sources (B, S) it reverses without a fault: greedy, each symbol from those that it wrote before."""
-  write = CompiledStep(lambda source, target: model(source, target).argmax(-1).realize())
-  target = np.full((len(source), source.shape[1] + 1), START, np.int32)
+class Size(NamedTuple):
+  """The size of the experiment; controls train with one seed."""
+
+  length: int
+  num_layers: int
+  steps: int
+  num_seeds: int
+  num_tests: int
+
+
+def count_exact(model: Callable, source: np.ndarray) -> int:
+  """Return how many of the sequences (B, S) greedy decoding reverses without an error."""
+  predict = CompiledStep(lambda source, target: model(source, target).argmax(-1).realize())
+  target = np.full((len(source), source.shape[1] + 1), START_ID, np.int32)
   for t in range(source.shape[1]):
-    target[:, t + 1] = write(source, target[:, :-1].copy())[:, t]
+    target[:, t + 1] = predict(source, target[:, :-1].copy())[:, t]
   return int((target[:, 1:] == source[:, ::-1]).all(1).sum())
 
 
+def decoder_logits(model: small.Decoder, ids: Tensor) -> Tensor:
+  """Return logits (B, T, V) of a decoder-only model with sinusoids."""
+  return model(ids, sinusoids(ids.shape[1], DIM))
+
+
+def run_config(size: Size, seed: int, batch: Callable[..., Any]) -> common.RunConfig:
+  return common.RunConfig(
+    size.steps,
+    learning_rate=lambda step: learning_rate(step + 1, DIM, size.steps // 4),
+    batch=lambda step: batch(size.length, seed, step),
+    eval_interval=size.steps // 20,
+  )
+
+
+def train_encoder_decoder(experiment: common.Experiment, size: Size, name: str) -> list[dict]:
+  """Return for each seed the training curve and the number of exact reversals."""
+  trainer = common.MultiRunTrainer(
+    functools.partial(ENCODER_DECODERS[name], size.num_layers),
+    lambda model, source, read, target: loss(model(source, read), target, smoothing=0),
+    b2=0.98,
+  )
+
+  def train_run(run: str, seed: int) -> dict[str, Any]:
+    curve = trainer.train(experiment, run, seed, run_config(size, seed, reversal_batch))
+    source = reversal_batch(size.length, seed, size.steps, count=size.num_tests)[0]
+    return {"curve": curve, "exact": count_exact(trainer.model, source)}
+
+  return run_seeds(experiment, size, name, train_run)
+
+
+def train_decoder_only(experiment: common.Experiment, size: Size, name: str) -> list[dict]:
+  """Return for each seed the training curve and the mean loss at each position."""
+  trainer = common.MultiRunTrainer(
+    lambda: small.Decoder(NUM_SYMBOLS + 1, DIM, HEADS, size.num_layers, mask=DECODER_MASKS[name]),
+    lambda model, x, y: loss(decoder_logits(model, x), y, smoothing=0),
+    b2=0.98,
+  )
+
+  def train_run(run: str, seed: int) -> dict[str, Any]:
+    losses = token_losses(functools.partial(decoder_logits, trainer.model))
+    curve = trainer.train(experiment, run, seed, run_config(size, seed, palindrome_batch))
+    batch = palindrome_batch(size.length, seed, size.steps, count=size.num_tests)
+    return {"curve": curve, "position_losses": losses(*batch).mean(0).tolist()}
+
+  return run_seeds(experiment, size, name, train_run)
+
+
+def run_seeds(
+  experiment: common.Experiment, size: Size, name: str, train_run: Callable
+) -> list[dict]:
+  num_seeds = size.num_seeds if name in (ENCODER_DECODER, DECODER_ONLY) else 1
+  runs = {
+    seed: f"{name}, seed {seed}" for seed in range(experiment.seed, experiment.seed + num_seeds)
+  }
+  return [experiment.run_once(run, train_run, run, seed) for seed, run in runs.items()]
+
+
+def exact_counts(results: Results, size: Size) -> dict[str, tuple[int, int]]:
+  """Return the number of exact reversals and of test sequences, over all seeds."""
+  return {
+    name: (sum(run["exact"] for run in results[name]), size.num_tests * len(results[name]))
+    for name in ENCODER_DECODERS
+  }
+
+
+def mean_position_losses(results: Results) -> dict[str, np.ndarray]:
+  return {
+    name: np.mean([run["position_losses"] for run in results[name]], 0) for name in DECODER_MASKS
+  }
+
+
+def half_losses(results: Results, size: Size) -> dict[str, tuple[float, float]]:
+  """Return the decoder-only models' mean losses in the sequence and in its reversal."""
+  return {
+    name: (float(losses[: size.length].mean()), float(losses[size.length :].mean()))
+    for name, losses in mean_position_losses(results).items()
+  }
+
+
+def print_results(results: Results, size: Size) -> None:
+  rows = []
+  for name, (exact, total) in exact_counts(results, size).items():
+    final_loss = np.mean([run["curve"][-1][1] for run in results[name]])
+    low, high = common.wilson_interval(exact, total)
+    interval = f"{low:.1%} to {high:.1%}"
+    rows.append([name, f"{final_loss:.4f}", f"{exact:,} of {total:,}", interval])
+  common.print_table(["", "final train loss", "exact", "95% interval"], rows)
+  common.print_table(
+    ["nats per symbol", "in the sequence", "in its reversal"],
+    [[name, *(f"{x:.3f}" for x in halves)] for name, halves in half_losses(results, size).items()],
+  )
+
+
+def draw(results: Results, size: Size, figure) -> None:
+  left, right = figure.subplots(1, 2)
+  for name, (exact, total) in exact_counts(results, size).items():
+    curve = np.array(results[name][0]["curve"])
+    left.semilogy(*curve.T[:2], label=f"{name}: {exact / total:.1%} exact")
+  left.set(title="encoder-decoder", xlabel="step", ylabel="train loss, nats per symbol")
+  left.legend()
+  for name, losses in mean_position_losses(results).items():
+    right.plot(range(1, 2 * size.length + 1), losses, ".-", label=name)
+  right.axhline(CHANCE_LOSS, ls=":", c="0.5", label=f"ln {NUM_SYMBOLS}: chance level")
+  right.axvline(size.length + 0.5, ls=":", c="0.8")
+  right.set(
+    title="decoder only: sequence, then its reversal",
+    xlabel="position",
+    ylabel="validation loss, nats per symbol",
+  )
+  right.legend()
+
+
+def check_claims(results: Results, size: Size) -> dict[str, bool]:
+  exact = {
+    name: common.wilson_interval(*counts) for name, counts in exact_counts(results, size).items()
+  }
+  halves = half_losses(results, size)
+  sequence_loss, reversal_loss = halves[DECODER_ONLY]
+  lowest_loss = min(row[1] for row in results[NO_MASK][0]["curve"])
+  return {
+    "the encoder-decoder reverses more than 95% of new sequences": exact[ENCODER_DECODER][0] > 0.95,
+    "control: without the causal mask its loss falls below 0.05, and most reversals are wrong": (
+      lowest_loss < 0.05 and exact[NO_MASK][1] < 0.5
+    ),
+    "control: without positions it reverses less than a tenth": exact[NO_POSITIONS][1] < 0.1,
+    "the decoder-only model learns the reversal, and stays at the chance level "
+    f"ln {NUM_SYMBOLS} in the sequence": (
+      reversal_loss < 0.1 and -0.02 < sequence_loss - CHANCE_LOSS < 0.15
+    ),
+    "control: without the causal mask it also predicts the sequence": (
+      halves[DECODER_NO_MASK][0] < 0.1
+    ),
+  }
+
+
 def main(argv: list[str] | None = None) -> int:
-  lab = common.Lab("reverse", common.parser("reverse", __doc__).parse_args(argv))
-  length, layers, steps, seeds, fresh = (6, 1, 250, 1, 500) if lab.quick else (10, 2, 600, 3, 1000)
-
-  def read(model: small.Decoder, ids: Tensor) -> Tensor:
-    return model(ids, sinusoids(2 * length, DIM))
-
-  def teach(
-    teacher: common.Teacher, run: str, seed: int, batch: Callable[..., Any]
-  ) -> dict[str, Any]:
-    def rate(step: int) -> float:
-      return learning_rate(step + 1, DIM, steps // 4)
-
-    return {
-      "curve": teacher.teach(
-        lab, run, seed, steps, rate, lambda step: batch(length, seed, step), steps // 20
-      )
-    }
-
-  def pair(teacher: common.Teacher, run: str, seed: int) -> dict[str, Any]:
-    return teach(teacher, run, seed, reversal) | {
-      "exact": exact(teacher.model, reversal(length, seed, steps, count=fresh)[0])
-    }
-
-  def alone(teacher: common.Teacher, run: str, seed: int) -> dict[str, Any]:
-    measure = losses(functools.partial(read, teacher.model))
-    return teach(teacher, run, seed, palindromes) | {
-      "places": measure(*palindromes(length, seed, steps, count=fresh)).mean(0).tolist()
-    }
-
-  runs: dict[str, list[dict[str, Any]]] = {}
-  for name in [*PAIRS, *ALONE]:
-    if name in PAIRS:
-      run, teacher = (
-        pair,
-        common.Teacher(
-          lambda: PAIRS[name](layers),
-          lambda model, *batch: loss(model(*batch[:2]), batch[2], smoothing=0),
-          b2=0.98,
-        ),
-      )
-    else:
-      run, teacher = (
-        alone,
-        common.Teacher(
-          lambda: small.Decoder(SYMBOLS + 1, DIM, HEADS, layers, mask=ALONE[name]),
-          lambda model, x, y: loss(read(model, x), y, smoothing=0),
-          b2=0.98,
-        ),
-      )
-    chosen = range(
-      lab.seed, lab.seed + (seeds if name in ("encoder-decoder", "decoder alone") else 1)
-    )
-    runs[name] = [
-      lab.once(told := f"{name}, seed {seed}", lambda: run(teacher, told, seed)) for seed in chosen
-    ]
-
-  last = {name: [r["curve"][-1][1] for r in runs[name]] for name in runs}
-  right = {name: (sum(r["exact"] for r in runs[name]), fresh * len(runs[name])) for name in PAIRS}
-  places = {name: np.mean([r["places"] for r in runs[name]], 0) for name in ALONE}
-  halves = {name: (places[name][:length].mean(), places[name][length:].mean()) for name in ALONE}
-  common.table(
-    ["", "loss at the end", "exact", "95% interval"],
-    [
-      [
-        name,
-        f"{np.mean(last[name]):.4f}",
-        f"{r:,} of {n:,}",
-        "{:.1%} to {:.1%}".format(*common.wilson(r, n)),
-      ]
-      for name, (r, n) in right.items()
-    ],
-  )
-  common.table(
-    ["nats a symbol", "of the sequence", "of its reversal"],
-    [[name, *(f"{x:.3f}" for x in halves[name])] for name in ALONE],
-  )
-
-  def draw(figure) -> None:
-    left, middle = figure.subplots(1, 2)
-    for name in PAIRS:
-      left.semilogy(
-        *np.array(runs[name][0]["curve"]).T[:2],
-        label=f"{name}: {right[name][0] / right[name][1]:.1%} exact",
-      )
-    left.set(title="sequence to its reversal", xlabel="step", ylabel="loss, nats a symbol")
-    for name in ALONE:
-      middle.plot(range(1, 2 * length + 1), places[name], ".-", label=name)
-    middle.axhline(math.log(SYMBOLS), ls=":", c="0.5", label=f"ln {SYMBOLS}: nothing known")
-    middle.axvline(length + 0.5, ls=":", c="0.8")
-    middle.set(
-      title="sequence and reversal as one text", xlabel="place", ylabel="loss, nats a symbol"
-    )
-    left.legend(), middle.legend()
-
-  lab.picture(draw)
-  first, second = halves["decoder alone"]
-  lowest = min(row[1] for row in runs["no causal mask"][0]["curve"])
-  return lab.verdict(
-    {
-      "the encoder-decoder reverses more than 95% of fresh sequences": common.wilson(
-        *right["encoder-decoder"]
-      )[0]
-      > 0.95,
-      "control: without the causal mask its loss falls below 0.05, and most of what it writes is wrong": lowest
-      < 0.05
-      and common.wilson(*right["no causal mask"])[1] < 0.5,
-      "control: without positions it reverses less than a tenth": common.wilson(
-        *right["no positions"]
-      )[1]
-      < 0.1,
-      f"a decoder alone learns the reversal, and of the sequence nothing: no less than ln {SYMBOLS}": second
-      < 0.1
-      and -0.02 < first - math.log(SYMBOLS) < 0.15,
-      "control: without the mask it is told the sequence too": halves["alone, no mask"][0] < 0.1,
-    }
-  )
+  args = common.argument_parser("reverse", __doc__).parse_args(argv)
+  experiment = common.Experiment("reverse", args)
+  size = Size(6, 1, 250, 1, 500) if experiment.quick else Size(10, 2, 600, 3, 1000)
+  results: Results = {}
+  for name in ENCODER_DECODERS:
+    results[name] = train_encoder_decoder(experiment, size, name)
+  for name in DECODER_MASKS:
+    results[name] = train_decoder_only(experiment, size, name)
+  print_results(results, size)
+  experiment.save_figure(functools.partial(draw, results, size))
+  return experiment.report_claims(check_claims(results, size))
 
 
 if __name__ == "__main__":

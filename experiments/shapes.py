@@ -1,4 +1,7 @@
-"""`python experiments/shapes.py DATA...` gives GPT-2s of several shapes and vocabularies the same compute and tells which then predicts the held-out text best."""
+"""Train GPT-2 models of several shapes with equal compute and compare their bits per byte.
+
+`python experiments/shapes.py DATA...` evaluates each model on the validation documents.
+"""
 
 import argparse
 import csv
@@ -14,23 +17,29 @@ from tinyformer.device import select_device
 
 
 class Shape(NamedTuple):
-  vocab: int
-  layers: int
+  """The sizes and the peak learning rate of a model."""
+
+  vocab_size: int
+  num_layers: int
   heads: int
   dim: int
-  lr: float
+  learning_rate: float
 
   def __str__(self) -> str:
-    return f"{self.vocab}-{self.layers}x{self.dim}"
+    return f"{self.vocab_size}-{self.num_layers}x{self.dim}"
 
   @property
-  def weights(self) -> int:
-    """Of its products: every matrix but the positions."""
-    return 12 * self.layers * self.dim**2 + self.vocab * self.dim
+  def matmul_parameters(self) -> int:
+    """The number of parameters in matrices, without the positions."""
+    return 12 * self.num_layers * self.dim**2 + self.vocab_size * self.dim
 
-  def flops(self, context: int) -> float:
-    """Of a token that is learned: 6 for each weight of a product (Kaplan et al. 2020, sec. 2.1), and attention, of which the causal mask leaves half."""
-    return 6 * self.weights + 6 * self.layers * self.dim * context
+  def flops_per_token(self, context: int) -> float:
+    """Return the FLOPs of training on one token.
+
+    These are 6 per matrix parameter (Kaplan et al. 2020, sec. 2.1), and attention, half of which
+    the causal mask removes.
+    """
+    return 6 * self.matmul_parameters + 6 * self.num_layers * self.dim * context
 
 
 SHAPES = [
@@ -43,164 +52,169 @@ SHAPES = [
 ]
 
 
-def shape(text: str) -> Shape:
-  """VOCAB:LAYERS:HEADS:DIM:LR."""
+def parse_shape(text: str) -> Shape:
+  """Parse VOCAB:LAYERS:HEADS:DIM:LR. Raises argparse.ArgumentTypeError if the text differs."""
   try:
-    vocab, layers, heads, dim, lr = text.split(":")
+    vocab_size, num_layers, heads, dim, learning_rate = text.split(":")
   except ValueError as e:
-    raise argparse.ArgumentTypeError(f"{text!r} is not VOCAB:LAYERS:HEADS:DIM:LR") from e
-  whole = cli.number(int, 1)
-  return Shape(whole(vocab), whole(layers), whole(heads), whole(dim), cli.number(float, 0)(lr))
+    raise argparse.ArgumentTypeError(f"{text!r} does not match VOCAB:LAYERS:HEADS:DIM:LR") from e
+  size = cli.number(int, 1)
+  rate = cli.number(float, 0)
+  return Shape(size(vocab_size), size(num_layers), size(heads), size(dim), rate(learning_rate))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
   p = argparse.ArgumentParser(
     prog="experiments/shapes.py",
-    description="Give GPT-2s of several shapes the same compute and tell which predicts best.",
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    description="Train GPT-2 models of several shapes with equal compute and compare their bits "
+    "per byte of validation text.",
   )
-  p.add_argument("data", type=Path, nargs="+", help="what train.py takes")
+  p.add_argument("data", type=Path, nargs="+", help="files and folders of text, as for train.py")
   p.add_argument(
     "--shape",
-    type=shape,
+    type=parse_shape,
     action="append",
     metavar="VOCAB:LAYERS:HEADS:DIM:LR",
-    help="one to compare; more than once for more (default: six around weights/tiny's)",
+    help="shape to train, may be repeated (default: six shapes similar to weights/tiny)",
   )
   p.add_argument(
     "--flops",
     type=cli.number(float, 1),
     default=2e13,
-    help="that each may take: 2e13 are some minutes on two cores",
+    help="FLOPs to train each model with (default: 2e13, some minutes on two cores)",
   )
-  p.add_argument("--context", type=cli.number(int, 1), default=256)
-  p.add_argument("--batch", type=cli.number(int, 1), default=8)
   p.add_argument(
-    "--max-tokens-per-document",
+    "--context",
+    type=cli.number(int, 1),
+    default=256,
+    help="context of the models in tokens (default: %(default)s)",
+  )
+  p.add_argument(
+    "--batch",
+    type=cli.number(int, 1),
+    default=8,
+    help="sequences per training step (default: %(default)s)",
+  )
+  p.add_argument(
+    "--max-chars-per-document",
     type=cli.number(int, 100),
     default=8000,
-    metavar="CHARACTERS",
-    help="of each held-out document that are predicted",
+    metavar="N",
+    help="evaluate on the first N characters of each validation document (default: %(default)s)",
   )
-  p.add_argument("--seed", type=cli.number(int, 0), default=1337)
+  p.add_argument(
+    "--seed",
+    type=cli.number(int, 0),
+    default=1337,
+    help="random seed of training and of the validation split (default: %(default)s)",
+  )
   p.add_argument(
     "-o",
     "--out",
     type=Path,
     default=Path("runs/shapes"),
-    help="the folder to write, a model in each of its own, and to go on from",
+    help="output folder with a subfolder per model; an interrupted command resumes from its "
+    "contents (default: %(default)s)",
   )
-  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
+  p.add_argument("--device", help="tinygrad device to compute on, such as CPU, METAL or CUDA")
   return p.parse_args(argv)
 
 
-def bits(folder: Path, documents: list[str]) -> float:
-  """A byte of the documents, by the model of a folder."""
+def bits_per_byte(folder: Path, documents: list[str]) -> float:
+  """Return the bits per byte of documents under the model in a folder."""
   import evaluate
   from tinyformer import checkpoints
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
   model = checkpoints.load_module(folder)
   ids, texts = evaluate.begun(BytePairEncoding.load(folder), documents)
-  return (
-    sum(losses.sum() for _, losses in evaluate.nats(model, ids, max(1, model.context // 2)))
-    / math.log(2)
-    / sum(len(t.encode()) for t in texts)
-  )
+  stride = max(1, model.context // 2)
+  nats = sum(losses.sum() for _, losses in evaluate.nats(model, ids, stride))
+  return nats / math.log(2) / sum(len(t.encode()) for t in texts)
+
+
+def train_arguments(
+  args: argparse.Namespace, shape: Shape, steps: int, tokenizer: Path | None
+) -> list[str]:
+  """Return the arguments of train.py that train a shape, or resume its training.
+
+  tokenizer: a folder with a tokenizer of the shape's vocabulary; None to train a new one.
+  """
+  out = args.out / str(shape)
+  # Resuming checks these two as well, because the name of the folder does not contain them.
+  options: dict[str, object] = {"--heads": shape.heads, "--lr": shape.learning_rate}
+  flags = ["--resume"]
+  if not (out / "training.safetensors").exists():
+    flags = []
+    options |= {
+      "--layers": shape.num_layers,
+      "--dim": shape.dim,
+      "--context": args.context,
+      "--batch": args.batch,
+      "--steps": steps,
+      "--seed": args.seed,
+      "--warmup": min(200, steps // 10),
+      "--eval-interval": math.ceil(steps / 4),
+      "--sample": 0,
+    }
+    options |= {"--tokens": tokenizer} if tokenizer else {"--vocab": shape.vocab_size}
+  if args.device:
+    options["--device"] = args.device
+  values = [str(x) for option in options.items() for x in option]
+  return [*map(str, args.data), "-o", str(out), *flags, *values]
 
 
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   select_device(args.device)
-  from tinyformer.training.documents import train_val_split, read_documents
+  from tinyformer.training.documents import read_documents, train_val_split
 
-  held = [
-    d[: args.max_tokens_per_document]
-    for d in train_val_split(read_documents(args.data), args.seed)[1]
-  ]
-  rows, vocabularies = list[tuple[float, list]](), dict[int, Path]()
-  for s in args.shape or SHAPES:
-    out, each = args.out / str(s), args.batch * args.context
-    steps = max(1, round(args.flops / s.flops(args.context) / each))
-    more: list = [
-      "--resume",
-      "--heads",
-      s.heads,
-      "--lr",
-      s.lr,
-    ]  # which the name of its folder does not tell
-    if not (out / "training.safetensors").exists():
-      more = [
-        "--layers",
-        s.layers,
-        "--heads",
-        s.heads,
-        "--dim",
-        s.dim,
-        "--lr",
-        s.lr,
-        "--context",
-        args.context,
-        "--batch",
-        args.batch,
-        "--steps",
-        steps,
-        "--seed",
-        args.seed,
-        "--warmup",
-        min(200, steps // 10),
-        "--eval-interval",
-        -(-steps // 4),
-        "--sample",
-        0,
-        *(["--tokens", vocabularies[s.vocab]] if s.vocab in vocabularies else ["--vocab", s.vocab]),
-      ]
-    cli.note(f"{s}: {steps:,} steps of {each:,} tokens")
-    if status := train.main(
-      [
-        *map(str, args.data),
-        "-o",
-        str(out),
-        *map(str, more),
-        *(["--device", args.device] if args.device else []),
-      ]
-    ):
+  _, val = train_val_split(read_documents(args.data), args.seed)
+  val = [document[: args.max_chars_per_document] for document in val]
+  rows: list[tuple[float, list]] = []
+  tokenizers: dict[int, Path] = {}
+  for shape in args.shape or SHAPES:
+    out = args.out / str(shape)
+    tokens_per_step = args.batch * args.context
+    flops_per_step = shape.flops_per_token(args.context) * tokens_per_step
+    steps = max(1, round(args.flops / flops_per_step))
+    cli.note(f"{shape}: {steps:,} steps of {tokens_per_step:,} tokens")
+    status = train.main(train_arguments(args, shape, steps, tokenizers.get(shape.vocab_size)))
+    if status:
       return status
-    vocabularies.setdefault(s.vocab, out)
+    tokenizers.setdefault(shape.vocab_size, out)
     log = list(csv.DictReader((out / "log.csv").open()))
     if log[-1]["step"] != str(steps):
       raise cli.Usage(
-        f"{out} holds a run of {log[-1]['step']} steps, not {steps}: name another folder with -o"
+        f"{out} contains a run of {log[-1]['step']} steps, not {steps}: "
+        "choose another folder with -o"
       )
-    value = bits(out, held)
-    rows.append(
-      (
-        value,
-        [
-          f"{s.vocab:,}",
-          s.layers,
-          s.heads,
-          s.dim,
-          f"{s.weights / 1e6:.2f} M",
-          f"{steps * each / 1e6:.1f} M",
-          f"{sum(float(r['seconds']) for r in log) / 60:.0f}",
-          f"{value:.4f}",
-        ],
-      )
-    )
+    value = bits_per_byte(out, val)
+    row = [
+      f"{shape.vocab_size:,}",
+      shape.num_layers,
+      shape.heads,
+      shape.dim,
+      f"{shape.matmul_parameters / 1e6:.2f} M",
+      f"{steps * tokens_per_step / 1e6:.1f} M",
+      f"{sum(float(r['seconds']) for r in log) / 60:.0f}",
+      f"{value:.4f}",
+    ]
+    rows.append((value, row))
   print(
-    f"{args.flops:.1e} FLOPs each, {len(held):,} held-out documents, the first {args.max_tokens_per_document:,} characters of each\n"
+    f"{args.flops:.1e} FLOPs per model, {len(val):,} validation documents, "
+    f"the first {args.max_chars_per_document:,} characters of each\n"
   )
-  common.table(
+  common.print_table(
     [
       "vocabulary",
       "layers",
       "heads",
       "width",
-      "weights of products",
-      "tokens learned",
+      "matrix parameters",
+      "training tokens",
       "minutes",
-      "bits a byte",
+      "bits per byte",
     ],
     [row for _, row in sorted(rows, key=lambda r: r[0])],
   )

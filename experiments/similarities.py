@@ -1,25 +1,28 @@
-"""A small decoder learns with any similarity to which the query matters, dot products soonest; with one to which it does not, it cannot.
+"""A small decoder learns with any similarity that depends on the query, fastest with dot products.
 
-The text is a sequence of symbols by lot and its reversal: each place of the reversal has to find the one place that it repeats. The cosine lies between
--1 and 1, so that no key can have much more than another; additive scores are the same for every query once the softmax has taken out its part.
+The text is a random sequence and its reversal. Each position of the reversal must find the one
+position whose symbol it repeats. A cosine lies between -1 and 1, which limits how sharp attention
+can be. Additive scores are the control: the softmax over keys cancels the part of the query.
 """
 
-import math
+import functools
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tinygrad import nn
+from tinygrad import Tensor, nn
 
 from experiments import common
-from experiments.small import SYMBOLS, Decoder, losses, palindromes
+from experiments.small import CHANCE_LOSS, NUM_SYMBOLS, Decoder, palindrome_batch, token_losses
 from layers.similarity import Additive, Bahdanau, General, cosine
 from tinyformer import cli
 from transformer import dot_product, loss, scaled_dot_product, sinusoids
 
-DIM, HEADS, LENGTH = 32, 4, 8
+DIM = 32
+HEADS = 4
+LENGTH = 8
 K = DIM // HEADS
 SIMILARITIES: dict[str, Callable] = {
   "scaled dot product": lambda: scaled_dot_product,
@@ -30,81 +33,102 @@ SIMILARITIES: dict[str, Callable] = {
   "additive": lambda: Additive(K, K),
 }
 
+Results = dict[str, list[dict[str, Any]]]
 
-def main(argv: list[str] | None = None) -> int:
-  lab = common.Lab("similarities", common.parser("similarities", __doc__).parse_args(argv))
-  steps, seeds = (250, 1) if lab.quick else (500, 3)
 
-  def rate(step: int) -> float:
-    return 3e-3 * min(1, (step + 1) / 50)
+def logits(model: Decoder, ids: Tensor) -> Tensor:
+  return model(ids, sinusoids(2 * LENGTH, DIM))
 
-  def compute(teacher: common.Teacher, run: str, seed: int) -> dict[str, Any]:
-    curve = teacher.teach(
-      lab, run, seed, steps, rate, lambda step: palindromes(LENGTH, seed, step), steps // 25
-    )
-    places = losses(lambda x: teacher.model(x, sinusoids(2 * LENGTH, DIM)))(
-      *palindromes(LENGTH, seed, steps, count=500)
-    )
-    spent = []
-    for _ in range(30):  # the model is measured already: these steps are for the clock
-      begun = time.perf_counter()
-      teacher.learner.train_step(0.0, *palindromes(LENGTH, seed, steps))
-      spent.append(time.perf_counter() - begun)
-    return {
-      "curve": curve,
-      "loss": float(places[:, LENGTH:].mean()),
-      "seconds": min(spent),
-      "parameters": sum(t.numel() for t in nn.state.get_parameters(teacher.model)),
-    }
 
-  runs: dict[str, list[dict[str, Any]]] = {}
-  for name, similarity in SIMILARITIES.items():
-    teacher = common.Teacher(
-      lambda: Decoder(SYMBOLS + 1, DIM, HEADS, 1, similarity=similarity),
-      lambda model, x, y: loss(model(x, sinusoids(2 * LENGTH, DIM)), y, smoothing=0),
-    )
-    runs[name] = [
-      lab.once(run := f"{name}, seed {seed}", lambda: compute(teacher, run, seed))
-      for seed in range(lab.seed, lab.seed + seeds)
-    ]
+def seconds_per_step(trainer: common.MultiRunTrainer, batch: tuple[np.ndarray, ...]) -> float:
+  """Return the shortest time of 30 training steps. The steps change the state of the optimizer."""
+  times = []
+  for _ in range(30):
+    start = time.perf_counter()
+    trainer.trainer.train_step(0.0, *batch)
+    times.append(time.perf_counter() - start)
+  return min(times)
 
-  found = {name: [r["loss"] for r in runs[name]] for name in runs}
-  common.table(
-    ["similarity", "nats a symbol of the reversal", "from – to", "ms a step", "parameters"],
-    [
-      [
-        name,
-        f"{np.mean(found[name]):.3f}",
-        f"{min(found[name]):.3f} – {max(found[name]):.3f}",
-        f"{1000 * min(r['seconds'] for r in runs[name]):.1f}",
-        f"{runs[name][0]['parameters']:,}",
-      ]
-      for name in runs
-    ],
+
+def train_similarity(
+  experiment: common.Experiment, name: str, steps: int, seeds: range
+) -> list[dict[str, Any]]:
+  """Return for each seed the curve, the loss in the reversal, the time per step and the size."""
+  trainer = common.MultiRunTrainer(
+    lambda: Decoder(NUM_SYMBOLS + 1, DIM, HEADS, 1, similarity=SIMILARITIES[name]),
+    lambda model, x, y: loss(logits(model, x), y, smoothing=0),
   )
 
-  def draw(figure) -> None:
-    axes = figure.add_subplot(
-      xlabel="step",
-      ylabel="loss, nats a symbol",
-      title="a sequence and its reversal as one text, learned with each similarity",
+  def train_run(run: str, seed: int) -> dict[str, Any]:
+    config = common.RunConfig(
+      steps,
+      learning_rate=lambda step: 3e-3 * min(1, (step + 1) / 50),
+      batch=lambda step: palindrome_batch(LENGTH, seed, step),
+      eval_interval=steps // 25,
     )
-    for name in runs:
-      axes.plot(*np.mean([np.array(r["curve"], float) for r in runs[name]], 0).T[:2], label=name)
-    axes.axhline(math.log(SYMBOLS) / 2, ls=":", c="0.5", label="what must remain: the sequence")
-    axes.legend()
+    curve = trainer.train(experiment, run, seed, config)
+    losses = token_losses(functools.partial(logits, trainer.model))
+    test_losses = losses(*palindrome_batch(LENGTH, seed, steps, count=500))
+    return {
+      "curve": curve,
+      "loss": float(test_losses[:, LENGTH:].mean()),
+      "seconds": seconds_per_step(trainer, palindrome_batch(LENGTH, seed, steps)),
+      "parameters": sum(t.numel() for t in nn.state.get_parameters(trainer.model)),
+    }
 
-  lab.picture(draw)
-  return lab.verdict(
+  runs = {seed: f"{name}, seed {seed}" for seed in seeds}
+  return [experiment.run_once(run, train_run, run, seed) for seed, run in runs.items()]
+
+
+def print_results(results: Results) -> None:
+  rows = []
+  for name, runs in results.items():
+    losses = [run["loss"] for run in runs]
+    rows.append(
+      [
+        name,
+        f"{np.mean(losses):.3f}",
+        f"{min(losses):.3f} – {max(losses):.3f}",
+        f"{1000 * min(run['seconds'] for run in runs):.1f}",
+        f"{runs[0]['parameters']:,}",
+      ]
+    )
+  common.print_table(
+    ["similarity", "nats per symbol of the reversal", "range", "ms per step", "parameters"], rows
+  )
+
+
+def draw(results: Results, figure) -> None:
+  axes = figure.add_subplot(
+    xlabel="step",
+    ylabel="train loss, nats per symbol",
+    title="a sequence, then its reversal: training with each similarity",
+  )
+  for name, runs in results.items():
+    curve = np.mean([np.array(run["curve"], float) for run in runs], 0)
+    axes.plot(*curve.T[:2], label=name)
+  lowest = CHANCE_LOSS / 2  # half of the symbols cannot be predicted
+  axes.axhline(lowest, ls=":", c="0.5", label="lowest possible loss")
+  axes.legend()
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = common.argument_parser("similarities", __doc__).parse_args(argv)
+  experiment = common.Experiment("similarities", args)
+  steps, num_seeds = (250, 1) if experiment.quick else (500, 3)
+  seeds = range(experiment.seed, experiment.seed + num_seeds)
+  results = {name: train_similarity(experiment, name, steps, seeds) for name in SIMILARITIES}
+  print_results(results)
+  experiment.save_figure(functools.partial(draw, results))
+  highest_scaled = max(run["loss"] for run in results["scaled dot product"])
+  lowest_additive = min(run["loss"] for run in results["additive"])
+  return experiment.report_claims(
     {
-      "with scaled dot products it learns the reversal: below 0.1 nats a symbol": max(
-        found["scaled dot product"]
-      )
-      < 0.1,
-      "control: additive scores, to which the query makes no difference after the softmax, do not: above 1 nat": min(
-        found["additive"]
-      )
-      > 1,
+      "scaled dot product: the loss in the reversal is below 0.1 nats per symbol": (
+        highest_scaled < 0.1
+      ),
+      "control: additive scores, in which the query has no effect after the softmax, "
+      "stay above 1 nat per symbol": lowest_additive > 1,
     }
   )
 

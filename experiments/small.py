@@ -1,4 +1,4 @@
-"""The small decoder that experiments learn with, and the texts that it learns: made by lot, so that what can be known of them is known."""
+"""A small decoder-only model, and synthetic texts whose lowest possible loss is known."""
 
 import math
 from collections.abc import Callable
@@ -14,32 +14,37 @@ from transformer import (
   MultiHeadAttention,
   add_positions,
   causal_mask,
+  materialize,
   pre_norm,
   scaled_dot_product,
-  materialize,
 )
 
 
 class Decoder:
-  """A decoder of the parts that are handed in; its embeddings are as the paper has them (3.4).
+  """A decoder-only model built from the parts passed in.
 
-  residual, attend: as in Block and MultiHeadAttention.  similarity: makes one for each layer.  mask: (T, S) -> (T, S) or None.
+  Embeddings and output projection share one matrix, as in Vaswani et al. 2017, sec. 3.4.
+
+  residual, attention_fn: as in Block and MultiHeadAttention.
+  similarity: a function without arguments that creates the similarity of a layer.
+  mask: (T, S) -> an additive mask (T, S), or None.
   """
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
-    vocab: int,
+    vocab_size: int,
     dim: int,
     heads: int,
-    layers: int,
+    num_layers: int,
     residual: Callable = pre_norm,
     similarity: Callable = lambda: scaled_dot_product,
     mask: Callable = causal_mask,
     attention_fn: Callable = CPU_KERNELS["attention_fn"],
   ):
-    linear, norm = CPU_KERNELS["linear"], CPU_KERNELS["layer_norm"]
-    self.tokens = nn.Embedding(vocab, dim)
-    self.tokens.weight = Tensor.normal(vocab, dim, std=dim**-0.5)
+    linear = CPU_KERNELS["linear"]
+    norm = CPU_KERNELS["layer_norm"]
+    self.tokens = nn.Embedding(vocab_size, dim)
+    self.tokens.weight = Tensor.normal(vocab_size, dim, std=dim**-0.5)
     self.blocks = [
       Block(
         MultiHeadAttention(dim, heads, linear, similarity(), attention_fn),
@@ -47,9 +52,12 @@ class Decoder:
         lambda: norm(dim),
         residual,
       )
-      for _ in range(layers)
+      for _ in range(num_layers)
     ]
-    self.norm, self.product, self.dim, self.mask = norm(dim), linear.product, dim, mask
+    self.norm = norm(dim)
+    self.product = linear.product
+    self.dim = dim
+    self.mask = mask
 
   def __call__(
     self,
@@ -58,9 +66,16 @@ class Decoder:
     rope: Callable | None = None,
     bias: Tensor | None = None,
   ) -> Tensor:
-    """ids (B, T) -> logits (B, T, V) for what follows each. positions (T, D): added.  turn: of queries and keys.  bias (H, T, T): added to the scores."""
-    x, mask = self.tokens(ids) * math.sqrt(self.dim), self.mask(ids.shape[1], ids.shape[1])
+    """Return logits (B, T, V) for the token after each of the ids (B, T).
+
+    positions: (T, D), added to the embeddings.
+    rope: applied to queries and keys.
+    bias: (H, T, T), added to the attention scores.
+    """
+    T = ids.shape[1]
+    x = self.tokens(ids) * math.sqrt(self.dim)
     x = materialize(x if positions is None else add_positions(x, positions))
+    mask = self.mask(T, T)
     if bias is not None:
       mask = materialize(bias if mask is None else mask + bias)
     for block in self.blocks:
@@ -68,61 +83,80 @@ class Decoder:
     return self.product(materialize(self.norm(x)), self.tokens.weight)
 
 
-def losses(model: Callable) -> CompiledStep:
-  """A traced step that measures: what the model takes, and the symbols that follow, (B, T) -> nats at each place (B, T)."""
-  return CompiledStep(
-    lambda *batch: (
-      -model(*batch[:-1]).log_softmax(-1).gather(-1, batch[-1].unsqueeze(-1)).squeeze(-1).realize()
-    )
-  )
+def token_losses(model: Callable) -> CompiledStep:
+  """Return a compiled step that computes the loss of each token in nats (B, T).
+
+  The arguments of the step are the model's arguments, then the target ids (B, T).
+  """
+
+  def step(*batch: Tensor) -> Tensor:
+    *inputs, target = batch
+    log_p = model(*inputs).log_softmax(-1)
+    return -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1).realize()
+
+  return CompiledStep(step)
 
 
-# **************** sequences and their reversals ****************
+# **************** random sequences and their reversals ****************
 
-START, SYMBOLS = 0, 10  # the symbols are 1 to 10
-
-
-def sequences(count: int, length: int, *seed: int) -> np.ndarray:
-  """(count, length): each symbol by lot."""
-  return np.random.default_rng(seed).integers(1, SYMBOLS + 1, (count, length)).astype(np.int32)
+START_ID = 0
+NUM_SYMBOLS = 10  # their ids are 1 to 10
+CHANCE_LOSS = math.log(NUM_SYMBOLS)  # nats per symbol at chance level
 
 
-def shifted(target: np.ndarray) -> np.ndarray:
-  """What a decoder reads as it learns to write the target (B, T): the same, one place later."""
-  return np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+def random_sequences(count: int, length: int, *seed: int) -> np.ndarray:
+  """Return sequences (count, length) of independent, uniformly distributed symbols."""
+  symbols = np.random.default_rng(seed).integers(1, NUM_SYMBOLS + 1, (count, length))
+  return symbols.astype(np.int32)
 
 
-def reversal(length: int, *seed: int, count: int = 64) -> tuple[np.ndarray, ...]:
-  """Sequences, what a decoder reads, and what it shall write: their reversals. (count, length) each."""
-  source = sequences(count, length, *seed)
+def shift_right(target: np.ndarray) -> np.ndarray:
+  """Return the decoder's input for a target (B, T): the start id, then all but the last symbol."""
+  return np.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=START_ID)
+
+
+def reversal_batch(length: int, *seed: int, count: int = 64) -> tuple[np.ndarray, ...]:
+  """Return source, decoder input and target of the reversal task, (count, length) each."""
+  source = random_sequences(count, length, *seed)
   target = source[:, ::-1].copy()
-  return source, shifted(target), target
+  return source, shift_right(target), target
 
 
-def palindromes(length: int, *seed: int, count: int = 64) -> tuple[np.ndarray, ...]:
-  """Sequences followed by their reversals as one text: what a decoder reads, and what it shall write. (count, 2 length) each."""
-  source = sequences(count, length, *seed)
+def palindrome_batch(length: int, *seed: int, count: int = 64) -> tuple[np.ndarray, ...]:
+  """Return decoder input and target, (count, 2 length) each: sequences, then their reversals."""
+  source = random_sequences(count, length, *seed)
   text = np.concatenate([source, source[:, ::-1]], 1)
-  return shifted(text), text
+  return shift_right(text), text
 
 
-# **************** a text that its last two symbols foretell ****************
+# **************** a second-order Markov chain ****************
 
-FAVOUR = 0.8
-FAVOURITE = (
-  np.random.default_rng(0).integers(1, SYMBOLS + 1, (SYMBOLS + 1, SYMBOLS + 1)).astype(np.int32)
+# The favorite follows a pair of symbols with this probability. Otherwise any symbol may follow.
+FAVORITE_PROBABILITY = 0.8
+# (first symbol, second symbol) -> the favorite of the pair
+FAVORITES = (
+  np.random.default_rng(0)
+  .integers(1, NUM_SYMBOLS + 1, (NUM_SYMBOLS + 1, NUM_SYMBOLS + 1))
+  .astype(np.int32)
 )
-FLOOR = -sum(
-  p * math.log(p)
-  for p in [FAVOUR + (1 - FAVOUR) / SYMBOLS] + [(1 - FAVOUR) / SYMBOLS] * (SYMBOLS - 1)
-)  # nats a symbol: nobody foretells it better
 
 
-def markov(length: int, *seed: int, count: int = 32) -> tuple[np.ndarray, ...]:
-  """Texts whose next symbol is, four times out of five, the favourite of the last two, else one by lot: what a decoder reads, and what it shall write."""
-  draw = np.random.default_rng(seed)
-  text = draw.integers(1, SYMBOLS + 1, (count, length + 1)).astype(np.int32)
-  favoured = draw.random(text.shape) < FAVOUR
+def entropy_rate() -> float:
+  """Return the entropy of a symbol given the two before it: the lowest possible loss, in nats."""
+  p_other = (1 - FAVORITE_PROBABILITY) / NUM_SYMBOLS
+  distribution = [FAVORITE_PROBABILITY + p_other] + [p_other] * (NUM_SYMBOLS - 1)
+  return -sum(p * math.log(p) for p in distribution)
+
+
+ENTROPY_RATE = entropy_rate()
+
+
+def markov_batch(length: int, *seed: int, count: int = 32) -> tuple[np.ndarray, ...]:
+  """Return decoder input and target, (count, length) each, of texts from the Markov chain."""
+  rng = np.random.default_rng(seed)
+  text = rng.integers(1, NUM_SYMBOLS + 1, (count, length + 1)).astype(np.int32)
+  is_favorite = rng.random(text.shape) < FAVORITE_PROBABILITY
   for t in range(2, length + 1):
-    text[:, t] = np.where(favoured[:, t], FAVOURITE[text[:, t - 2], text[:, t - 1]], text[:, t])
+    favorite = FAVORITES[text[:, t - 2], text[:, t - 1]]
+    text[:, t] = np.where(is_favorite[:, t], favorite, text[:, t])
   return text[:, :-1].copy(), text[:, 1:].copy()

@@ -1,5 +1,9 @@
-"""The Transformer learns to translate German captions to English from pairs of them; of pairs that do not belong together it learns English alone."""
+"""The Transformer learns to translate German captions; from shuffled pairs it learns only English.
 
+The captions are Multi30k's. The control trains on sources that are shuffled against their targets.
+"""
+
+import argparse
 import functools
 import gzip
 import math
@@ -7,7 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Tensor
@@ -31,20 +35,32 @@ from transformer import (
   Transformer,
   causal_mask,
   learning_rate,
+  materialize,
   padding_mask,
   post_norm,
   sinusoids,
-  materialize,
 )
 
 CONTEXT = 64
+NUM_VAL_BATCHES = 8
+PAIRS = "pairs"
+SHUFFLED_PAIRS = "shuffled pairs"
+OTHER_REFERENCES = "pairs, scored against other references"
+
+Pair = tuple[str, str]  # German, English
+Results = dict[str, dict[str, Any]]
 
 
 class Translator(Transformer):
-  """The paper's, with products, attention and norms that a CPU does sooner, and with what text.generate asks of an encoder-decoder. The last id is padding."""
+  """The paper's Transformer with CPU kernels and the interface that generate_seq2seq needs.
 
-  def __init__(self, vocab: int, dim: int, heads: int, ff_dim: int, layers: int, dropout: float):
-    super().__init__(vocab, dim, heads, ff_dim, 0, dropout)
+  The last id of the vocabulary is padding.
+  """
+
+  def __init__(
+    self, vocab_size: int, dim: int, heads: int, ff_dim: int, num_layers: int, dropout: float
+  ):
+    super().__init__(vocab_size, dim, heads, ff_dim, 0, dropout)
 
     def attn() -> MultiHeadAttention:
       return MultiHeadAttention(dim, heads, PackedLinear, attention_fn=attention)
@@ -58,245 +74,302 @@ class Translator(Transformer):
           functools.partial(post_norm, dropout=dropout),
           attn() if cross else None,
         )
-        for _ in range(layers)
+        for _ in range(num_layers)
       ]
 
-    self.encoder.blocks, self.decoder.blocks, self.context, self.padding = (
-      blocks(False),
-      blocks(True),
-      CONTEXT,
-      vocab - 1,
-    )
+    self.encoder.blocks = blocks(False)
+    self.decoder.blocks = blocks(True)
+    self.context = CONTEXT
+    self.padding = vocab_size - 1
 
   def embed(self, ids: Tensor, start=0) -> Tensor:
-    """ids (B, T) of the places from `start` on -> (B, T, D)."""
-    return materialize(
-      (
-        self.tokens(ids) * math.sqrt(self.dim)
-        + sinusoids(CONTEXT, self.dim)[start : start + ids.shape[1]]
-      ).dropout(self.dropout)
-    )
+    """Embed ids (B, T), whose first position is `start` -> (B, T, D)."""
+    positions = sinusoids(CONTEXT, self.dim)[start : start + ids.shape[1]]
+    x = self.tokens(ids) * math.sqrt(self.dim) + positions
+    return materialize(x.dropout(self.dropout))
 
   def head(self, x: Tensor) -> Tensor:
+    """x (B, T, D) -> logits (B, T, V)."""
     return PackedLinear.product(x, self.tokens.weight)
 
   def __call__(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    """source (B, S), target (B, T) -> logits (B, T, V). The model masks padding itself."""
     mask = padding_mask(source != self.padding)
-    return self.head(
-      materialize(self.decoder(self.embed(target), self.encoder(self.embed(source), mask), mask))
-    )
+    memory = self.encoder(self.embed(source), mask)
+    return self.head(materialize(self.decoder(self.embed(target), memory, mask)))
 
-  def cross_kv(self, source: Tensor, keep: Tensor) -> Tensor:
-    """(B, S) -> (L, 2, B, H, S, K): what each block of the decoder attends to."""
-    memory = self.encoder(self.embed(source), padding_mask(keep))
-    return Tensor.stack(
-      *(Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks)
-    )
+  def cross_kv(self, source: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the keys and values that the decoder's blocks attend to.
+
+    source, attention_mask (B, S) -> (L, 2, B, H, S, K).
+    """
+    memory = self.encoder(self.embed(source), padding_mask(attention_mask))
+    layers = [Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks]
+    return Tensor.stack(*layers)
 
   def last_hidden_state(self, ids: Tensor, start, cache, at=None) -> Tensor:
-    """The target's ids (B, T) from place `start` on -> (B, T, D); at: of these T the only place that is asked for -> (B, 1, D)."""
-    x, T = self.embed(ids, start), ids.shape[1]
+    """Return the decoder's output for target ids (B, T), whose first position is `start`.
+
+    The result is (B, T, D), or (B, 1, D) for position `at` of the T only.
+    """
+    T = ids.shape[1]
+    mask = causal_mask(T, start + T) if T > 1 else None
+    x = self.embed(ids, start)
     for i, block in enumerate(self.decoder.blocks):
-      x = block(
-        x,
-        cache.cross_kv[i],
-        causal_mask(T, start + T) if T > 1 else None,
-        cache.mask,
-        cache.layer(i, start),
-      ).realize()
+      x = block(x, cache.cross_kv[i], mask, cache.mask, cache.layer(i, start)).realize()
     return x if at is None else x[:, at : at + 1]
 
 
-def sentences(folder: Path, name: str) -> list[str]:
-  """The lines of a file of Multi30k, also a gzipped one. Raises Usage where it is absent, ValueError where it is damaged."""
+def read_sentences(folder: Path, name: str) -> list[str]:
+  """Return the lines of a file of Multi30k, which may be gzipped.
+
+  Raises cli.Usage if the file does not exist, and ValueError if it is damaged.
+  """
   path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
   if path is None:
     raise cli.Usage(
-      f"{folder / name} is not there (nor .gz): --data takes the folder of Multi30k's task 1, raw: train, val, test_2016_flickr, each .de and .en"
+      f"neither {folder / name} nor {name}.gz exists: --data must be the folder of the raw files "
+      "of Multi30k's task 1: train, val and test_2016_flickr, each .de and .en"
     )
   opener: Callable = gzip.open if path.suffix == ".gz" else open
   try:
     with opener(path, "rt", encoding="utf-8") as f:
       return f.read().removesuffix("\n").split("\n")
   except (UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as e:
-    raise ValueError(f"{path} is not a whole UTF-8 text: {e}") from e
+    raise ValueError(f"{path} is not a complete UTF-8 text: {e}") from e
 
 
-def paired(folder: Path, name: str) -> list[tuple[str, str]]:
-  """German and English. Raises ValueError if they are not as many."""
-  german, english = sentences(folder, f"{name}.de"), sentences(folder, f"{name}.en")
+def read_pairs(folder: Path, name: str) -> list[Pair]:
+  """Return pairs of German and English sentences. Raises ValueError if their numbers differ."""
+  german = read_sentences(folder, f"{name}.de")
+  english = read_sentences(folder, f"{name}.en")
   if len(german) != len(english):
     raise ValueError(
-      f"{folder}: {name} has {len(german):,} German sentences and {len(english):,} English ones"
+      f"{folder}: {name}.de has {len(german):,} sentences, but {name}.en has {len(english):,}"
     )
-  return list(zip(german, english))
+  return list(zip(german, english, strict=True))
 
 
 def encode(
-  tokenizer: BytePairEncoding, pairs: Sequence[tuple[str, str]], length: int
+  tokenizer: BytePairEncoding, pairs: Sequence[Pair], length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """source, what the decoder reads, what it is to write: (N, length) each, of the pairs that fit. Source and what is read are padded with the id after the last, the rest with -1."""
-  end, pad = len(tokenizer) - 1, len(tokenizer)
-  ids = [[tokenizer.encode(f" {text}") for text in pair] for pair in pairs]
-  ids = [pair for pair in ids if max(map(len, pair)) < length]
+  """Tokenize pairs -> source, decoder input and target, (N, length) each.
 
-  def rows(texts: list[list[int]], fill: int) -> np.ndarray:
-    return np.array([t + [fill] * (length - len(t)) for t in texts], np.int32)
+  Pairs of `length` or more tokens are left out. Source and decoder input are padded with the id
+  after the vocabulary, targets with -1.
+  """
+  end = len(tokenizer) - 1
+  padding = len(tokenizer)
+  tokenized = [[tokenizer.encode(f" {text}") for text in pair] for pair in pairs]
+  short = [pair for pair in tokenized if max(map(len, pair)) < length]
 
-  return (
-    rows([s for s, _ in ids], pad),
-    rows([[end, *t] for _, t in ids], pad),
-    rows([[*t, end] for _, t in ids], -1),
+  def pad(rows: list[list[int]], value: int) -> np.ndarray:
+    return np.array([row + [value] * (length - len(row)) for row in rows], np.int32)
+
+  source = pad([german for german, _ in short], padding)
+  decoder_input = pad([[end, *english] for _, english in short], padding)
+  target = pad([[*english, end] for _, english in short], -1)
+  return source, decoder_input, target
+
+
+class Config(NamedTuple):
+  """Settings of the experiment.
+
+  length: pairs of `length` or more tokens are left out.
+  learning_rate_factor: multiplies the paper's learning rate.
+  """
+
+  vocab_size: int
+  length: int
+  steps: int
+  batch_size: int
+  warmup: int
+  learning_rate_factor: float
+  eval_interval: int
+  dim: int
+  heads: int
+  ff_dim: int
+  num_layers: int
+  dropout: float
+
+  @property
+  def model_sizes(self) -> tuple[int, int, int, int, float]:
+    """The arguments of Translator after the vocabulary size."""
+    return self.dim, self.heads, self.ff_dim, self.num_layers, self.dropout
+
+
+FULL = Config(4095, 32, 5000, 64, 1500, 1.0, 500, 256, 4, 1024, 3, 0.2)
+QUICK = Config(999, 16, 250, 32, 80, 0.4, 50, 128, 4, 512, 1, 0.0)
+
+
+def load_data(folder: Path, quick: bool) -> tuple[list[Pair], list[Pair], list[Pair]]:
+  """Return pairs for training, validation and testing; if quick, only short and fewer ones."""
+  train, val, test = (read_pairs(folder, name) for name in ("train", "val", "test_2016_flickr"))
+  if not quick:
+    return train, val, test
+
+  def short(pairs: list[Pair]) -> list[Pair]:
+    return [pair for pair in pairs if max(len(text.split()) for text in pair) < 10]
+
+  return short(train), short(val), short(test)[:40]
+
+
+class TranslationExperiment:
+  """Training runs that share a tokenizer and a trainer."""
+
+  def __init__(self, experiment: common.Experiment, data: tuple[list[Pair], ...]):
+    self.experiment = experiment
+    self.config = QUICK if experiment.quick else FULL
+    train, val, self.test = data
+    texts = [f" {text}" for pair in train for text in pair]
+    self.tokenizer = BytePairEncoding.train(texts, self.config.vocab_size)
+    length = self.config.length
+    self.train_arrays = encode(self.tokenizer, train, length)
+    val_arrays = encode(self.tokenizer, val, length)
+    size = self.config.batch_size
+    self.val_batches = [
+      a[: len(a) // size * size].reshape(-1, size, length)[:NUM_VAL_BATCHES] for a in val_arrays
+    ]
+
+  @functools.cached_property
+  def trainer(self) -> common.MultiRunTrainer:
+    sizes = self.config.model_sizes
+    return common.MultiRunTrainer(
+      lambda: Translator(len(self.tokenizer) + 1, *sizes),
+      lambda model, source, read, target: loss(model(source, read), target),
+      weight_decay=0,
+      b2=0.98,
+    )
+
+  def train_run(self, run: str, arrays: tuple[np.ndarray, ...]) -> dict[str, Any]:
+    """Return the training curve and the translations of the test sentences."""
+    config = self.config
+    trainer = self.trainer
+    seed = self.experiment.seed
+    val_loss = CompiledStep(
+      lambda source, read, target: loss(trainer.model(source, read), target, smoothing=0).realize()
+    )
+
+    def batch(step: int) -> tuple[np.ndarray, ...]:
+      rng = np.random.default_rng([seed, step])
+      i = rng.integers(0, len(arrays[0]), config.batch_size)
+      return tuple(a[i] for a in arrays)
+
+    def rate(step: int) -> float:
+      return config.learning_rate_factor * learning_rate(step + 1, config.dim, config.warmup)
+
+    def evaluate() -> list[float]:
+      batches = zip(*self.val_batches, strict=True)
+      return [float(np.mean([val_loss(*b) for b in batches]))]
+
+    run_config = common.RunConfig(config.steps, rate, batch, config.eval_interval, evaluate)
+    curve = trainer.train(self.experiment, run, seed, run_config)
+    return {"curve": curve, "texts": self.translate_test(run)}
+
+  def translate_test(self, run: str) -> list[str]:
+    """Translate the test sentences with 4 beams and length penalty 0.6."""
+    end = len(self.tokenizer) - 1
+    generation_config = GenerationConfig(
+      end, end, num_beams=4, length_penalty=0.6, max_length=CONTEXT
+    )
+    key = f"translate {len(self.tokenizer)} {self.config.model_sizes}"
+    texts: list[str] = []
+    bar = cli.Bar(f"{run}: beam search")
+    for german, _ in self.test:
+      source = self.tokenizer.encode(f" {german}")[:CONTEXT]
+      ids = generate_seq2seq(self.trainer.model, source, generation_config, key=key)
+      texts.append(self.tokenizer.decode(ids).strip())
+      bar(len(texts), len(self.test))
+    bar.clear()
+    return texts
+
+  def run(self) -> Results:
+    """Return the results of all runs, by name."""
+    run_once = self.experiment.run_once
+    results = {PAIRS: run_once(PAIRS, self.train_run, PAIRS, self.train_arrays)}
+    if self.experiment.quick:
+      source, decoder_input, target = self.train_arrays
+      order = np.random.default_rng(self.experiment.seed).permutation(len(source))
+      arrays = (source[order], decoder_input, target)
+      results[SHUFFLED_PAIRS] = run_once(SHUFFLED_PAIRS, self.train_run, SHUFFLED_PAIRS, arrays)
+    return results
+
+  def bleu_scores(self, results: Results) -> dict[str, float]:
+    """Return BLEU of each run, and of the first one with each reference moved to the next text."""
+    references = [english for _, english in self.test]
+    scores = {run: bleu(result["texts"], references) for run, result in results.items()}
+    other_references = references[-1:] + references[:-1]
+    scores[OTHER_REFERENCES] = bleu(results[PAIRS]["texts"], other_references)
+    return scores
+
+
+def print_results(runs: TranslationExperiment, results: Results, scores: dict[str, float]) -> None:
+  config = runs.config
+  texts = results[PAIRS]["texts"]
+  print(
+    f"{len(runs.train_arrays[0]):,} pairs of fewer than {config.length} tokens, "
+    f"{len(runs.tokenizer):,} tokens, {config.steps:,} steps of {config.batch_size} pairs; "
+    f"{len(texts):,} test sentences, 4 beams\n"
   )
+  rows = []
+  for name, score in scores.items():
+    val_loss = f"{results[name]['curve'][-1][2]:.2f}" if name in results else ""
+    rows.append([name, f"{score:.1f}", val_loss])
+  common.print_table(["", "BLEU", "validation loss, nats per token"], rows)
+  print("\nExamples from the test set:")
+  for i in range(0, len(texts), len(texts) // 5):
+    german, english = runs.test[i]
+    print(f"  {german}\n    {texts[i]}\n    (reference: {english})")
 
 
-def main(argv: list[str] | None = None) -> int:
-  parser = common.parser("translate", __doc__)
-  parser.add_argument(
+def draw(results: Results, scores: dict[str, float], figure) -> None:
+  axes = figure.add_subplot(xlabel="step", ylabel="validation loss, nats per token")
+  for run, result in results.items():
+    steps, _, val_loss = zip(*result["curve"], strict=True)
+    axes.plot(steps, val_loss, label=f"{run}: BLEU {scores[run]:.1f}")
+  axes.legend()
+
+
+def check_claims(results: Results, scores: dict[str, float], quick: bool) -> dict[str, bool]:
+  if not quick:
+    return {
+      "BLEU is above 25": scores[PAIRS] > 25,
+      "control: scored against other references it is below 5": scores[OTHER_REFERENCES] < 5,
+    }
+  val_loss = {run: result["curve"][-1][2] for run, result in results.items()}
+  return {
+    "BLEU is above 8": scores[PAIRS] > 8,
+    "control: with shuffled pairs, the validation loss is at least 0.3 nats per token higher, "
+    "and BLEU is less than a third": (
+      val_loss[PAIRS] < val_loss[SHUFFLED_PAIRS] - 0.3
+      and scores[PAIRS] > 3 * scores[SHUFFLED_PAIRS]
+    ),
+  }
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  p = common.argument_parser("translate", __doc__)
+  p.add_argument(
     "--data",
     type=Path,
     default=Path("../shared/data/multi30k"),
-    help="the folder of Multi30k's train, val and test_2016_flickr, .de and .en, also gzipped",
+    help="folder of Multi30k's train, val and test_2016_flickr, each .de and .en, which may be "
+    "gzipped (default: %(default)s)",
   )
-  args = parser.parse_args(argv)
-  parts = [paired(args.data, name) for name in ("train", "val", "test_2016_flickr")]
-  lab = common.Lab("translate", args)
-  vocab, length, steps, size, warmup, factor, sizes, every = (
-    (999, 16, 250, 32, 80, 0.4, (128, 4, 512, 1, 0.0), 50)
-    if lab.quick
-    else (4095, 32, 5000, 64, 1500, 1.0, (256, 4, 1024, 3, 0.2), 500)
-  )
-  if lab.quick:
-    parts = [[pair for pair in part if max(len(s.split()) for s in pair) < 10] for part in parts]
-  learn, check, test = parts
-  test = test[:40] if lab.quick else test
-  tokenizer = BytePairEncoding.train([f" {s}" for pair in learn for s in pair], vocab)
-  end = len(tokenizer) - 1
+  return p.parse_args(argv)
 
-  def run(
-    name: str, batches: tuple[np.ndarray, ...], teach: Callable[[], common.Teacher]
-  ) -> dict[str, Any]:
-    def compute() -> dict[str, Any]:
-      teacher, held = (
-        teach(),
-        [
-          a[: len(a) // size * size].reshape(-1, size, length)[:8]
-          for a in encode(tokenizer, check, length)
-        ],
-      )
-      measure = CompiledStep(
-        lambda source, read, target: loss(
-          teacher.model(source, read), target, smoothing=0
-        ).realize()
-      )
 
-      def batch(step: int) -> tuple[np.ndarray, ...]:
-        i = np.random.default_rng([lab.seed, step]).integers(0, len(batches[0]), size)
-        return tuple(b[i] for b in batches)
-
-      rows = teacher.teach(
-        lab,
-        name,
-        lab.seed,
-        steps,
-        lambda step: factor * learning_rate(step + 1, sizes[0], warmup),
-        batch,
-        every,
-        lambda: [float(np.mean([measure(*b) for b in zip(*held)]))],
-      )
-      settings, key, texts = (
-        GenerationConfig(end, end, num_beams=4, length_penalty=0.6, max_length=CONTEXT),
-        f"translate {len(tokenizer)} {sizes}",
-        list[str](),
-      )
-      bar = cli.Bar(f"{name}: beams")
-      for german, _ in test:
-        texts.append(
-          tokenizer.decode(
-            generate_seq2seq(
-              teacher.model, tokenizer.encode(f" {german}")[:CONTEXT], settings, key=key
-            )
-          ).strip()
-        )
-        bar(len(texts), len(test))
-      bar.clear()
-      return {"curve": rows, "texts": texts}
-
-    return lab.once(name, compute)
-
-  made: list[common.Teacher] = []
-
-  def teacher() -> common.Teacher:
-    if not made:
-      made.append(
-        common.Teacher(
-          lambda: Translator(len(tokenizer) + 1, *sizes),
-          lambda model, source, read, target: loss(model(source, read), target),
-          weight_decay=0,
-          b2=0.98,
-        )
-      )
-    return made[0]
-
-  batches, references = encode(tokenizer, learn, length), [english for _, english in test]
-  found = {"pairs": run("pairs", batches, teacher)}
-  if lab.quick:
-    found["shuffled pairs"] = run(
-      "shuffled pairs",
-      (batches[0][np.random.default_rng(lab.seed).permutation(len(batches[0]))], *batches[1:]),
-      teacher,
-    )
-  scores = {name: bleu(r["texts"], references) for name, r in found.items()}
-  others = np.roll(np.arange(len(test)), 1)
-  scores["pairs, held against other sentences"] = bleu(
-    found["pairs"]["texts"], [references[i] for i in others]
-  )
-  write_text(lab.out / "translations.txt", "\n".join(found["pairs"]["texts"]) + "\n")
-  print(
-    f"{len(batches[0]):,} pairs of fewer than {length} tokens, {len(tokenizer):,} tokens, {steps:,} steps of {size} pairs; {len(test):,} test sentences, 4 beams\n"
-  )
-  common.table(
-    ["", "BLEU", "held-out nats a token"],
-    [
-      [name, f"{score:.1f}", f"{found[name]['curve'][-1][2]:.2f}" if name in found else ""]
-      for name, score in scores.items()
-    ],
-  )
-  print("\nThe first of the test and every so many more:")
-  for i in range(0, len(test), len(test) // 5):
-    print(f"  {test[i][0]}\n    {found['pairs']['texts'][i]}\n    (reference: {test[i][1]})")
-
-  def draw(figure) -> None:
-    axes = figure.add_subplot(xlabel="step", ylabel="nats a token", title="held-out captions")
-    for name, r in found.items():
-      axes.plot(
-        *[list(zip(*r["curve"]))[i] for i in (0, 2)], label=f"{name}: BLEU {scores[name]:.1f}"
-      )
-    axes.legend()
-
-  lab.picture(draw)
-  first = scores["pairs"]
-  if not lab.quick:
-    return lab.verdict(
-      {
-        "BLEU is above 25": first > 25,
-        "control: held against other sentences it is below 5": scores[
-          "pairs, held against other sentences"
-        ]
-        < 5,
-      }
-    )
-  loss_of = {name: r["curve"][-1][2] for name, r in found.items()}
-  return lab.verdict(
-    {
-      "BLEU is above 8": first > 8,
-      "control: shuffled pairs end at least 0.3 nats a token higher on held-out captions, with less than a third of the BLEU": loss_of[
-        "pairs"
-      ]
-      < loss_of["shuffled pairs"] - 0.3
-      and first > 3 * scores["shuffled pairs"],
-    }
-  )
+def main(argv: list[str] | None = None) -> int:
+  args = parse(argv)
+  data = load_data(args.data, args.quick)
+  experiment = common.Experiment("translate", args)
+  runs = TranslationExperiment(experiment, data)
+  results = runs.run()
+  scores = runs.bleu_scores(results)
+  write_text(experiment.out / "translations.txt", "\n".join(results[PAIRS]["texts"]) + "\n")
+  print_results(runs, results, scores)
+  experiment.save_figure(functools.partial(draw, results, scores))
+  return experiment.report_claims(check_claims(results, scores, experiment.quick))
 
 
 if __name__ == "__main__":

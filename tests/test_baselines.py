@@ -1,3 +1,5 @@
+"""The baselines: Kneser-Ney against a direct implementation, discounts, xz and the command."""
+
 import collections
 import json
 import math
@@ -11,129 +13,131 @@ from experiments import baselines
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-from tinyformer.training.documents import train_val_split, read_documents
+from tinyformer.training.documents import read_documents, train_val_split
 
 
-def chain(vocab: int, length: int, seed: int = 0) -> list[int]:
-  """A text of tokens, some of which often follow each other."""
-  draw = np.random.default_rng(seed)
-  table, ids = draw.dirichlet(np.full(vocab, 0.3), vocab), [0]
+def markov_text(vocab_size: int, length: int, seed: int = 0) -> list[int]:
+  """Return a text from a Markov chain with random, uneven transition probabilities."""
+  rng = np.random.default_rng(seed)
+  transitions = rng.dirichlet(np.full(vocab_size, 0.3), vocab_size)
+  ids = [0]
   for _ in range(length - 1):
-    ids.append(int(draw.choice(vocab, p=table[ids[-1]])))
+    ids.append(int(rng.choice(vocab_size, p=transitions[ids[-1]])))
   return ids
 
 
-class Plain:
-  """Kneser-Ney as its docstring has it, with dictionaries: nothing is sorted, numbered or kept."""
+class NaiveKneserNey:
+  """Kneser-Ney computed as in the docstring of baselines.KneserNey, with dictionaries."""
 
-  def __init__(self, ids: list[int], vocab: int, order: int):
-    self.vocab, self.order = vocab, order
-    self.grams = [
+  def __init__(self, ids: list[int], vocab_size: int, order: int):
+    self.vocab_size, self.order = vocab_size, order
+    self.ngrams = [
       collections.Counter(tuple(ids[i : i + n]) for i in range(len(ids) - n + 1))
       for n in range(1, order + 1)
     ]
 
-  def count(self, gram: tuple[int, ...]) -> int:
-    if len(gram) == self.order:
-      return self.grams[-1][gram]
-    return len({longer[0] for longer in self.grams[len(gram)] if longer[1:] == gram})
+  def count(self, ngram: tuple[int, ...]) -> int:
+    if len(ngram) == self.order:
+      return self.ngrams[-1][ngram]
+    return len({longer[0] for longer in self.ngrams[len(ngram)] if longer[1:] == ngram})
 
   def discount(self, n: int, count: int) -> float:
-    ns = collections.Counter(self.count(gram) for gram in self.grams[n - 1])
-    found = (
-      [0, *(k - (k + 1) * ns[1] / (ns[1] + 2 * ns[2]) * ns[k + 1] / ns[k] for k in (1, 2, 3))]
-      if all(ns[k] for k in (1, 2, 3, 4))
-      else [-1.0]
-    )
-    return (found if min(found) >= 0 else [0, 0.5, 1, 1.5])[min(3, count)]
+    counts = collections.Counter(self.count(ngram) for ngram in self.ngrams[n - 1])
+    values = [-1.0]
+    if all(counts[k] for k in (1, 2, 3, 4)):
+      y = counts[1] / (counts[1] + 2 * counts[2])
+      values = [0, *(k - (k + 1) * y * counts[k + 1] / counts[k] for k in (1, 2, 3))]
+    return (values if min(values) >= 0 else [0, 0.5, 1, 1.5])[min(3, count)]
 
   def p(self, history: tuple[int, ...], w: int) -> float:
     n = len(history) + 1
-    counts = [self.count((*history, v)) for v in range(self.vocab)]
-    below = self.p(history[1:], w) if history else 1 / self.vocab
+    counts = [self.count((*history, v)) for v in range(self.vocab_size)]
+    lower_order = self.p(history[1:], w) if history else 1 / self.vocab_size
     if not sum(counts):
-      return below
-    taken = [self.discount(n, c) for c in counts]
-    return (counts[w] - taken[w] + sum(taken) * below) / sum(counts)
+      return lower_order
+    discounts = [self.discount(n, c) for c in counts]
+    return (counts[w] - discounts[w] + sum(discounts) * lower_order) / sum(counts)
 
 
-@pytest.mark.parametrize("vocab, length, order", [(4, 60, 2), (5, 200, 3), (6, 30, 1), (6, 300, 5)])
-def test_it_gives_what_counting_by_hand_gives(vocab, length, order):
-  ids = chain(vocab, length)
-  grams, plain = baselines.KneserNey(np.array(ids), vocab, order), Plain(ids, vocab, order)
-  assert np.array(grams.discounts) == pytest.approx(
-    np.array([[plain.discount(n + 1, k) for k in range(4)] for n in range(order)])
+@pytest.mark.parametrize(
+  "vocab_size, length, order", [(4, 60, 2), (5, 200, 3), (6, 30, 1), (6, 300, 5)]
+)
+def test_probabilities_and_discounts_equal_those_of_the_naive_implementation(
+  vocab_size, length, order
+):
+  ids = markov_text(vocab_size, length)
+  model = baselines.KneserNey(np.array(ids), vocab_size, order)
+  naive = NaiveKneserNey(ids, vocab_size, order)
+  assert np.array(model.discounts) == pytest.approx(
+    np.array([[naive.discount(n + 1, k) for k in range(4)] for n in range(order)])
   )
-  text = ids[:6] + np.random.default_rng(1).integers(0, vocab, 10).tolist()
-  want = [plain.p(tuple(text[max(0, i - order + 1) : i]), w) for i, w in enumerate(text)]
-  assert grams(np.array(text)) == pytest.approx(want, rel=1e-12)
+  text = ids[:6] + np.random.default_rng(1).integers(0, vocab_size, 10).tolist()
+  expected = [naive.p(tuple(text[max(0, i - order + 1) : i]), w) for i, w in enumerate(text)]
+  assert model(np.array(text)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_what_follows_any_history_adds_up_to_one():
-  ids = chain(40, 3000)
-  grams, draw = baselines.KneserNey(np.array(ids), 43), np.random.default_rng(1)
-  assert sum(tuple(d) != (0, 0.5, 1, 1.5) for d in grams.discounts) >= 3
-  for history in (ids[100:110], ids[:2], [], draw.integers(0, 43, 9).tolist(), [*ids[50:60], 42]):
-    assert sum(grams(np.array([*history, w]))[-1] for w in range(43)) == pytest.approx(1, abs=1e-12)
+def test_probabilities_sum_to_one_after_any_history():
+  ids = markov_text(40, 3000)
+  model = baselines.KneserNey(np.array(ids), 43)
+  assert sum(tuple(d) != (0, 0.5, 1, 1.5) for d in model.discounts) >= 3
+  random_history = np.random.default_rng(1).integers(0, 43, 9).tolist()
+  for history in (ids[100:110], ids[:2], [], random_history, [*ids[50:60], 42]):
+    total = sum(model(np.array([*history, w]))[-1] for w in range(43))
+    assert total == pytest.approx(1, abs=1e-12)
 
 
-def test_discounts_are_those_of_the_paper():
+def test_discounts_follow_the_paper_or_fall_back_to_constants():
   counts = np.repeat([1, 2, 3, 4, 9], [10, 5, 2, 1, 7])  # Y = 10 / (10 + 2 * 5) = 1/2
   assert baselines.discounts(counts) == pytest.approx(
     [0, 1 - 2 / 2 * 5 / 10, 2 - 3 / 2 * 2 / 5, 3 - 4 / 2 * 1 / 2]
   )
-  for strange in (counts[counts != 3], np.repeat([1, 2, 3, 4], [1, 1, 9, 1])):
-    assert baselines.discounts(strange).tolist() == [0, 0.5, 1, 1.5]
+  no_count_of_3 = counts[counts != 3]
+  negative_discount = np.repeat([1, 2, 3, 4], [1, 1, 9, 1])
+  for degenerate in (no_count_of_3, negative_discount):
+    assert baselines.discounts(degenerate).tolist() == [0, 0.5, 1, 1.5]
 
 
-def test_five_grams_find_the_entropy_of_a_chain_of_three():
-  """A source where two tokens decide the next one, which costs log2 3 bits."""
-  draw = np.random.default_rng(0)
-  next_ones, ids = draw.permuted(np.tile(np.arange(8), (64, 1)), axis=1)[:, :3], [0, 1]
+def test_5_grams_approach_the_entropy_of_a_second_order_markov_chain():
+  """Two tokens determine three equally likely next tokens: an entropy of log2(3) bits."""
+  rng = np.random.default_rng(0)
+  successors = rng.permuted(np.tile(np.arange(8), (64, 1)), axis=1)[:, :3]
+  ids = [0, 1]
   for _ in range(22_000):
-    ids.append(int(draw.choice(next_ones[ids[-2] * 8 + ids[-1]])))
+    ids.append(int(rng.choice(successors[ids[-2] * 8 + ids[-1]])))
   text = np.array(ids)
 
   def bits(order):
     return -np.log2(baselines.KneserNey(text[:20_000], 8, order)(text[20_000:])[5:]).mean()
 
-  assert (
-    bits(5) == pytest.approx(math.log2(3), abs=0.08)
-    and bits(3) == pytest.approx(math.log2(3), abs=0.02)
-    and bits(2) > 2.5
-  )
+  assert bits(5) == pytest.approx(math.log2(3), abs=0.08)
+  assert bits(3) == pytest.approx(math.log2(3), abs=0.02)
+  assert bits(2) > 2.5
 
 
-def test_a_text_too_short_for_its_n_grams_is_told():
-  with pytest.raises(ValueError, match="a text of 4 tokens has no 5-gram"):
+def test_a_text_shorter_than_the_order_is_an_error():
+  with pytest.raises(ValueError, match="a text of 4 tokens contains no 5-gram"):
     baselines.KneserNey(np.arange(4), 4)
 
 
-def test_xz_knows_what_its_window_holds():
-  noise = (
-    np.random.default_rng(0).integers(97, 113, 30_000).astype(np.uint8).tobytes()
-  )  # half a byte to know in each
-  assert (
-    baselines.xz(noise, noise[:2000])[0] < 50
-    and 950 < baselines.xz(noise, noise[:2000][::-1])[0] < 1250
-  )
-  assert baselines.xz(b"", noise[:2000] * 2)[0] < 1250  # what is held out serves itself
-  assert (
-    baselines.xz(noise, noise[:2000], most=20_000) == (pytest.approx(1100, abs=150), 20_000)
-    and baselines.xz(noise, noise[-2000:], most=20_000)[0] < 50
-  )
+def test_xz_uses_the_training_text_within_its_window():
+  # 16 equally likely bytes have an entropy of half a byte each.
+  noise = np.random.default_rng(0).integers(97, 113, 30_000).astype(np.uint8).tobytes()
+  assert baselines.xz_size(noise, noise[:2000])[0] < 50
+  assert 950 < baselines.xz_size(noise, noise[:2000][::-1])[0] < 1250
+  # The validation text may refer to itself.
+  assert baselines.xz_size(b"", noise[:2000] * 2)[0] < 1250
+  outside_window = baselines.xz_size(noise, noise[:2000], max_window=20_000)
+  assert outside_window == (pytest.approx(1100, abs=150), 20_000)
+  assert baselines.xz_size(noise, noise[-2000:], max_window=20_000)[0] < 50
 
 
-def test_the_command_compares_all_three_on_the_same_bytes(tmp_path, capsys, monkeypatch):
-  draw, words = (
-    np.random.default_rng(0),
-    ["the", "king", "queen", "naïve", "saw", "golden", "ball", "in", "wood"],
-  )
-  (tmp_path / "a.txt").write_text(
-    "<|endoftext|>".join(" ".join(draw.choice(words, 40)) for _ in range(40))
-  )
-  learn, held = train_val_split(read_documents([tmp_path / "a.txt"]), 3, 0.1)
-  tokenizer = BytePairEncoding.characters(learn)
+def test_the_command_evaluates_all_three_models_on_the_same_bytes(tmp_path, capsys, monkeypatch):
+  rng = np.random.default_rng(0)
+  words = ["the", "king", "queen", "naïve", "saw", "golden", "ball", "in", "wood"]
+  data = tmp_path / "a.txt"
+  data.write_text("<|endoftext|>".join(" ".join(rng.choice(words, 40)) for _ in range(40)))
+  train, val = train_val_split(read_documents([data]), 3, 0.1)
+  tokenizer = BytePairEncoding.characters(train)
   tokenizer.save(tmp_path)
   monkeypatch.setattr(hub, "find", lambda *_: tmp_path)
   monkeypatch.setattr(checkpoints, "load_module", lambda _: SimpleNamespace(context=16))
@@ -143,41 +147,26 @@ def test_the_command_compares_all_three_on_the_same_bytes(tmp_path, capsys, monk
     lambda model, ids, stride: ((i, np.full(len(x) - 1, 2.0)) for i, x in enumerate(ids)),
   )
   monkeypatch.setattr(cli, "note", lambda _: None)
-  for most in (None, 50):
-    more = [] if most is None else ["--max-tokens-per-document", str(most)]
-    assert (
-      baselines.main(
-        [
-          str(tmp_path / "a.txt"),
-          "-m",
-          str(tmp_path),
-          "--val-seed",
-          "3",
-          "--val-fraction",
-          "0.1",
-          "-o",
-          str(tmp_path / "o.json"),
-          *more,
-        ]
-      )
-      == 0
-    )
-    told, texts = json.loads((tmp_path / "o.json").read_text()), [d[:most] for d in held]
+  out = tmp_path / "o.json"
+  options = ["-m", str(tmp_path), "--val-seed", "3", "--val-fraction", "0.1", "-o", str(out)]
+  for limit in (None, 50):
+    limits = [] if limit is None else ["--max-tokens-per-document", str(limit)]
+    assert baselines.main([str(data), *options, *limits]) == 0
+    results = json.loads(out.read_text())
+    texts = [d[:limit] for d in val]
     size = sum(len(t.encode()) for t in texts)
-    assert (
-      told["bytes"] == size
-      and told["tokens"] == sum(map(len, texts))
-      and told["documents"] == len(held)
-    )
-    grams = baselines.KneserNey(tokenizer.encode_documents(learn), len(tokenizer))
-    gram_bits = -sum(
-      np.log2(grams(np.array([tokenizer.end, *tokenizer.encode(t)]))[1:]).sum() for t in texts
-    )
-    xz_bits = 8 * baselines.xz("".join(learn).encode(), "".join(texts).encode())[0]
-    want = {
-      "5-gram Kneser-Ney": gram_bits / size,
+    num_tokens = sum(map(len, texts))
+    assert results["bytes"] == size
+    assert results["tokens"] == num_tokens
+    assert results["documents"] == len(val)
+    ngrams = baselines.KneserNey(tokenizer.encode_documents(train), len(tokenizer))
+    ids = [np.array([tokenizer.end, *tokenizer.encode(t)]) for t in texts]
+    ngram_bits = -sum(np.log2(ngrams(x)[1:]).sum() for x in ids)
+    xz_bits = 8 * baselines.xz_size("".join(train).encode(), "".join(texts).encode())[0]
+    expected = {
+      "5-gram Kneser-Ney": ngram_bits / size,
       "xz": xz_bits / size,
-      tmp_path.name: 2 * sum(map(len, texts)) / math.log(2) / size,
+      tmp_path.name: 2 * num_tokens / math.log(2) / size,
     }
-    assert told["bits_per_byte"] == pytest.approx(want)
-    assert f"{gram_bits / size:.4f}" in capsys.readouterr().out
+    assert results["bits_per_byte"] == pytest.approx(expected)
+    assert f"{ngram_bits / size:.4f}" in capsys.readouterr().out

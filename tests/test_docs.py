@@ -1,4 +1,4 @@
-"""The commands of README.md, and the commands and the code in docs/, are ones that this repository has."""
+"""The commands in README.md and docs/ are valid, their links resolve, and their code runs."""
 
 import argparse
 import importlib
@@ -17,76 +17,72 @@ DOCS = {
 
 
 def commands(text: str) -> set[str]:
-  """Those in its sh blocks, and those in its lines, without what the shell does with their input and output."""
-  shown = re.findall(
-    r"^(?:.*(?:&&|\|) )?(python (?:\S+\.py|-m tinyformer).*)",
-    "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)),
-    re.M,
-  ) + re.findall(r"`(python (?:\S+\.py|-m tinyformer)[^`…]*)`", text)
-  return {re.split(" [<>#] ?", c)[0].strip() for c in shown if "--help" not in c}
+  """Return the Python commands in sh blocks and inline code, without shell redirections."""
+  blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
+  in_blocks = re.findall(r"^(?:.*(?:&&|\|) )?(python (?:\S+\.py|-m tinyformer).*)", blocks, re.M)
+  inline = re.findall(r"`(python (?:\S+\.py|-m tinyformer)[^`…]*)`", text)
+  return {re.split(" [<>#] ?", c)[0].strip() for c in in_blocks + inline if "--help" not in c}
 
 
 COMMANDS = sorted({c for text in DOCS.values() for c in commands(text)})
 
 
-class Parsed(Exception):
-  pass
+class Parsed(Exception):  # noqa: N818
+  """Raised after the arguments are parsed, so that the command itself does not run."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_its_own_parser_takes_the_arguments(command, monkeypatch, capsys):
+def test_the_parser_of_a_documented_command_accepts_its_arguments(command, monkeypatch, capsys):
   parse = argparse.ArgumentParser.parse_args
 
-  def stop(self, args=None, namespace=None):
+  def parse_and_stop(self, args=None, namespace=None):
     parse(self, args, namespace)
     raise Parsed
 
-  monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+  monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
   _, file, *argv = shlex.split(command)
   if file == "-m":
     module, *argv = argv
+  elif file == "transformer.py":
+    module = "tinyformer.walkthrough"
   else:
-    module = (
-      "tinyformer.walkthrough"
-      if file == "transformer.py"
-      else file.removesuffix(".py").replace("/", ".")
-    )
+    module = file.removesuffix(".py").replace("/", ".")
   assert (ROOT / file).exists() or file == "-m"
   with pytest.raises(Parsed):
     importlib.import_module(module).main(argv)
 
 
-def test_a_command_that_does_not_exist_would_be_noticed(monkeypatch, capsys):
+def test_invalid_flags_and_missing_files_in_commands_are_detected(monkeypatch, capsys):
+  check = test_the_parser_of_a_documented_command_accepts_its_arguments
   for wrong in ("python experiments/reverse.py --slow", "python transformer.py --walk"):
     with pytest.raises(SystemExit):
-      test_its_own_parser_takes_the_arguments(wrong, monkeypatch, capsys)
+      check(wrong, monkeypatch, capsys)
   with pytest.raises(AssertionError):
-    test_its_own_parser_takes_the_arguments("python experiments/none.py", monkeypatch, capsys)
+    check("python experiments/none.py", monkeypatch, capsys)
 
 
-def test_what_they_link_to_and_picture_is_there():
+def test_links_resolve_and_figures_are_small_png_files():
   for name, text in DOCS.items():
     for link in re.findall(r"\]\(([^)]+)\)", text):
       if not link.startswith("http"):
         assert (ROOT / name.parent / link).exists(), f"{name}: {link}"
-  for picture in (ROOT / "docs").glob("*.png"):
-    assert picture.stat().st_size < 100_000 and picture.read_bytes().startswith(b"\x89PNG"), (
-      picture.name
-    )
+  for figure in (ROOT / "docs").glob("*.png"):
+    assert figure.stat().st_size < 100_000, figure.name
+    assert figure.read_bytes().startswith(b"\x89PNG"), figure.name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", range(2))
-def test_the_code_of_the_questions_shows_what_they_say(n):
+def test_the_code_in_questions_md_prints_what_the_text_says(n):
   code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "questions.md").read_text(), re.S)[n]
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  if n == 0:  # cosines: 1 with itself, near 0 with the others
-    cosines = [
-      [float(x) for x in row.split(",")] for row in re.findall(r"\[([-\d., ]+)\]", done.stdout)
-    ]
-    assert len(cosines) == 4 and all(
-      abs(x - (i == j)) < 0.15 for i, row in enumerate(cosines) for j, x in enumerate(row)
-    )
+  process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert process.returncode == 0, process.stderr
+  if n == 0:
+    # The cosine of a matrix with itself is 1; with another layer's matrix it is near 0.
+    rows = re.findall(r"\[([-\d., ]+)\]", process.stdout)
+    cosines = [[float(x) for x in row.split(",")] for row in rows]
+    assert len(cosines) == 4
+    assert all(abs(x - (i == j)) < 0.15 for i, row in enumerate(cosines) for j, x in enumerate(row))
   else:
-    assert "' before'" in done.stdout and "' twenty'" in done.stdout
+    assert "' before'" in process.stdout
+    assert "' twenty'" in process.stdout

@@ -1,4 +1,4 @@
-"""The model that comes with the project."""
+"""The model in weights/tiny."""
 
 import json
 import re
@@ -12,69 +12,60 @@ from tinyformer.checkpoints import hub
 from tinyformer.generation import Engine, generate
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-from tinyformer.training.documents import train_val_split, read_documents
+from tinyformer.training.documents import read_documents, train_val_split
 
 TINY = ROOT / "weights" / "tiny"
 
 
-def test_it_is_whole_and_small():
+def test_it_is_found_offline_and_has_at_most_16_megabytes():
   assert hub.find("tiny", offline=True) == TINY
   assert sum(f.stat().st_size for f in TINY.iterdir()) <= 16_000_000
 
 
-def test_its_card_says_what_it_is():
-  card, config = (
-    (TINY / "README.md").read_text().lower(),
-    json.loads((TINY / "config.json").read_text()),
-  )
-  for word in (
-    "held-out",
-    "tokens",
-    "python train.py",
-    "public domain",
-    f"{config['vocab_size']:,}",
-  ):
-    assert word in card
+def test_its_model_card_states_data_training_and_sizes():
+  card = (TINY / "README.md").read_text().lower()
+  config = json.loads((TINY / "config.json").read_text())
+  vocab_size = f"{config['vocab_size']:,}"
+  for text in ("validation", "tokens", "python train.py", "public domain", vocab_size):
+    assert text in card
 
 
-def test_it_predicts_english():
-  """It finds the next word of a common phrase likelier than an unlikely one."""
+def test_it_predicts_the_next_word_of_a_common_phrase():
   model, tokenizer = gpt2.load(TINY), BytePairEncoding.load(TINY)
   logits = Engine(model)(np.array([tokenizer.encode("He looked at the man and shook his")]))[0]
-  assert (
-    logits[tokenizer.encode(" head")[0]] > logits[tokenizer.encode(" the")[0]]
-    and logits.argmax() == tokenizer.encode(" head")[0]
-  )
+  head, the = tokenizer.encode(" head")[0], tokenizer.encode(" the")[0]
+  assert logits[head] > logits[the]
+  assert logits.argmax() == head
 
 
-def test_the_fast_parts_write_what_the_plain_ones_do():
+def test_cpu_kernels_generate_the_same_tokens_as_the_reference_implementation():
   ids = BytePairEncoding.load(TINY).encode("Once upon a time")
-  fast, plain = (
+  fast, reference = (
     list(generate(Engine(gpt2.load(TINY, **parts)), ids, 100, temperature=0))
     for parts in (CPU_KERNELS, {})
   )
-  assert len(fast) == 100 and fast == plain
+  assert len(fast) == 100
+  assert fast == reference
 
 
 @pytest.mark.slow
-def test_nearly_all_its_words_occur_in_its_training_text():
-  documents, _ = train_val_split(
-    read_documents(
-      [shared_data(f"prose/{name}.txt.xz") for name in ("pg_shortstories", "fairytales")]
-    ),
-    seed=1337,
-  )
+def test_at_least_95_percent_of_generated_words_occur_in_the_training_text():
+  names = ("pg_shortstories", "fairytales")
+  paths = [shared_data(f"prose/{name}.txt.xz") for name in names]
+  documents, _ = train_val_split(read_documents(paths), seed=1337)
   words = re.compile(r"[a-z]+(?:'[a-z]+)?")
-  known = {word for d in documents for word in words.findall(d.lower())}
-  tokenizer, reader = BytePairEncoding.load(TINY), Engine(gpt2.load(TINY, **CPU_KERNELS), 8)
+  training_words = {word for d in documents for word in words.findall(d.lower())}
+  tokenizer, engine = BytePairEncoding.load(TINY), Engine(gpt2.load(TINY, **CPU_KERNELS), 8)
+  prompt = tokenizer.encode("\n")
   texts = []
   for seed in range(1, 5):
-    reader.place = 0
-    texts += zip(*generate(reader, tokenizer.encode("\n"), 250, seed=seed, end=tokenizer.end))
-  written = [
-    word
-    for text in texts
-    for word in words.findall(tokenizer.decode(t for t in text if t is not None).lower())[:-1]
-  ]  # the last may be half a word
-  share = sum(word in known for word in written) / len(written)
-  assert len(written) > 2000 and share >= 0.95, f"{share:.1%} of {len(written)}"
+    engine.position = 0
+    tokens = generate(engine, prompt, 250, seed=seed, end=tokenizer.end)
+    texts += zip(*tokens, strict=True)
+  generated = []
+  for text in texts:
+    decoded = tokenizer.decode(t for t in text if t is not None)
+    generated += words.findall(decoded.lower())[:-1]  # the last word may be incomplete
+  share = sum(word in training_words for word in generated) / len(generated)
+  assert len(generated) > 2000
+  assert share >= 0.95, f"{share:.1%} of {len(generated)}"
