@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
+from tinyformer.files import atomic_write, read_json, write_text
 from tinyformer.kernels.c_kernel import buffer_of
 from tinyformer.kernels.linear import quantize_int8, to_float32
 
@@ -126,17 +127,6 @@ def read_metadata(path: Path) -> dict[str, str]:
   """The words that the writer of a whole .safetensors file left in its header."""
   with open(path, "rb") as f:
     return json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-  """Raises FileNotFoundError, or ValueError if it holds no JSON object."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} should hold an object")
-  return value
 
 
 def read(folder: Path) -> dict[str, TensorInfo]:
@@ -344,19 +334,6 @@ def summarize(names: Sequence[str], most: int = 3) -> str:
   return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-  """Write to the path that this gives: the file takes its name only once it is whole and on the disk, and is removed if that fails."""
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    yield part
-    with open(part, "rb+") as f:
-      os.fsync(f.fileno())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
 def write_safetensors(
   path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
@@ -376,11 +353,6 @@ def write_safetensors(
     f.write(len(text).to_bytes(8, "little") + text)
     for array in tensors.values():
       f.write(np.ascontiguousarray(array).data)
-
-
-def write_text(path: Path, text: str) -> None:
-  with atomic_write(path) as part:
-    part.write_text(text, encoding="utf-8")
 
 
 def write(
