@@ -233,7 +233,8 @@ def respond(
   from tinyformer.generation import engine
   from tinyformer.generation.generation_config import GenerationConfig
 
-  tokenizer, settings = tokenization.load(folder, model.vocab_size), GenerationConfig.read(folder)
+  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
+  settings = GenerationConfig.read(folder)
   if args.beams:
     settings = settings._replace(num_beams=args.beams)
 
@@ -273,7 +274,7 @@ def answers(args: argparse.Namespace, folder: Path, texts: list[str]) -> Iterato
     return map(respond(folder, model, key, args), texts)
   if task == "image-classification":
     return map(name(folder, model, args.top), texts)
-  tokenizer = tokenization.load(folder, model.vocab_size)
+  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
   encoder = Encoder(model, tokenizer, key)
   if task == "feature-extraction":
     return iter([compare(encoder, texts)])

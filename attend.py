@@ -78,7 +78,7 @@ def observe(args: argparse.Namespace, folder: Path, prompt: str):
   from tinyformer import checkpoints
   from tinyformer.interpret import inspection
   from tinyformer.interpret.recorder import Recorder
-  from tinyformer.tokenization import load
+  from tinyformer.tokenization import load_tokenizer
 
   recorder = Recorder()
   model = checkpoints.load_module(folder, args.dtype, attention_fn=recorder)
@@ -93,7 +93,7 @@ def observe(args: argparse.Namespace, folder: Path, prompt: str):
       if not Path(prompt).is_file():
         raise cli.Usage(f"there is no file {prompt}: this model looks at pictures")
       return inspection.of_picture(model, recorder, folder, prompt)
-    tokenizer = load(folder, model.vocab_size)
+    tokenizer = load_tokenizer(folder, model.vocab_size)
     if model.task == "text2text-generation":
       return inspection.of_pair(model, tokenizer, recorder, folder, prompt, args.target, args.last)
     return inspection.of_text(model, tokenizer, recorder, prompt, args.last)

@@ -104,7 +104,7 @@ class Writer:
     model = checkpoints.load_module(folder, args.dtype)
     if model.task != "text-generation":
       raise cli.Usage(f"{args.model} does not write on from a text: ask.py runs it")
-    self.args, self.tokenizer = args, tokenization.load(folder, model.vocab_size)
+    self.args, self.tokenizer = args, tokenization.load_tokenizer(folder, model.vocab_size)
     config = (folder / "config.json").read_text(encoding="utf-8")
     self.reader = engine.Engine(
       model,

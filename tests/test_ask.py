@@ -288,7 +288,7 @@ def test_an_encoder_decoder_writes_its_answer(capsys, t5):
   from tinyformer.generation.generation_config import GenerationConfig
 
   status, out, err = run(capsys, "-m", t5, "-n", "9", "-b", "2", "a red house")
-  tokenizer = tokenization.load(t5)
+  tokenizer = tokenization.load_tokenizer(t5)
   want = generate_seq2seq(
     checkpoints.load_module(t5),
     tokenizer.single(tokenizer.encode("a red house")),

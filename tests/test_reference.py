@@ -367,7 +367,7 @@ def test_wordpiece_is_theirs(tmp_path, lower, strip):
   reference = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
   reference.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower, strip_accents=strip)
   reference.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  ours = WordPiece(vocab, lower, None if strip is None else not strip)
+  ours = WordPiece(vocab, lower, strip_accents=strip)
   for i in range(0, len(text), 1000):
     assert ours.encode(text[i : i + 1000]) == reference.encode(text[i : i + 1000]).ids, repr(
       text[i : i + 1000]

@@ -168,7 +168,7 @@ def test_its_greedy_text_is_the_naive_ones_and_a_story(story):
   ids = [t for [t] in generate(Engine(checkpoints.load_module(folder)), [1], 200, temperature=0)]
   assert ids == naive(sizes, w, [1, *ids[:-1]])
   assert (
-    tokenization.load(folder)
+    tokenization.load_tokenizer(folder)
     .decode(ids)
     .startswith(
       "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
