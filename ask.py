@@ -300,7 +300,7 @@ def text_generator(
   from tinyformer import tokenization
   from tinyformer.generation import GenerationConfig, generate_seq2seq
 
-  tokenizer = tokenization.load(folder, model.vocab_size)
+  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
   config = GenerationConfig.read(folder)
   if args.beams:
     config = config._replace(num_beams=args.beams)
@@ -348,7 +348,7 @@ def run_task(args: argparse.Namespace, folder: Path, texts: list[str]) -> Iterat
     return map(text_generator(folder, model, key, args), texts)
   if task == "image-classification":
     return map(image_classifier(folder, model, args.top), texts)
-  tokenizer = tokenization.load(folder, model.vocab_size)
+  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
   encoder = Encoder(model, tokenizer, key)
   if task == "feature-extraction":
     return iter([compare_texts(encoder, texts)])

@@ -70,18 +70,18 @@ def check_output_files(args: argparse.Namespace) -> None:
   """Raise Usage if a file cannot be written, before anything is computed."""
   for path in (args.html, args.png):
     if path and path.is_dir():
-      raise cli.Usage(f"{path} is a folder: pass the name of a file")
+      raise cli.UsageError(f"{path} is a folder: pass the name of a file")
     if path and not path.parent.is_dir():
-      raise cli.Usage(
+      raise cli.UsageError(
         f"the folder {path.parent} does not exist: create it with mkdir -p, or pass another path"
       )
   if args.png and args.png == args.html:
-    raise cli.Usage(f"--png and --html are both {args.png}: pass two different files")
+    raise cli.UsageError(f"--png and --html are both {args.png}: pass two different files")
   if args.png:
     try:
       import tinyformer.interpret.figure  # noqa: F401
     except ImportError as e:
-      raise cli.Usage(str(e)) from e
+      raise cli.UsageError(str(e)) from e
 
 
 def inspect(args: argparse.Namespace, folder: Path, prompt: str):
@@ -92,7 +92,7 @@ def inspect(args: argparse.Namespace, folder: Path, prompt: str):
   from tinyformer import checkpoints
   from tinyformer.interpret import inspection
   from tinyformer.interpret.recorder import Recorder
-  from tinyformer.tokenization import load
+  from tinyformer.tokenization import load_tokenizer
 
   recorder = Recorder()
   model = checkpoints.load_module(folder, args.dtype, attention_fn=recorder)
@@ -100,22 +100,22 @@ def inspect(args: argparse.Namespace, folder: Path, prompt: str):
   name = args.model or "tiny"
   is_encoder_decoder = model.task == "text2text-generation"
   if args.target is not None and not is_encoder_decoder:
-    raise cli.Usage(f"{name} is not an encoder-decoder: omit --target")
+    raise cli.UsageError(f"{name} is not an encoder-decoder: omit --target")
   if args.picture and model.task != "image-classification":
-    raise cli.Usage(f"{name} reads text, not images: use -p instead of --picture")
+    raise cli.UsageError(f"{name} reads text, not images: use -p instead of --picture")
   try:
     if model.task == "image-classification":
       if args.last:
-        raise cli.Usage("--last applies to texts, but this model reads images: omit --last")
+        raise cli.UsageError("--last applies to texts, but this model reads images: omit --last")
       if not Path(prompt).is_file():
-        raise cli.Usage(f"the file {prompt} does not exist: this model reads an image file")
+        raise cli.UsageError(f"the file {prompt} does not exist: this model reads an image file")
       return inspection.inspect_image(recorded, prompt)
-    recorded = recorded._replace(tokenizer=load(folder, model.vocab_size))
+    recorded = recorded._replace(tokenizer=load_tokenizer(folder, model.vocab_size))
     if is_encoder_decoder:
       return inspection.inspect_pair(recorded, prompt, args.target, args.last)
     return inspection.inspect_text(recorded, prompt, args.last)
   except (inspection.TooLongError, ImportError) as e:
-    raise cli.Usage(str(e)) from e
+    raise cli.UsageError(str(e)) from e
 
 
 def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[str]:
@@ -146,12 +146,14 @@ def check_layer_and_head(inspection, layer: int | None, head: int | None) -> Non
   for axis, name, index in ((0, "layer", layer), (1, "head", head)):
     count = max(m.weights.shape[axis] for m in inspection.maps)
     if index is not None and index >= count:
-      raise cli.Usage(f"--{name} {index} does not exist: this model has {name}s 0 to {count - 1}")
+      raise cli.UsageError(
+        f"--{name} {index} does not exist: this model has {name}s 0 to {count - 1}"
+      )
 
 
 def write_page(inspection, args: argparse.Namespace) -> None:
   """Write the HTML page."""
-  from tinyformer.checkpoints.safetensors import write_text
+  from tinyformer.files import write_text
   from tinyformer.interpret.labels import printable
   from tinyformer.interpret.page import page_data, render_page
 

@@ -123,13 +123,13 @@ def main(argv: list[str] | None = None) -> int:
   device = select_device(args.device)
   from tinyformer import checkpoints
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-  from tinyformer.training.documents import train_val_split, read_documents
+  from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder, args.dtype)
   stride = args.stride or max(1, model.context // 2)
   if stride > model.context:
-    raise cli.Usage(f"a stride of {stride} leaves tokens out: the context is {model.context}")
+    raise cli.UsageError(f"a stride of {stride} leaves tokens out: the context is {model.context}")
   documents = read_documents(args.data)
   if args.val_seed is not None:
     documents = train_val_split(documents, args.val_seed, args.val_fraction)[1]

@@ -143,7 +143,7 @@ class TextGenerator:
         f"{args.model} is a model for {model.task}, not for text-generation: use ask.py"
       )
     self.args = args
-    self.tokenizer = tokenization.load(folder, model.vocab_size)
+    self.tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
     config = (folder / "config.json").read_text(encoding="utf-8")
     self.engine = Engine(
       model,
@@ -309,7 +309,7 @@ def list_models() -> None:
   from tinyformer.checkpoints import hub
 
   local = hub.local()
-  for name in [*local, *(name for name in hub.SHORT if name not in local)]:
+  for name in [*local, *(name for name in hub.SHORT_NAMES if name not in local)]:
     write_stdout(f"{name}\n")
 
 

@@ -161,7 +161,7 @@ def agree(args: argparse.Namespace, source: str, **sizes: int) -> None:
   """The arguments take these values. Raises Usage where another one was given."""
   for name, size in sizes.items():
     if name in args.given and getattr(args, name) != size:
-      raise cli.Usage(f"{source} has --{name} {size}, not {getattr(args, name)}")
+      raise cli.UsageError(f"{source} has --{name} {size}, not {getattr(args, name)}")
     setattr(args, name, size)
 
 
@@ -177,7 +177,7 @@ def make(args: argparse.Namespace, learn: list[str]):
   if args.resume:
     return gpt2.load(args.out / "last", **parts), BytePairEncoding.load(args.out), None
   if args.init and "tokens" in args.given:
-    raise cli.Usage("--init brings its own vocabulary: leave --tokens out")
+    raise cli.UsageError("--init brings its own vocabulary: leave --tokens out")
   source = (
     cli.find_model(args, args.init or args.tokens, bool(args.init))
     if args.init or args.tokens not in ("bpe", "characters")
@@ -193,7 +193,7 @@ def make(args: argparse.Namespace, learn: list[str]):
     )
   if args.init and source:
     if (kind := Config.read(source).get("model_type")) != "gpt2":
-      raise cli.Usage(f"--init {args.init} is a {kind}, only a gpt2 can be taught here")
+      raise cli.UsageError(f"--init {args.init} is a {kind}, only a gpt2 can be taught here")
     model = gpt2.load(source, **parts)
     if len(tokenizer) > model.vocab_size:
       raise ValueError(
@@ -210,7 +210,9 @@ def make(args: argparse.Namespace, learn: list[str]):
     if "context" not in args.given:
       args.context = model.context
     if args.context > model.context:
-      raise cli.Usage(f"--init {args.init} sees {model.context} tokens at once, not {args.context}")
+      raise cli.UsageError(
+        f"--init {args.init} sees {model.context} tokens at once, not {args.context}"
+      )
   else:
     if args.tokens != "bpe":
       agree(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
@@ -245,22 +247,22 @@ def begin(args: argparse.Namespace, text: str) -> dict[str, Any]:
       for n in ("training.safetensors", "model.safetensors", "config.json", "vocab.json")
       if (args.out / n).exists()
     ]:
-      raise cli.Usage(
+      raise cli.UsageError(
         f"{args.out} holds {there[0]}: "
         + ("go on with --resume, or " if file.exists() else "")
         + "name another folder with -o"
       )
     return {"step": 0, "best": math.inf, "recent": [], "text": text}
   if not file.exists():
-    raise cli.Usage(f"--resume: {file} is not there")
+    raise cli.UsageError(f"--resume: {file} is not there")
   saved = json.loads(safetensors.read_metadata(file)["training"])
   if saved["text"] != text:
-    raise cli.Usage("--resume: this is not the text that the run began with")
+    raise cli.UsageError("--resume: this is not the text that the run began with")
   for name, value in saved["settings"].items():
     if name in ("eval_interval", "sample", "dtype") and name in args.given:
       continue
     if name in args.given and getattr(args, name) != value:
-      raise cli.Usage(f"--resume: the run began with --{name.replace('_', '-')} {value}")
+      raise cli.UsageError(f"--resume: the run began with --{name.replace('_', '-')} {value}")
     setattr(args, name, value)
   return saved
 
@@ -272,21 +274,22 @@ def main(argv: list[str] | None = None) -> int:
 
   from models import gpt2
   from tinyformer.checkpoints import safetensors
+  from tinyformer.files import write_text
   from tinyformer.generation import Engine, generate
   from tinyformer.kernels.cross_entropy import loss
-  from tinyformer.training.batches import sample_batch, inputs_and_targets, eval_batches, windows
-  from tinyformer.training.documents import train_val_split, read_documents
+  from tinyformer.training.batches import eval_batches, inputs_and_targets, sample_batch, windows
+  from tinyformer.training.documents import read_documents, train_val_split
   from tinyformer.training.trainer import Trainer
 
   out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
   if args.precision == "float16":
-    raise cli.Usage(
+    raise cli.UsageError(
       "--precision float16 would lose small gradients, which bfloat16 does not: take that"
     )
   documents = read_documents(args.data)
   state = begin(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
   if args.batch % args.devices:
-    raise cli.Usage(
+    raise cli.UsageError(
       f"a batch of {args.batch} cannot be shared by {args.devices} devices: make --batch a multiple"
     )
   learn, held = train_val_split(documents, args.seed, args.val_fraction)
@@ -420,7 +423,7 @@ def main(argv: list[str] | None = None) -> int:
               lambda _: True,
             )
           )
-        safetensors.write_text(log, "\n".join(lines) + "\n")
+        write_text(log, "\n".join(lines) + "\n")
         pictured = plot_loss.picture(lines, out / "loss.png")
         save()
         begun, first = time.monotonic(), step

@@ -212,8 +212,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   select_device(args.device)
   import evaluate
-  from tinyformer import checkpoints
-  from tinyformer.checkpoints import safetensors
+  from tinyformer import checkpoints, files
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
   from tinyformer.training.documents import read_documents, train_val_split
 
@@ -259,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
       "tokens": num_tokens,
       "documents": len(val),
     }
-    safetensors.write_text(args.out, json.dumps(results, indent=2) + "\n")
+    files.write_text(args.out, json.dumps(results, indent=2) + "\n")
   return 0
 
 

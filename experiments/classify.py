@@ -57,10 +57,10 @@ class Task(NamedTuple):
 def read_lines(path: Path) -> list[str]:
   """Return the nonempty lines of a UTF-8 or Latin-1 file in lower case.
 
-  Raises cli.Usage if the file does not exist.
+  Raises cli.UsageError if the file does not exist.
   """
   if not path.exists():
-    raise cli.Usage(
+    raise cli.UsageError(
       f"{path} does not exist: --data must be a folder with "
       "rt-polarity/ (Pang & Lee 2005: rt-polarity.pos, rt-polarity.neg) and "
       "trec/ (Li & Roth 2002: TREC.train.all, TREC.test.all)"

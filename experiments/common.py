@@ -83,7 +83,7 @@ def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
 class Experiment:
   """The output folder of an experiment: results.json, checkpoints of unfinished runs, the figure.
 
-  The constructor also selects the device. It raises cli.Usage if the folder holds results of
+  The constructor also selects the device. It raises cli.UsageError if the folder holds results of
   other settings, or files but no results.json.
   """
 
@@ -103,7 +103,7 @@ class Experiment:
     }
     self.out.mkdir(parents=True, exist_ok=True)
     if not self.file.exists() and any(self.out.iterdir()):
-      raise cli.Usage(
+      raise cli.UsageError(
         f"{self.out} contains files but no results.json: choose another folder with -o"
       )
     if args.fresh:
@@ -111,7 +111,7 @@ class Experiment:
         old.unlink(missing_ok=True)
     saved = json.loads(self.file.read_text()) if self.file.exists() else {}
     if saved and saved.get("settings") != settings:
-      raise cli.Usage(
+      raise cli.UsageError(
         f"{self.out} contains results of other settings: "
         "choose another folder with -o, or start again with --fresh"
       )

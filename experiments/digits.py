@@ -101,7 +101,7 @@ def load_digits(folder: Path, download: bool) -> Digits:
   """Load MNIST from a folder, or download it.
 
   If the folder contains only the 10,000 test images, a random 9,000 of them (seed 0) are the
-  training set and the other 1,000 the test set. Raises cli.Usage if it contains neither split, and
+  training set and the other 1,000 the test set. Raises cli.UsageError if it contains neither split, and
   RuntimeError if the download fails.
   """
   if download:
@@ -113,7 +113,7 @@ def load_digits(folder: Path, download: bool) -> Digits:
   test = find_split(folder, "t10k")
   train = find_split(folder, "train")
   if test is None:
-    raise cli.Usage(
+    raise cli.UsageError(
       f"{folder} does not contain t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte (or .gz): "
       "choose the folder of MNIST's four files with --data, or use --download"
     )

@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizers.setdefault(shape.vocab_size, out)
     log = list(csv.DictReader((out / "log.csv").open()))
     if log[-1]["step"] != str(steps):
-      raise cli.Usage(
+      raise cli.UsageError(
         f"{out} contains a run of {log[-1]['step']} steps, not {steps}: "
         "choose another folder with -o"
       )

@@ -18,7 +18,7 @@ from tinygrad import Tensor
 
 from experiments import common
 from tinyformer import cli
-from tinyformer.checkpoints.safetensors import write_text
+from tinyformer.files import write_text
 from tinyformer.generation import generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
 from tinyformer.kernels.attention import attention
@@ -123,11 +123,11 @@ class Translator(Transformer):
 def read_sentences(folder: Path, name: str) -> list[str]:
   """Return the lines of a file of Multi30k, which may be gzipped.
 
-  Raises cli.Usage if the file does not exist, and ValueError if it is damaged.
+  Raises cli.UsageError if the file does not exist, and ValueError if it is damaged.
   """
   path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
   if path is None:
-    raise cli.Usage(
+    raise cli.UsageError(
       f"neither {folder / name} nor {name}.gz exists: --data must be the folder of the raw files "
       "of Multi30k's task 1: train, val and test_2016_flickr, each .de and .en"
     )

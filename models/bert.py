@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tinygrad import Tensor, nn
 
-from models.heads import LEFT, Vectors, for_config
 from models.heads import KEY_MAP as HEADS
+from models.heads import LEFT, Vectors, for_config
 from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed
@@ -20,9 +20,9 @@ from transformer import (
   Linear,
   MultiHeadAttention,
   attention,
+  materialize,
   padding_mask,
   post_norm,
-  materialize,
 )
 
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection
 from tinygrad import Tensor, nn
 
 from layers.positions import distances, signed_bucket
-from models.heads import LEFT, Vectors, for_config
 from models.heads import KEY_MAP as HEADS
+from models.heads import LEFT, Vectors, for_config
 from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed, to_float32
-from transformer import Block, FeedForward, Linear, attention, padding_mask, materialize
+from transformer import Block, FeedForward, Linear, attention, materialize, padding_mask
 
 LAYER, OUR = r"deberta.encoder.layer.\1.", r"blocks\.(\d+)\."
 KEY_MAP = KeyMap(

@@ -16,8 +16,8 @@ from transformer import (
   Linear,
   MultiHeadAttention,
   attention,
-  pre_norm,
   materialize,
+  pre_norm,
 )
 
 KEY_MAP = KeyMap(

@@ -249,7 +249,7 @@ def t5(tmp_path_factory):
 
 def test_an_encoder_decoder_prints_the_generated_text(capsys, t5):
   status, out, err = run(capsys, "-m", t5, "-n", "9", "-b", "2", "a red house")
-  tokenizer = tokenization.load(t5)
+  tokenizer = tokenization.load_tokenizer(t5)
   ids = tokenizer.single(tokenizer.encode("a red house"))
   config = GenerationConfig.read(t5)._replace(num_beams=2)
   expected = generate_seq2seq(checkpoints.load_module(t5), ids, config, 9)

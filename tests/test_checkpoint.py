@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from tinyformer import files
 from tinyformer.checkpoints import safetensors
 
 ARRAYS = {
@@ -108,10 +109,10 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
   path = tmp_path / "x"
   path.write_text("old")
   for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
-    with pytest.raises((KeyboardInterrupt, OSError)), safetensors.atomic_write(path) as part:
+    with pytest.raises((KeyboardInterrupt, OSError)), files.atomic_write(path) as part:
       part.write_text("half")
       raise error
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
-  with safetensors.atomic_write(path) as part:
+  with files.atomic_write(path) as part:
     part.write_text("new")
   assert path.read_text() == "new" and os.listdir(tmp_path) == ["x"]

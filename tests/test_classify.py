@@ -106,5 +106,5 @@ def test_questions_use_the_official_test_set(tmp_path):
 
 
 def test_missing_data_raise_an_error_that_names_the_expected_files(tmp_path):
-  with pytest.raises(cli.Usage, match=r"rt-polarity\.pos.*TREC\.train\.all"):
+  with pytest.raises(cli.UsageError, match=r"rt-polarity\.pos.*TREC\.train\.all"):
     read_lines(tmp_path / "rt-polarity" / "rt-polarity.neg")

@@ -104,7 +104,7 @@ def test_with_training_files_all_test_images_are_the_test_set(tmp_path):
 
 
 def test_an_empty_folder_raises_an_error_that_names_the_expected_files(tmp_path):
-  with pytest.raises(cli.Usage, match=r"t10k-images-idx3-ubyte.*--download"):
+  with pytest.raises(cli.UsageError, match=r"t10k-images-idx3-ubyte.*--download"):
     load_digits(tmp_path, False)
 
 

@@ -3,7 +3,7 @@ import lzma
 
 import pytest
 
-from tinyformer.training.documents import train_val_split, read_documents
+from tinyformer.training.documents import read_documents, train_val_split
 
 
 def test_text_is_read_from_files_folders_and_archives(tmp_path):

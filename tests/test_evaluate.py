@@ -206,5 +206,5 @@ def test_the_command(tmp_path, capsys):
 
 def test_a_stride_that_leaves_tokens_out_is_a_usage_error(tmp_path):
   (tmp_path / "a.txt").write_text("Once")
-  with pytest.raises(cli.Usage, match="context is 256"):
+  with pytest.raises(cli.UsageError, match="context is 256"):
     evaluate.main([str(tmp_path / "a.txt"), "--stride", "257"])

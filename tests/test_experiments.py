@@ -98,9 +98,9 @@ def test_a_seed_gives_equal_results_alone_and_after_another_run(uninterrupted_ru
 def test_a_finished_run_is_read_from_the_results(tmp_path):
   assert experiment(tmp_path).run_once("a", lambda: [1, 2]) == [1, 2]
   assert experiment(tmp_path).run_once("a", lambda: pytest.fail("computed again")) == [1, 2]
-  with pytest.raises(cli.Usage, match="--fresh"):
+  with pytest.raises(cli.UsageError, match="--fresh"):
     experiment(tmp_path, "--seed", "1")
-  with pytest.raises(cli.Usage, match="--fresh"):
+  with pytest.raises(cli.UsageError, match="--fresh"):
     experiment(tmp_path, "--quick")
   assert experiment(tmp_path, "--seed", "1", "--fresh").run_once("a", lambda: 3) == 3
 
@@ -108,7 +108,7 @@ def test_a_finished_run_is_read_from_the_results(tmp_path):
 def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path):
   (tmp_path / "model.safetensors").write_text("weights")
   for options in ([], ["--fresh"]):
-    with pytest.raises(cli.Usage, match=r"contains files but no results\.json"):
+    with pytest.raises(cli.UsageError, match=r"contains files but no results\.json"):
       experiment(tmp_path, *options)
   assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
 

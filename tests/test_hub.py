@@ -145,7 +145,7 @@ def test_openais_models_are_four_files(served):
 @pytest.mark.parametrize(
   "names",
   [
-    *hub.SETS,
+    *hub.PROCESSOR_FILES,
     ("tokenizer.model", "tokenizer_config.json", "generation_config.json"),
     ("tokenizer.json", "vocab.txt"),
   ],
@@ -161,7 +161,7 @@ def test_one_set_of_a_tokenizers_files_is_enough(served, names):
     "config.json",
     "model.safetensors",
     *names,
-  } - unneeded and hub.whole(folder)
+  } - unneeded and hub.is_complete(folder)
   served.shutdown()
   assert hub.find("someone/model") == folder
 
@@ -185,7 +185,7 @@ def test_shards_are_downloaded(served):
   folder = hub.find("someone/model")
   assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes() == data
   (folder / "b.safetensors").unlink()
-  assert not hub.whole(folder) and hub.whole(hub.find("someone/model"))
+  assert not hub.is_complete(folder) and hub.is_complete(hub.find("someone/model"))
 
 
 def test_an_index_cannot_name_a_file_outside(served):
@@ -215,7 +215,7 @@ def test_a_later_run_goes_on_where_one_broke_off(served, monkeypatch):
   folder = hub.WEIGHTS / "someone--model"
   assert (
     not (folder / "model.safetensors").exists()
-    and not hub.whole(folder)
+    and not hub.is_complete(folder)
     and (folder / "model.safetensors.part").stat().st_size == 5000
   )
   assert (
@@ -317,7 +317,7 @@ def test_a_disk_that_fills_up_leaves_nothing_that_counts_as_whole(served, monkey
   )
   with pytest.raises(OSError, match="No space left"):
     hub.find("someone/model")
-  assert not hub.whole(hub.WEIGHTS / "someone--model")
+  assert not hub.is_complete(hub.WEIGHTS / "someone--model")
   monkeypatch.undo()
 
 
@@ -357,7 +357,7 @@ def test_the_users_hugging_face_cache_is_read(served, tmp_path, monkeypatch):
   snapshot = in_cache(tmp_path, "someone/model", "abc123")
   assert hub.find("someone/model") == snapshot and not served.seen
   pinned = in_cache(
-    tmp_path, "openai-community/gpt2", hub.PINS["openai-community/gpt2"], main=False
+    tmp_path, "openai-community/gpt2", hub.REVISIONS["openai-community/gpt2"], main=False
   )
   assert hub.find("gpt2") == pinned and not served.seen
   monkeypatch.delenv("HF_HUB_CACHE")

@@ -73,7 +73,7 @@ def test_the_command_draws_a_log(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(plot_loss, "picture", lambda *what: drawn.append(what) or len(drawn) == 1)
   assert main("-o", "a.png", "--points", "b=1:2", "--points", "c=3:4,5:6") == 0
   assert drawn[0] == (LOG, Path("a.png"), [("b", [1], [2]), ("c", [3, 5], [4, 6])])
-  with pytest.raises(cli.Usage, match="plot"):
+  with pytest.raises(cli.UsageError, match="plot"):
     main("-o", "a.png")  # no matplotlib
   for wrong, said in (
     ("step\n", "has no losses"),
@@ -81,8 +81,8 @@ def test_the_command_draws_a_log(tmp_path, capsys, monkeypatch):
     ("step\na,b,c,d\n", "is no log"),
   ):
     (tmp_path / "log.csv").write_text(wrong)
-    with pytest.raises(cli.Usage, match=said):
+    with pytest.raises(cli.UsageError, match=said):
       main()
   (tmp_path / "log.csv").unlink()
-  with pytest.raises(cli.Usage, match="cannot be read"):
+  with pytest.raises(cli.UsageError, match="cannot be read"):
     main()

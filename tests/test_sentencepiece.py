@@ -1,3 +1,8 @@
+"""Test SentencePiece: BPE and unigram segmentation, normalizers, and loading of model files.
+
+The model files are written here, because the package sentencepiece is not a requirement.
+"""
+
 import itertools
 import json
 import struct
@@ -9,18 +14,19 @@ from hypothesis import strategies as st
 from tinyformer import tokenization
 from tinyformer.tokenization import normalizers
 from tinyformer.tokenization.byte_level_bpe import Stream
+from tinyformer.tokenization.normalizers import NormalizedString
 from tinyformer.tokenization.sentencepiece import (
-  BYTES,
+  BPE,
+  BYTE_TOKENS,
   CONTROL,
   NORMAL,
+  UNIGRAM,
   UNKNOWN,
   SentencePiece,
+  apply_merges,
+  unigram_segmenter,
   viterbi,
-  merge,
-  unigram,
 )
-
-# sentencepiece's own file, written by hand
 
 BYTE = 6
 
@@ -29,30 +35,34 @@ def varint(n):
   return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + varint(n >> 7)
 
 
-def field(number, value):
-  return (
-    varint(number * 8) + varint(value)
-    if isinstance(value, int)
-    else varint(number * 8 + 2) + varint(len(value)) + value
-  )
+def protobuf_field(number, value):
+  if isinstance(value, int):
+    return varint(number * 8) + varint(value)
+  return varint(number * 8 + 2) + varint(len(value)) + value
 
 
-def piece(word, score, kind):
-  return field(1, field(1, word.encode()) + b"\x15" + struct.pack("<f", score) + field(3, kind))
+def protobuf_piece(text, score, kind):
+  score_field = b"\x15" + struct.pack("<f", score)
+  return protobuf_field(1, protobuf_field(1, text.encode()) + score_field + protobuf_field(3, kind))
 
 
-def model(pieces, kind, charsmap=b"", fallback=0, unknown=0, tidy=1):
-  return (
-    b"".join(piece(*p) for p in pieces)
-    + field(2, field(3, kind) + field(35, fallback) + field(40, unknown))
-    + field(3, field(2, charsmap) + field(3, 1) + field(4, tidy))
-  )
+def protobuf_model(
+  entries, model_type, charsmap=b"", byte_fallback=0, unk_id=0, remove_extra_whitespaces=1
+):
+  trainer = protobuf_field(3, model_type)
+  trainer += protobuf_field(35, byte_fallback) + protobuf_field(40, unk_id)
+  normalizer = protobuf_field(2, charsmap) + protobuf_field(3, 1)
+  normalizer += protobuf_field(4, remove_extra_whitespaces)
+  vocab = b"".join(protobuf_piece(*entry) for entry in entries)
+  return vocab + protobuf_field(2, trainer) + protobuf_field(3, normalizer)
 
 
-def charsmap(table):
-  """A double-array trie, each node's children in a block of 256 of their own."""
-  units, texts, nodes = {0: 0}, b"", [(0, b"")]
-  for n, (node, key) in enumerate(nodes):  # grows as it goes
+def make_charsmap(table):
+  """Return a double-array trie in which each node's children have a block of 256 units."""
+  units = {0: 0}
+  texts = b""
+  nodes = [(0, b"")]
+  for n, (node, key) in enumerate(nodes):
     base = 256 * (n + 1)
     units[node] |= (node ^ base) << 10
     if key in table:
@@ -61,30 +71,26 @@ def charsmap(table):
       texts += table[key].encode() + b"\0"
     for c in sorted({k[len(key)] for k in table if k.startswith(key) and k != key}):
       units[base ^ c] = c
+      # The loop over `nodes` includes this new node.
       nodes.append((base ^ c, key + bytes([c])))
-  size = 4 * (max(units) + 1)
-  return (
-    struct.pack("<I", size)
-    + b"".join(struct.pack("<I", units.get(n, 0)) for n in range(size // 4))
-    + texts
-  )
+  num_units = max(units) + 1
+  trie = b"".join(struct.pack("<I", units.get(n, 0)) for n in range(num_units))
+  return struct.pack("<I", 4 * num_units) + trie + texts
 
 
 SPECIALS = [("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL)]
-LLAMA = model(
+LLAMA_TOKENS = ["ab", "▁t", "he", "▁the", "abab", "▁▁", "bc", *"▁theabcq"]
+LLAMA = protobuf_model(
   [
     *SPECIALS,
-    *((b, 0, BYTE) for b in BYTES),
-    *(
-      (w, -n, NORMAL)
-      for n, w in enumerate(["ab", "▁t", "he", "▁the", "abab", "▁▁", "bc", *"▁theabcq"])
-    ),
+    *((token, 0, BYTE) for token in BYTE_TOKENS),
+    *((token, -n, NORMAL) for n, token in enumerate(LLAMA_TOKENS)),
   ],
-  2,
-  fallback=1,
-  tidy=0,
+  BPE,
+  byte_fallback=1,
+  remove_extra_whitespaces=0,
 )
-WORDS = [
+TOKENS = [
   ("▁the", -2, NORMAL),
   ("▁", -3, NORMAL),
   ("t", -4, NORMAL),
@@ -97,27 +103,40 @@ WORDS = [
   ("1", -4, NORMAL),
   ("/2", -4, NORMAL),
 ]
-T5 = model(
-  [("<pad>", 0, CONTROL), ("</s>", 0, CONTROL), ("<unk>", 0, UNKNOWN), *WORDS],
-  1,
-  charsmap({"e\u0301".encode(): "é", "½".encode(): "1/2", b"\t": " ", b"\x07": ""}),
-  unknown=2,
+T5 = protobuf_model(
+  [("<pad>", 0, CONTROL), ("</s>", 0, CONTROL), ("<unk>", 0, UNKNOWN), *TOKENS],
+  UNIGRAM,
+  charsmap=make_charsmap({"e\u0301".encode(): "é", "½".encode(): "1/2", b"\t": " ", b"\x07": ""}),
+  unk_id=2,
 )
 
 
 @pytest.fixture
-def saved(tmp_path):
+def load_files(tmp_path):
   def load(file, content, **more):
     for name, data in {file: content, **more}.items():
-      (tmp_path / name).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    return tokenization.load(tmp_path)
+      encoded = data if isinstance(data, bytes) else json.dumps(data).encode()
+      (tmp_path / name).write_bytes(encoded)
+    return tokenization.load_tokenizer(tmp_path)
 
   return load
 
 
-# the two ways to cut
+# Segmentation by Viterbi and by BPE
 
 TEXT = st.text(alphabet="abc", max_size=9)
+
+
+def all_segmentations(text, tokens):
+  """Return all ways to split a text into tokens and single characters."""
+  if not text:
+    return [[]]
+  return [
+    [text[:n], *rest]
+    for n in range(1, len(text) + 1)
+    if n == 1 or text[:n] in tokens
+    for rest in all_segmentations(text[n:], tokens)
+  ]
 
 
 @given(
@@ -127,29 +146,18 @@ TEXT = st.text(alphabet="abc", max_size=9)
   ),
 )
 @settings(deadline=None)
-def test_the_likeliest_cut_is_the_best_of_all(word, scores):
-  unknown = min(scores.values(), default=0) - 10
+def test_viterbi_finds_the_segmentation_with_the_highest_score(text, scores):
+  unk_score = min(scores.values(), default=0) - 10
 
-  def cuts(word):
-    return (
-      [
-        [word[:n], *rest]
-        for n in range(1, len(word) + 1)
-        if n == 1 or word[:n] in scores
-        for rest in cuts(word[n:])
-      ]
-      if word
-      else [[]]
-    )
+  def total(tokens):
+    return sum(scores.get(token, unk_score) for token in tokens)
 
-  def score(pieces):
-    return sum(scores.get(p, unknown) for p in pieces)
-
-  got = unigram(scores, unknown)(word)
-  assert "".join(got) == word and score(got) == max(map(score, cuts(word)))
+  actual = unigram_segmenter(scores, unk_score)(text)
+  assert "".join(actual) == text
+  assert total(actual) == max(map(total, all_segmentations(text, scores)))
 
 
-def test_of_equal_cuts_the_last_piece_is_the_longest():
+def test_viterbi_prefers_a_long_last_token_among_equal_scores():
   assert viterbi("aaa", {"a": -1, "aa": -1}, -9) == ["a", "aa"]
 
 
@@ -158,170 +166,138 @@ def test_of_equal_cuts_the_last_piece_is_the_longest():
   st.permutations([a + b for a, b in itertools.product(["a", "b", "c", "ab", "bc"], repeat=2)]),
 )
 @settings(deadline=None)
-def test_merges_are_those_of_the_definition(word, order):
+def test_merges_equal_naive_bpe(text, order):
   def rank(a, b):
     return order.index(a + b) if a + b in order else None
 
-  symbols = list(word)
-  while pairs := [
-    (r, n) for n, (a, b) in enumerate(zip(symbols, symbols[1:])) if (r := rank(a, b)) is not None
-  ]:
-    n = min(pairs)[1]
+  symbols = list(text)
+  while True:
+    ranks = [(rank(a, b), n) for n, (a, b) in enumerate(itertools.pairwise(symbols))]
+    mergeable = [(r, n) for r, n in ranks if r is not None]
+    if not mergeable:
+      break
+    _, n = min(mergeable)
     symbols[n : n + 2] = [symbols[n] + symbols[n + 1]]
-  assert merge(list(word), rank) == symbols
+  assert apply_merges(list(text), rank) == symbols
 
 
-# byte-pair merges: LLaMA
+# BPE models: LLaMA
 
 
-@given(st.text().filter(lambda t: "▁" not in t))
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("llama")
+  (folder / "tokenizer.model").write_bytes(LLAMA)
+  return tokenization.load_tokenizer(folder)
+
+
+@given(st.text().filter(lambda text: "▁" not in text))
 @settings(deadline=None)
-def test_decoding_gives_the_text_back(tmp_path_factory, t):
-  tokenizer = llama(tmp_path_factory)
-  spans = tokenizer.encode_with_offsets(t)
-  assert tokenizer.decode(i for i, _, _ in spans) == t
-  assert sorted({n for _, a, b in spans for n in range(a, b)}) == list(range(len(t))) and [
-    a for _, a, _ in spans
-  ] == sorted(a for _, a, _ in spans)
-  assert "".join(map(Stream(tokenizer), tokenizer.encode(t))) == (
-    " " + t if t else ""
-  )  # a stream goes on from a text: the blank stays
+def test_decoding_returns_the_encoded_text(llama, text):
+  spans = llama.encode_with_offsets(text)
+  starts = [start for _, start, _ in spans]
+  covered = {n for _, start, end in spans for n in range(start, end)}
+  assert llama.decode(i for i, _, _ in spans) == text
+  assert sorted(covered) == list(range(len(text)))
+  assert starts == sorted(starts)
+  # Streamed text continues a prompt, so the leading space remains.
+  streamed = "".join(map(Stream(llama), llama.encode(text)))
+  assert streamed == (" " + text if text else "")
 
 
-def llama(factory, known=[]):  # noqa: B006
-  if not known:
-    (folder := factory.mktemp("llama")).joinpath("tokenizer.model").write_bytes(LLAMA)
-    known.append(tokenization.load(folder))
-  return known[0]
+def test_unknown_characters_become_byte_tokens(llama):
+  text = "the abab é"
+  tokens = [llama.token(i) for i in llama.encode(text)]
+  assert tokens == [b" the", b" ", b"abab", b" ", b"\xc3", b"\xa9"]
+  offsets = [(start, end) for _, start, end in llama.encode_with_offsets(text)]
+  assert offsets == [(0, 3), (3, 4), (4, 8), (8, 9), (9, 10), (9, 10)]
+  assert llama.token(3 + ord("\n")) == b"\n"
+  assert llama.decode(llama.encode("<0x0A>")) == "<0x0A>"
 
 
-def test_what_is_no_piece_is_bytes(saved):
-  tokenizer = saved("tokenizer.model", LLAMA)
-  assert [tokenizer.token(i) for i in tokenizer.encode("the abab é")] == [
-    b" the",
-    b" ",
-    b"abab",
-    b" ",
-    b"\xc3",
-    b"\xa9",
-  ]
-  assert [(a, b) for _, a, b in tokenizer.encode_with_offsets("the abab é")] == [
-    (0, 3),
-    (3, 4),
-    (4, 8),
-    (8, 9),
-    (9, 10),
-    (9, 10),
-  ]
-  assert (
-    tokenizer.token(3 + ord("\n")) == b"\n"
-    and tokenizer.decode(tokenizer.encode("<0x0A>")) == "<0x0A>"
-  )
+def test_a_special_token_is_text_unless_requested(llama):
+  assert llama.decode(llama.encode("a</s>")) == "a</s>"
+  assert 2 not in llama.encode("a</s>")
+  assert llama.encode("a</s>", ["</s>"]) == [*llama.encode("a"), 2]
+  assert llama.decode([1, *llama.encode("a"), 2]) == "a"
 
 
-def test_a_typed_special_is_text_unless_it_is_asked_for(saved):
-  tokenizer = saved("tokenizer.model", LLAMA)
-  assert tokenizer.decode(tokenizer.encode("a</s>")) == "a</s>" and 2 not in tokenizer.encode(
-    "a</s>"
-  )
-  assert (
-    tokenizer.encode("a</s>", ["</s>"]) == [*tokenizer.encode("a"), 2]
-    and tokenizer.decode([1, *tokenizer.encode("a"), 2]) == "a"
-  )
+def test_tokenizer_config_json_selects_bos_and_eos(load_files):
+  tokenizer = load_files("tokenizer.model", LLAMA)
+  assert tokenizer.single([7]) == [1, 7]
+  assert tokenizer.end == 2
+  assert tokenizer.pad is None
+  assert tokenizer.mask is None
+  config = {"add_bos_token": False, "add_eos_token": True}
+  assert load_files("tokenizer_config.json", config).single([7]) == [7, 2]
 
 
-def test_what_stands_around_a_text_is_the_configurations(saved):
-  tokenizer = saved("tokenizer.model", LLAMA)
-  assert (tokenizer.single([7]), tokenizer.end, tokenizer.pad, tokenizer.mask) == (
-    [1, 7],
-    2,
-    None,
-    None,
-  )
-  assert saved("tokenizer_config.json", {"add_bos_token": False, "add_eos_token": True}).single(
-    [7]
-  ) == [7, 2]
+def test_a_long_text_without_spaces_is_encoded_in_subquadratic_time(llama):
+  # Each repetition becomes ab, c and q. A quadratic algorithm would take minutes.
+  assert len(llama.encode("abcq" * 25_000)) == 75_001
 
 
-def test_a_long_text_without_blanks(saved):
-  assert (
-    len(saved("tokenizer.model", LLAMA).encode("abcq" * 25_000)) == 75_001
-  )  # ab, c, q; a quadratic way would take minutes
-
-
-def test_tokenizer_json_says_the_same(saved):
-  pieces = {
-    w: n
-    for n, w in enumerate(
-      ["<unk>", "<s>", "</s>", *BYTES, *"▁theabcq", "ab", "▁t", "he", "▁the", "abab", "▁▁", "bc"]
-    )
-  }
+def test_tokenizer_json_equals_the_model_file(load_files):
+  tokens = ["<unk>", "<s>", "</s>", *BYTE_TOKENS, *"▁theabcq"]
+  tokens += ["ab", "▁t", "he", "▁the", "abab", "▁▁", "bc"]
+  specials = ["<unk>", "<s>", "</s>"]
   steps = [
     {"type": "Prepend", "prepend": "▁"},
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
   ]
-  full = {
+  content = {
     "model": {
       "type": "BPE",
-      "vocab": pieces,
+      "vocab": {token: n for n, token in enumerate(tokens)},
       "merges": ["a b", ["▁", "t"], "h e", "▁t he", "ab ab", "▁ ▁", "b c"],
       "byte_fallback": True,
       "unk_token": "<unk>",
     },
     "added_tokens": [
-      {"id": n, "content": s, "special": True} for n, s in enumerate(["<unk>", "<s>", "</s>"])
+      {"id": n, "content": token, "special": True} for n, token in enumerate(specials)
     ],
     "decoder": {"type": "Strip"},
     "normalizer": {"type": "Sequence", "normalizers": steps},
     "pre_tokenizer": None,
   }
-  old = [
-    [
-      (tokenizer.token(i), a, b)
-      for t in ("the  theabc", "é\nabab", " x")
-      for i, a, b in tokenizer.encode_with_offsets(t)
+  metaspace = {"type": "Metaspace", "prepend_scheme": "always", "split": False}
+
+  def encode(tokenizer):
+    return [
+      (tokenizer.token(i), start, end)
+      for text in ("the  theabc", "é\nabab", " x")
+      for i, start, end in tokenizer.encode_with_offsets(text)
     ]
-    for tokenizer in (
-      saved("tokenizer.model", LLAMA),
-      saved("tokenizer.json", full),
-      saved(
-        "tokenizer.json",
-        full
-        | {
-          "normalizer": None,
-          "pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "always", "split": False},
-        },
-      ),
-    )
-  ]
-  assert (
-    old[0] == old[1]
-    and old[0][-2:] == [(b"  ", 0, 1), (b"x", 1, 2)]
-    and old[2] == [*old[0][:-2], (b" ", 0, 1), (b"x", 1, 2)]
-  )  # the newer way puts no second blank before a text that begins with one
+
+  model_file = encode(load_files("tokenizer.model", LLAMA))
+  with_normalizers = encode(load_files("tokenizer.json", content))
+  content |= {"normalizer": None, "pre_tokenizer": metaspace}
+  with_metaspace = encode(load_files("tokenizer.json", content))
+  assert model_file == with_normalizers
+  assert model_file[-2:] == [(b"  ", 0, 1), (b"x", 1, 2)]
+  # Metaspace does not insert a second space before a text that begins with one.
+  assert with_metaspace == [*model_file[:-2], (b" ", 0, 1), (b"x", 1, 2)]
 
 
-# unigram models: T5, CamemBERT, DeBERTa, Marian
+# Unigram models: T5, CamemBERT, DeBERTa, Marian
 
 
-def test_t5_has_a_hundred_more_ids(saved):
-  tokenizer = saved("spiece.model", T5)
-  assert (
-    len(tokenizer) == len(WORDS) + 3 + 100
-    and tokenizer.specials["<extra_id_0>"] == len(tokenizer) - 1
-  )
-  assert (
-    tokenizer.single(tokenizer.encode("the")) == [3, 1]
-    and tokenizer.pair([7], [8])[0] == [7, 1, 8, 1]
-    and tokenizer.pad == 0
-  )
-  assert tokenizer.encode("the<extra_id_0>.", ["<extra_id_0>"]) == [3, len(tokenizer) - 1, 4, 11]
+def test_t5_has_100_sentinel_tokens(load_files):
+  tokenizer = load_files("spiece.model", T5)
+  last = len(tokenizer) - 1
+  assert len(tokenizer) == len(TOKENS) + 3 + 100
+  assert tokenizer.specials["<extra_id_0>"] == last
+  assert tokenizer.single(tokenizer.encode("the")) == [3, 1]
+  assert tokenizer.pair([7], [8])[0] == [7, 1, 8, 1]
+  assert tokenizer.pad == 0
+  assert tokenizer.encode("the<extra_id_0>.", ["<extra_id_0>"]) == [3, last, 4, 11]
 
 
-def test_characters_are_rewritten_and_known_by_where_they_stood(saved):
-  tokenizer, t = saved("spiece.model", T5), "\t the  cafe\u0301\x07 ½.\t "
-  got = [(tokenizer.token(i), t[a:b]) for i, a, b in tokenizer.encode_with_offsets(t)]
-  assert got == [
+def test_offsets_of_rewritten_characters_refer_to_the_original_text(load_files):
+  tokenizer = load_files("spiece.model", T5)
+  text = "\t the  cafe\u0301\x07 ½.\t "
+  spans = tokenizer.encode_with_offsets(text)
+  assert [(tokenizer.token(i), text[start:end]) for i, start, end in spans] == [
     (b" the", "the"),
     (b" ", "  "),
     (b"ca", "ca"),
@@ -331,98 +307,77 @@ def test_characters_are_rewritten_and_known_by_where_they_stood(saved):
     (b"/2", "½"),
     (b".", "."),
   ]
-  assert tokenizer.decode(tokenizer.encode(t)) == "the café 1/2."
+  assert tokenizer.decode(tokenizer.encode(text)) == "the café 1/2."
 
 
-def test_unknown_neighbours_are_one_token(saved):
-  assert saved("spiece.model", T5).encode_with_offsets("the xyz.") == [
-    (3, 0, 3),
-    (4, 3, 4),
-    (2, 4, 7),
-    (11, 7, 8),
-  ]
+def test_adjacent_unknown_characters_are_one_token(load_files):
+  spans = load_files("spiece.model", T5).encode_with_offsets("the xyz.")
+  assert spans == [(3, 0, 3), (4, 3, 4), (2, 4, 7), (11, 7, 8)]
 
 
-def test_camemberts_ids_are_fairseqs(saved):
-  tokenizer = saved("sentencepiece.bpe.model", model([*SPECIALS, *WORDS], 1))
-  assert (
-    tokenizer.encode("the") == [7]
-    and tokenizer.single([7]) == [5, 7, 6]
-    and tokenizer.pair([7], [8]) == ([5, 7, 6, 6, 8, 6], [0] * 6)
-  )
-  assert (
-    tokenizer.mask == (len(WORDS) + 7, "<mask>")
-    and tokenizer.pad == 1
-    and tokenizer.encode("x")[-1] == 3
-  )
-  assert tokenizer.encode("the <mask>.", ["<mask>"]) == [
-    7,
-    tokenizer.mask[0],
-    8,
-    15,
-  ]  # it takes the blank before it
+def test_camembert_uses_the_ids_of_fairseq(load_files):
+  model = protobuf_model([*SPECIALS, *TOKENS], UNIGRAM)
+  tokenizer = load_files("sentencepiece.bpe.model", model)
+  mask = len(TOKENS) + 7
+  assert tokenizer.encode("the") == [7]
+  assert tokenizer.single([7]) == [5, 7, 6]
+  assert tokenizer.pair([7], [8]) == ([5, 7, 6, 6, 8, 6], [0] * 6)
+  assert tokenizer.mask == (mask, "<mask>")
+  assert tokenizer.pad == 1
+  assert tokenizer.encode("x")[-1] == 3
+  # The mask token absorbs the space before it.
+  assert tokenizer.encode("the <mask>.", ["<mask>"]) == [7, mask, 8, 15]
 
 
-def test_debertas_mask_comes_after_its_pieces(saved):
-  tokenizer = saved(
-    "spm.model",
-    model(
-      [
-        ("[PAD]", 0, CONTROL),
-        ("[CLS]", 0, CONTROL),
-        ("[SEP]", 0, CONTROL),
-        ("[UNK]", 0, UNKNOWN),
-        *WORDS,
-      ],
-      1,
-      unknown=3,
-    ),
-  )
-  assert tokenizer.mask == (len(WORDS) + 4, "[MASK]") and tokenizer.pair([7], [8]) == (
-    [1, 7, 2, 8, 2],
-    [0, 0, 0, 1, 1],
-  )
+def test_deberta_appends_the_mask_token(load_files):
+  specials = [("[PAD]", 0, CONTROL), ("[CLS]", 0, CONTROL), ("[SEP]", 0, CONTROL)]
+  specials.append(("[UNK]", 0, UNKNOWN))
+  tokenizer = load_files("spm.model", protobuf_model([*specials, *TOKENS], UNIGRAM, unk_id=3))
+  assert tokenizer.mask == (len(TOKENS) + 4, "[MASK]")
+  assert tokenizer.pair([7], [8]) == ([1, 7, 2, 8, 2], [0, 0, 0, 1, 1])
 
 
-def test_marians_ids_are_its_own(saved):
-  vocab = {w: n for n, w in enumerate(["</s>", "<unk>", "ca", ">>deu<<", "▁the", "▁der", "<pad>"])}
-  tokenizer = saved("source.spm", model([*SPECIALS, *WORDS], 1), **{"vocab.json": vocab})
-  assert (
-    tokenizer.encode(">>deu<< the h.") == [3, 4, 1, 1, 1]
-    and tokenizer.single([4]) == [4, 0]
-    and tokenizer.decode([5, 5, 0, 6]) == "der der"
-  )
+def test_marian_takes_ids_from_vocab_json(load_files):
+  tokens = ["</s>", "<unk>", "ca", ">>deu<<", "▁the", "▁der", "<pad>"]
+  vocab = {token: n for n, token in enumerate(tokens)}
+  model = protobuf_model([*SPECIALS, *TOKENS], UNIGRAM)
+  tokenizer = load_files("source.spm", model, **{"vocab.json": vocab})
+  assert tokenizer.encode(">>deu<< the h.") == [3, 4, 1, 1, 1]
+  assert tokenizer.single([4]) == [4, 0]
+  assert tokenizer.decode([5, 5, 0, 6]) == "der der"
 
 
-# steps
+# Normalizers
 
 
-def test_tokenizers_rewrites_by_what_a_reader_sees():
+def test_replace_longest_ignores_grapheme_clusters_and_replace_graphemes_does_not():
   table = {"e\u0301": "é", "½": "1/2", "\r": " ", "\n": "_"}
+  text = NormalizedString.from_text("½e\u0301\r\n")
+  assert normalizers.replace_longest(table)(text).text == "1/2é _"
+  assert normalizers.replace_graphemes(table)(text).text == "1/2é "
 
-  def rewrite(step, t):
-    return [s for [s] in [step(normalizers.whole(t))]][0]
 
-  assert (
-    rewrite(normalizers.longest(table), "½e\u0301\r\n").text == "1/2é _"
-    and rewrite(normalizers.by_grapheme(table), "½e\u0301\r\n").text == "1/2é "
-  )
-  assert rewrite(normalizers.longest(table), "a½b")[1:] == ([0, 1, 1, 1, 2], [1, 2, 2, 2, 3])
+def test_each_replacement_character_represents_the_replaced_span():
+  normalized = normalizers.replace_longest({"½": "1/2"})(NormalizedString.from_text("a½b"))
+  assert normalized.starts == [0, 1, 1, 1, 2]
+  assert normalized.ends == [1, 2, 2, 2, 3]
 
 
 @given(st.text())
 @settings(deadline=None)
-def test_a_unicode_form_keeps_the_places(t):
+def test_a_unicode_form_has_ordered_offsets(text):
   for form in ("NFC", "NFD", "NFKC", "NFKD"):
-    [s] = normalizers.read({"type": form})[0](normalizers.whole(t))
-    assert len(s.starts) == len(s.ends) == len(s.text) and list(s.starts) == sorted(s.starts)
+    [normalize] = normalizers.from_json({"type": form})
+    normalized = normalize(NormalizedString.from_text(text))
+    assert len(normalized.starts) == len(normalized.ends) == len(normalized.text)
+    assert list(normalized.starts) == sorted(normalized.starts)
 
 
-# damage
+# Damaged files
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model", "source.spm"])
-def test_a_damaged_model_is_told_in_a_line(tmp_path, name):
+def test_a_damaged_model_file_raises_with_a_one_line_message(tmp_path, name):
   if name == "source.spm":
     (tmp_path / "vocab.json").write_text("{}")
   for data in (
@@ -431,29 +386,29 @@ def test_a_damaged_model_is_told_in_a_line(tmp_path, name):
     b"{}",
     b"",
     b"\xff" * 20,
-    field(1, 7),
-    model([], 1),
-    model(WORDS, 3),
-    model(WORDS, 1, unknown=99),
+    protobuf_field(1, 7),
+    protobuf_model([], UNIGRAM),
+    protobuf_model(TOKENS, 3),
+    protobuf_model(TOKENS, UNIGRAM, unk_id=99),
     T5.replace(b"1/2\0", b"1/2x").replace(b"\xc3\xa9\0", b"\xc3\xa9x"),
   ):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"^{tmp_path / name}: [^\n]+$"):
-      tokenization.load(tmp_path)
+      tokenization.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
-  "full, words",
+  "content, message",
   [
     (b"{", "is not JSON"),
-    (b"[]", "should hold an object"),
+    (b"[]", "must contain a JSON object, not list"),
     (
       {"model": {"vocab": [["a", -1]], "unk_id": 0}, "normalizer": {"type": "Magic"}},
-      "the step Magic is not known",
+      "normalizer Magic is not supported",
     ),
     ({"model": {}}, "'normalizer' is missing|'vocab' is missing"),
-    ({"model": {"merges": ["a"], "vocab": {}}}, "tokenizer.json: "),
-    ({"model": {"vocab": {"a": 1}}, "normalizer": None}, "tokenizer.json: "),
+    ({"model": {"merges": ["a"], "vocab": {}}}, r"tokenizer\.json: "),
+    ({"model": {"vocab": {"a": 1}}, "normalizer": None}, r"tokenizer\.json: "),
     (
       {
         "model": {"merges": [], "vocab": {}},
@@ -461,18 +416,21 @@ def test_a_damaged_model_is_told_in_a_line(tmp_path, name):
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
       },
-      "cannot be read here",
+      "use a ByteLevel pre-tokenizer with one pattern",
     ),
   ],
 )
-def test_a_damaged_tokenizer_json_is_told_in_a_line(saved, tmp_path, full, words):
-  with pytest.raises(ValueError, match=words) as e:
-    saved("tokenizer.json", full)
-  assert str(tmp_path) in str(e.value) and "\n" not in str(e.value)
+def test_a_damaged_tokenizer_json_raises_with_a_one_line_message(
+  load_files, tmp_path, content, message
+):
+  with pytest.raises(ValueError, match=message) as error:
+    load_files("tokenizer.json", content)
+  assert str(tmp_path) in str(error.value)
+  assert "\n" not in str(error.value)
 
 
-def test_a_folder_without_a_tokenizer_is_told(tmp_path):
+def test_a_folder_without_a_tokenizer_raises(tmp_path):
   with pytest.raises(FileNotFoundError, match="has no tokenizer"):
-    tokenization.load(tmp_path)
+    tokenization.load_tokenizer(tmp_path)
   with pytest.raises(FileNotFoundError, match="has no tokenizer"):
     SentencePiece.load(tmp_path)

@@ -54,5 +54,5 @@ def test_each_shape_is_trained_once_with_equal_compute(tmp_path, capsys):
   vocabularies = [(out / name / "vocab.json").read_bytes() for name in ("300-1x16", "300-2x16")]
   assert vocabularies[0] == vocabularies[1]
   assert run("--flops", "2e8") == (0, rows)  # reads the finished runs
-  with pytest.raises(cli.Usage, match="choose another folder"):
+  with pytest.raises(cli.UsageError, match="choose another folder"):
     run("--flops", "4e8")

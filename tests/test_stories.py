@@ -184,7 +184,7 @@ def test_greedy_tokens_equal_the_naive_implementation_and_decode_to_a_story(stor
   engine = Engine(checkpoints.load_module(folder))
   ids = [token for [token] in generate(engine, [1], 200, temperature=0)]
   assert ids == naive_argmax(sizes, weights, [1, *ids[:-1]])
-  text = tokenization.load(folder).decode(ids)
+  text = tokenization.load_tokenizer(folder).decode(ids)
   assert text.startswith(
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
   )

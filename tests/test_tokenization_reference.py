@@ -122,7 +122,7 @@ DEBERTA = dict(
 def test_a_model_is_read_as_sentencepiece_does(tmp_path, corpus, learned, name, options):
   shutil.copy(learned(**options), tmp_path / name)
   ours, theirs = (
-    tokenization.load(tmp_path),
+    tokenization.load_tokenizer(tmp_path),
     sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / name)),
   )
   for t in corpus:
@@ -169,7 +169,7 @@ def test_what_transformers_saves_is_read_as_it_does(tmp_path, corpus, learned, k
   shutil.copy(learned(**options), tmp_path / "model" / name)
   theirs = getattr(transformers, kind).from_pretrained(tmp_path / "model")
   theirs.save_pretrained(tmp_path / "saved")
-  ours = tokenization.load(tmp_path / "saved")
+  ours = tokenization.load_tokenizer(tmp_path / "saved")
   same(ours, theirs.backend_tokenizer, corpus)
   assert (
     len(ours) == len(theirs) and ours.end == theirs.eos_token_id and ours.pad == theirs.pad_token_id
@@ -233,7 +233,7 @@ def test_older_files_are_read_as_tokenizers_does(tmp_path, corpus, learned, kind
       METASPACE,
     )
   old.save(str(tmp_path / "tokenizer.json"))
-  same(tokenization.load(tmp_path), old, corpus)
+  same(tokenization.load_tokenizer(tmp_path), old, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_roberta_is_read_from_both_layouts(tmp_path, corpus, bytelevel):
   theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path / "old")
   theirs.save_pretrained(tmp_path / "saved")
   for folder in ("old", "saved"):
-    ours = tokenization.load(tmp_path / folder)
+    ours = tokenization.load_tokenizer(tmp_path / folder)
     same(ours, theirs.backend_tokenizer, corpus)
     assert (ours.mask, ours.pad, ours.end) == ((4, "<mask>"), 1, 2)
     blanks = (
@@ -367,7 +367,7 @@ def test_llama_3_is_read_as_tokenizers_does(tmp_path, corpus, bytelevel, merges)
     '{"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}'
   )
   ours, theirs = (
-    tokenization.load(tmp_path),
+    tokenization.load_tokenizer(tmp_path),
     tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")),
   )
   same(ours, theirs, corpus, segments=False)
@@ -395,7 +395,7 @@ def test_marian_is_read_as_transformers_does(tmp_path, corpus, learned):
   (tmp_path / "vocab.json").write_text(json.dumps(vocab))
   theirs, ours = (
     transformers.MarianTokenizer.from_pretrained(tmp_path, source_lang="en"),
-    tokenization.load(tmp_path),
+    tokenization.load_tokenizer(tmp_path),
   )
   for t in corpus:
     ids = theirs(">>deu<< " + t, add_special_tokens=True)["input_ids"]
@@ -415,7 +415,7 @@ def test_wordpiece_is_read_from_tokenizer_json(tmp_path, corpus):
   theirs.save_pretrained(tmp_path / "saved")
   theirs.backend_tokenizer.decoder = tokenizers.decoders.WordPiece(cleanup=False)
   for folder in ("old", "saved"):
-    same(tokenization.load(tmp_path / folder), theirs.backend_tokenizer, corpus)
+    same(tokenization.load_tokenizer(tmp_path / folder), theirs.backend_tokenizer, corpus)
 
 
 def test_the_first_gpts_tokens_are_transformers(tmp_path, corpus):
@@ -440,7 +440,7 @@ def test_the_first_gpts_tokens_are_transformers(tmp_path, corpus):
   )
   theirs, ours = (
     transformers.OpenAIGPTTokenizer.from_pretrained(tmp_path),
-    tokenization.load(tmp_path),
+    tokenization.load_tokenizer(tmp_path),
   )
   for t in corpus:
     ids = theirs(t)["input_ids"]

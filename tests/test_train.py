@@ -24,7 +24,7 @@ from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
 from tinyformer.kernels.mixed_precision import MixedLinear, attention
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.batches import windows
-from tinyformer.training.documents import train_val_split, read_documents
+from tinyformer.training.documents import read_documents, train_val_split
 
 SMALL = [
   "--vocab",
@@ -188,7 +188,7 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
   for i in range(len(kept)):
     for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
       if (folder / "model.safetensors").exists():
-        assert hub.whole(folder) and gpt2.load(folder).vocab_size == len(
+        assert hub.is_complete(folder) and gpt2.load(folder).vocab_size == len(
           BytePairEncoding.load(folder)
         )
   last = max(
@@ -269,10 +269,10 @@ def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
     ["--context", "17"],
     ["--tokens", "characters"],
   ):
-    with pytest.raises(cli.Usage, match="--init"):
+    with pytest.raises(cli.UsageError, match="--init"):
       main(*wrong)
   assert not (tmp_path / "x").exists()
-  with pytest.raises(cli.Usage, match="bert"):
+  with pytest.raises(cli.UsageError, match="bert"):
     train.main(
       [str(data), "-o", str(tmp_path / "x"), "--init", str(bert(tmp_path / "bert", finished))]
     )
@@ -301,7 +301,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
-  with pytest.raises(cli.Usage, match="--tokens characters has --vocab 257, not 300"):
+  with pytest.raises(cli.UsageError, match="--tokens characters has --vocab 257, not 300"):
     train.main([str(data), "-o", str(tmp_path / "x"), "--tokens", "characters", "--vocab", "300"])
 
 
@@ -346,9 +346,7 @@ def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_pat
   """At each look the model that writes gets what was learned."""
   seen = list[int]()
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
-  monkeypatch.setattr(
-    "tinyformer.generation.Engine", lambda model: SimpleNamespace(model=model)
-  )
+  monkeypatch.setattr("tinyformer.generation.Engine", lambda model: SimpleNamespace(model=model))
   monkeypatch.setattr(
     "tinyformer.generation.generate",
     lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()),
@@ -376,7 +374,7 @@ def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_pat
 
 
 def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
-  with pytest.raises(cli.Usage, match="a batch of 4 cannot be shared by 3 devices"):
+  with pytest.raises(cli.UsageError, match="a batch of 4 cannot be shared by 3 devices"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
 
 
@@ -388,9 +386,9 @@ def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_
     and model.blocks[0].attn.attention_fn is attention
     and model.product is MixedLinear.product
   )
-  with pytest.raises(cli.Usage, match="small gradients"):
+  with pytest.raises(cli.UsageError, match="small gradients"):
     train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
-  with pytest.raises(cli.Usage, match="the run began with --precision float32"):
+  with pytest.raises(cli.UsageError, match="the run began with --precision float32"):
     train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
 
 
@@ -436,21 +434,21 @@ def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_st
 
 
 def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
-  with pytest.raises(cli.Usage, match="--resume, or name another folder"):
+  with pytest.raises(cli.UsageError, match="--resume, or name another folder"):
     train.main([str(data), "-o", str(finished), *SMALL])
-  with pytest.raises(cli.Usage, match="the run began with --lr 0.01"):
+  with pytest.raises(cli.UsageError, match="the run began with --lr 0.01"):
     train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
   (tmp_path / "model").mkdir()
   (tmp_path / "model" / "vocab.json").write_text("{}")
-  with pytest.raises(cli.Usage, match="holds vocab.json: name another folder"):
+  with pytest.raises(cli.UsageError, match="holds vocab.json: name another folder"):
     train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
-  with pytest.raises(cli.Usage, match="is not there"):
+  with pytest.raises(cli.UsageError, match="is not there"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
 
 
 def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
   (tmp_path / "other.txt").write_text(data.read_text() + " more")
-  with pytest.raises(cli.Usage, match="not the text"):
+  with pytest.raises(cli.UsageError, match="not the text"):
     train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
 
 

@@ -43,7 +43,7 @@ def test_a_damaged_file_raises_an_error_that_names_it(tmp_path, data):
 
 def test_missing_files_and_unequal_numbers_of_sentences_are_errors(tmp_path):
   (tmp_path / "val.de").write_text("Eins.\nZwei.\n")
-  with pytest.raises(cli.Usage, match=r"val\.en\.gz exists.*Multi30k"):
+  with pytest.raises(cli.UsageError, match=r"val\.en\.gz exists.*Multi30k"):
     read_pairs(tmp_path, "val")
   (tmp_path / "val.en").write_text("One.\n")
   with pytest.raises(ValueError, match=r"val\.de has 2 sentences, but val\.en has 1"):

@@ -7,7 +7,7 @@ from conftest import FIXTURES, close, normal
 from tinygrad import Tensor, nn
 
 from models import vit
-from tinyformer import checkpoints
+from tinyformer import checkpoints, files
 from tinyformer.checkpoints import load_module, safetensors
 from tinyformer.checkpoints.config import Config
 
@@ -114,7 +114,7 @@ def test_a_model_without_a_head_is_read(model, tmp_path):
     arrays | {"pooler.dense.weight": normal(18, 18), "pooler.dense.bias": normal(18)},
   )
   (tmp_path / "config.json").write_text(
-    json.dumps(safetensors.read_json(FOLDER / "config.json") | {"architectures": ["ViTModel"]})
+    json.dumps(files.read_json(FOLDER / "config.json") | {"architectures": ["ViTModel"]})
   )
   bare = vit.load(tmp_path)
   close(bare.last_hidden_state(Tensor(PIXELS)).numpy(), WANT["last"])
@@ -131,8 +131,8 @@ def test_what_is_saved_has_the_layout_of_what_was_loaded(model, tmp_path):
   assert saved.keys() == original.keys()
   for name in saved:
     np.testing.assert_array_equal(saved[name].numpy(), original[name].numpy())
-  config = safetensors.read_json(FOLDER / "config.json")
-  for key, value in safetensors.read_json(tmp_path / "config.json").items():
+  config = files.read_json(FOLDER / "config.json")
+  for key, value in files.read_json(tmp_path / "config.json").items():
     assert value == config[key] or key == "label2id"
 
 

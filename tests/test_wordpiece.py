@@ -1,3 +1,5 @@
+"""Test WordPiece: BERT's normalization, the longest-match algorithm, and loading from files."""
+
 import json
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from tinyformer import tokenization
 from tinyformer.tokenization.wordpiece import WordPiece
 
-PIECES = [
+TOKENS = [
   "[PAD]",
   "[UNK]",
   "[CLS]",
@@ -30,60 +32,60 @@ PIECES = [
   "i",
   "##̇",
 ]
-VOCAB = {piece: i for i, piece in enumerate(PIECES)}
+VOCAB = {token: i for i, token in enumerate(TOKENS)}
 
 
-def pieces(text, special=(), **options):
-  return [PIECES[i] for i in WordPiece(VOCAB, **options).encode(text, special)]
+def encode(text, special=(), **options):
+  return [TOKENS[i] for i in WordPiece(VOCAB, **options).encode(text, special)]
 
 
-def test_words_are_cut_into_the_longest_pieces():
-  assert pieces("unaffable, the!") == ["un", "##aff", "##able", ",", "the", "!"]
+def test_a_word_becomes_its_longest_tokens_from_left_to_right():
+  assert encode("unaffable, the!") == ["un", "##aff", "##able", ",", "the", "!"]
 
 
-def test_a_word_that_cannot_be_cut_is_unknown_as_a_whole():
-  assert pieces("unaffx the x" + "a" * 101) == ["[UNK]", "the", "[UNK]"]
+def test_a_word_that_no_tokens_form_is_one_unknown_token():
+  assert encode("unaffx the x" + "a" * 101) == ["[UNK]", "the", "[UNK]"]
 
 
-def test_capitals_and_accents_go_if_the_vocabulary_is_of_small_letters():
-  assert pieces("The CAFÉ cafe\u0301") == ["the", "cafe", "cafe"]
-  assert pieces("The café", lower=False) == ["The", "café"] and pieces("café", accents=True) == [
-    "café"
-  ]
+def test_a_lowercase_vocabulary_lowercases_and_strips_accents():
+  assert encode("The CAFÉ cafe\u0301") == ["the", "cafe", "cafe"]
+  assert encode("The café", lowercase=False) == ["The", "café"]
+  assert encode("café", strip_accents=False) == ["café"]
 
 
-def test_blanks_control_characters_and_chinese():
-  assert pieces("the\u00a0\t\u200b中国\0\ufffd$the\n") == ["the", "中", "国", "$", "the"]
+def test_control_characters_are_removed_and_chinese_characters_are_words():
+  assert encode("the\u00a0\t\u200b中国\0\ufffd$the\n") == ["the", "中", "国", "$", "the"]
 
 
-def test_a_special_piece_is_text_unless_it_is_asked_for():
-  assert pieces("the [MASK]!") == ["the", "[", "mask", "]", "!"] and pieces(
-    "the [MASK]!", ["[MASK]"]
-  ) == ["the", "[MASK]", "!"]
+def test_a_special_token_is_text_unless_requested():
+  assert encode("the [MASK]!") == ["the", "[", "mask", "]", "!"]
+  assert encode("the [MASK]!", ["[MASK]"]) == ["the", "[MASK]", "!"]
 
 
-def test_it_is_read_from_a_folder(tmp_path):
+def test_vocab_txt_and_tokenizer_config_json_load(tmp_path):
   with pytest.raises(FileNotFoundError):
     WordPiece.load(tmp_path)
-  (tmp_path / "vocab.txt").write_text("\n".join(PIECES) + "\n", encoding="utf-8")
-  assert WordPiece.load(tmp_path).encode("The café") == [9, 10] and len(
-    WordPiece.load(tmp_path)
-  ) == len(PIECES)
+  (tmp_path / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
+  tokenizer = WordPiece.load(tmp_path)
+  assert tokenizer.encode("The café") == [VOCAB["the"], VOCAB["cafe"]]
+  assert len(tokenizer) == len(TOKENS)
   (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-  assert WordPiece.load(tmp_path).encode("The café") == [12, 11]
+  assert WordPiece.load(tmp_path).encode("The café") == [VOCAB["The"], VOCAB["café"]]
   (tmp_path / "vocab.txt").write_text("the\n")
-  with pytest.raises(ValueError, match=r"vocab.txt: the vocabulary has no \[UNK\]"):
+  message = r"vocab\.txt: the vocabulary does not contain the unknown token \[UNK\]"
+  with pytest.raises(ValueError, match=message):
     WordPiece.load(tmp_path)
 
 
-def test_it_is_put_together_again():
-  assert WordPiece(VOCAB).decode([9, 5, 6, 7, 13]) == "the unaffable ,"
+def test_decoding_joins_the_tokens_of_a_word():
+  ids = [VOCAB[token] for token in ["the", "un", "##aff", "##able", ","]]
+  assert WordPiece(VOCAB).decode(ids) == "the unaffable ,"
 
 
-def test_spans_are_the_characters_that_pieces_came_from():
-  t = " \0Un\u200baffable CAFE\u0301中$x [MASK]"
-  spans = WordPiece(VOCAB).encode_with_offsets(t, ["[MASK]"])
-  assert [(PIECES[i], t[a:b]) for i, a, b in spans] == [
+def test_offsets_refer_to_the_original_text():
+  text = " \0Un\u200baffable CAFE\u0301中$x [MASK]"
+  spans = WordPiece(VOCAB).encode_with_offsets(text, ["[MASK]"])
+  assert [(TOKENS[i], text[start:end]) for i, start, end in spans] == [
     ("un", "Un"),
     ("##aff", "aff"),
     ("##able", "able"),
@@ -95,22 +97,20 @@ def test_spans_are_the_characters_that_pieces_came_from():
   ]
 
 
-def test_what_stands_around_texts(tmp_path):
-  (tmp_path / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
-  tokenizer = tokenization.load(tmp_path)
-  assert tokenizer.single([9]) == [2, 9, 3] and tokenizer.pair([9], [13]) == (
-    [2, 9, 3, 13, 3],
-    [0, 0, 0, 1, 1],
-  )
-  assert (tokenizer.mask, tokenizer.pad, tokenizer.end) == (
-    (4, "[MASK]"),
-    0,
-    None,
-  ) and tokenizer.decode([2, 9, 13, 3, 0]) == "the ,"
+def test_bert_adds_cls_and_sep(tmp_path):
+  (tmp_path / "vocab.txt").write_text("\n".join(TOKENS), encoding="utf-8")
+  tokenizer = tokenization.load_tokenizer(tmp_path)
+  cls, sep = VOCAB["[CLS]"], VOCAB["[SEP]"]
+  assert tokenizer.single([9]) == [cls, 9, sep]
+  assert tokenizer.pair([9], [13]) == ([cls, 9, sep, 13, sep], [0, 0, 0, 1, 1])
+  assert tokenizer.mask == (VOCAB["[MASK]"], "[MASK]")
+  assert tokenizer.pad == VOCAB["[PAD]"]
+  assert tokenizer.end is None
+  assert tokenizer.decode([cls, VOCAB["the"], VOCAB[","], sep, VOCAB["[PAD]"]]) == "the ,"
 
 
-def test_it_is_read_from_tokenizer_json(tmp_path):
-  full = {
+def test_tokenizer_json_loads(tmp_path):
+  content = {
     "model": {"vocab": VOCAB, "unk_token": "[UNK]"},
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
@@ -122,14 +122,11 @@ def test_it_is_read_from_tokenizer_json(tmp_path):
       "lowercase": False,
     },
   }
-  (tmp_path / "tokenizer.json").write_text(json.dumps(full))
-  tokenizer = tokenization.load(tmp_path)
-  assert tokenizer.encode("The café") == [12, 11] and tokenizer.pair([9], [13]) == (
-    [2, 9, 3, 13, 3],
-    [0, 0, 0, 1, 1],
-  )
-  (tmp_path / "tokenizer.json").write_text(
-    json.dumps(full | {"pre_tokenizer": {"type": "Whitespace"}})
-  )
-  with pytest.raises(ValueError, match="tokenizer.json: the text is not prepared as BERT's is"):
-    tokenization.load(tmp_path)
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  tokenizer = tokenization.load_tokenizer(tmp_path)
+  assert tokenizer.encode("The café") == [VOCAB["The"], VOCAB["café"]]
+  assert tokenizer.pair([9], [13]) == ([2, 9, 3, 13, 3], [0, 0, 0, 1, 1])
+  content |= {"pre_tokenizer": {"type": "Whitespace"}}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=r"tokenizer\.json: WordPiece requires a BertNormalizer"):
+    tokenization.load_tokenizer(tmp_path)

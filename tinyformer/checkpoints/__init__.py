@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from models import FAMILIES
-from tinyformer.checkpoints.safetensors import read_json
+from tinyformer.files import read_json
 from tinyformer.kernels.parts import CPU_KERNELS
 
 

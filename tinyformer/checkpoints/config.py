@@ -1,4 +1,4 @@
-"""From a config.json to a model: what it says, and an error that names the file where it does not say it, or says what is not built here."""
+"""Read the settings of a config.json, with errors that name the file and the key."""
 
 import functools
 from collections.abc import Callable
@@ -7,13 +7,14 @@ from typing import Any
 
 from tinygrad import Tensor
 
+from models.key_map import KeyMap
 from tinyformer.checkpoints import safetensors
+from tinyformer.files import read_json
 from tinyformer.kernels.gelu import gelu
 from tinyformer.kernels.linear import PackedLinear
 
-ACTIVATIONS: dict[
-  str, Callable[[Tensor], Tensor]
-] = {  # gelu: tinygrad's tanh form, on the CPU as a kernel, also beside plain parts
+# Hugging Face's names of activations. `gelu` is the tanh form; on the CPU it has its own kernel.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
   "gelu_new": gelu,
   "gelu_pytorch_tanh": gelu,
   "gelu": functools.partial(Tensor.gelu, approximate="none"),
@@ -25,17 +26,17 @@ ACTIVATIONS: dict[
 
 
 def name_of(activation: Callable) -> str:
-  """What a config.json calls it. Raises ValueError if it is none of ACTIVATIONS."""
+  """Return an activation's name in a config.json. Raises ValueError if it has none."""
   for name, function in ACTIVATIONS.items():
     if function is activation:
       return name
   raise ValueError(
-    f"config.json has no name for {activation}: take one of models.config.ACTIVATIONS"
+    f"{activation} has no name in a config.json: use one of checkpoints.config.ACTIVATIONS"
   )
 
 
 class Config(dict[str, Any]):
-  """The keys of a config.json. source: what errors call it."""
+  """The keys of a config.json. source: the file's name in error messages."""
 
   def __init__(self, values: dict[str, Any], source: str = "config.json"):
     super().__init__(values)
@@ -43,45 +44,53 @@ class Config(dict[str, Any]):
 
   @classmethod
   def read(cls, folder: str | Path) -> "Config":
-    """Raises FileNotFoundError, ValueError if it is no JSON object."""
+    """Read a folder's config.json.
+
+    Raises FileNotFoundError, or ValueError if it does not contain a JSON object.
+    """
     path = Path(folder) / "config.json"
-    return cls(safetensors.read_json(path), str(path))
+    return cls(read_json(path), str(path))
 
   def size(self, name: str, default: int | None = None) -> int:
-    """A whole number above 0. Raises ValueError for what is none."""
-    if type(value := self.get(name) or default) is int and value > 0:
+    """Return a positive integer. Raises ValueError if the value is anything else."""
+    value = self.get(name) or default
+    if type(value) is int and value > 0:
       return value
-    raise ValueError(f"{self.source}: {name} should be a whole number above 0, not {value!r}")
+    raise ValueError(f"{self.source}: {name} must be a positive integer, not {value!r}")
 
   def only(self, **values: Any) -> None:
-    """Raises ValueError if one of the keys has another value than the only one that is built here; a key that is not there has it."""
+    """Require the only supported value of each key. A missing key is accepted.
+
+    Raises ValueError for any other value.
+    """
     for key, value in values.items():
       if self.get(key, value) != value:
-        raise ValueError(f"{self.source}: {key} is {self[key]}, only {value} is built here")
+        raise ValueError(f"{self.source}: {key} is {self[key]}; only {value} is supported")
 
   def activation(self, name: str, default: str) -> Callable[[Tensor], Tensor]:
-    """Raises ValueError for one that is not built here."""
-    if (value := self.get(name, default)) in ACTIVATIONS:
+    """Return the activation that a key names. Raises ValueError if it is not supported."""
+    value = self.get(name, default)
+    if value in ACTIVATIONS:
       return ACTIVATIONS[value]
-    raise ValueError(f"{self.source}: the {name} {value!r} is not one of {', '.join(ACTIVATIONS)}")
+    raise ValueError(f"{self.source}: {name} {value!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
-def loader(from_config: Callable, names: safetensors.KeyMap) -> Callable:
-  """A family's `load`. from_config: a Config and parts -> the model, untrained."""
+def loader(from_config: Callable, key_map: KeyMap) -> Callable:
+  """Return an architecture's `load` function. from_config: (config, **parts) -> a model."""
 
   def load(folder: str | Path, dtype: str = "float32", **parts):
-    """The model in a folder of `save_pretrained`'s layout, its matrices kept as `dtype`, of the parts given (linear, attend, layer_norm).
+    """Load a model from a folder written by `save_pretrained`.
 
-    dtype: float32, float16, bfloat16 or int8. Whatever it is, the model computes in float32.
-    Raises FileNotFoundError for what is not there, ValueError for a file that is damaged or of another model.
+    dtype: of the matrices in memory: float32, float16, bfloat16 or int8. Computation is in float32.
+    parts: linear, attention_fn, layer_norm.  Raises FileNotFoundError for a missing file, and
+    ValueError for a damaged file or one of another architecture.
     """
     if dtype == "int8":
-      parts = {"linear": PackedLinear} | parts  # the plain one cannot read it
+      parts = {"linear": PackedLinear} | parts  # the plain Linear cannot read int8
     with safetensors.skip_init():
       model = from_config(Config.read(folder), **parts)
-    safetensors.load_weights(
-      model, safetensors.read(Path(folder)), names, safetensors.DTYPES[dtype]
-    )
+    tensors = safetensors.read(Path(folder))
+    safetensors.load_weights(model, tensors, key_map, safetensors.DTYPES[dtype])
     return model
 
   return load

@@ -1,4 +1,7 @@
-"""Finds a model's folder by name: in weights/, in the user's Hugging Face cache, or on the hub, from where it downloads it."""
+"""Find a model's folder by name: in weights/, in the Hugging Face cache, or on the hub.
+
+Models on the hub are downloaded into weights/.
+"""
 
 import contextlib
 import hashlib
@@ -16,23 +19,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyformer.checkpoints.safetensors import read_json
+from tinyformer.files import read_json
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
-SHORT = {
+SHORT_NAMES = {
   name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 }
-PINS = {
-  "openai-community/gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-}  # revisions; of others, main
-SHA256 = {
-  (
-    "openai-community/gpt2",
-    "model.safetensors",
-  ): "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"
-}
-# What a model needs beside config.json and the weights: one of these sets, a text's tokenizer or what an image has to be like. And what may be there.
-SETS = (
+# Pinned revisions. All other models are downloaded from the branch main.
+REVISIONS = {"openai-community/gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
+GPT2_WEIGHTS = ("openai-community/gpt2", "model.safetensors")
+SHA256 = {GPT2_WEIGHTS: "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
+# Besides config.json and the weights, a model needs the files of one of these sets: those of a
+# tokenizer or of an image processor.
+PROCESSOR_FILES = (
   ("tokenizer.json",),
   ("vocab.json", "merges.txt"),
   ("source.spm", "target.spm", "vocab.json"),
@@ -43,106 +42,116 @@ SETS = (
   ("spm.model",),
   ("preprocessor_config.json",),
 )
-SMALL = (
+OPTIONAL_FILES = (
   "tokenizer_config.json",
   "special_tokens_map.json",
   "generation_config.json",
   "preprocessor_config.json",
 )
 INDEX = "model.safetensors.index.json"
-Report = Callable[[str, int, int], None]  # a file's name, its bytes so far, its bytes in all
+# Called with a file's name, the bytes received so far, and its total size in bytes.
+Report = Callable[[str, int, int], None]
 
 
-class Unreachable(OSError):
-  """The hub does not answer, or may not be asked."""
+class Unreachable(OSError):  # noqa: N818
+  """The hub does not respond, or must not be contacted."""
+
+
+class Incomplete(Exception):  # noqa: N818
+  """The connection ended before the end of the file."""
 
 
 def setting(name: str) -> str:
+  """Return an environment variable without surrounding blanks, or an empty string."""
   return os.environ.get(name, "").strip()
 
 
 def endpoint() -> str:
+  """Return the URL of the hub: HF_ENDPOINT, or https://huggingface.co."""
   return (setting("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
 def find(
   name: str, offline: bool = False, report: Report = lambda *_: None, weights: bool = True
 ) -> Path:
-  """The folder of `gpt2`, `owner/repo`, or a path to one; downloaded into weights/ where it is not on disk and not `offline`. weights: or its vocabulary alone.
+  """Return the folder of a model, and download the model if it is not on disk.
 
-  Raises ValueError for a name that cannot be one, FileNotFoundError where the hub has no such model, PermissionError where it wants a token,
-  Unreachable (of these alone, the hub may work another time).
+  name: a short name such as "gpt2", owner/repo, or the path of a folder.  offline: contact no
+  server.  weights: if False, only the configuration and the tokenizer are required.
+  Raises FileNotFoundError if there is no such model, PermissionError if the hub requires a token,
+  and Unreachable if the model is not on disk and the hub cannot be reached.
   """
   if (Path(name) / "config.json").exists():
     return Path(name)
   if name in local():
     return WEIGHTS / name
   if name and Path(name).is_dir():
-    raise FileNotFoundError(
-      f"{name} has no config.json: no folder of a model, or none was saved there yet"
-    )
-  repo = SHORT.get(name, name)
+    raise FileNotFoundError(f"{name} has no config.json: it does not contain a saved model")
+  repo = SHORT_NAMES.get(name, name)
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in repo:
+    short_names = [*local(), *(s for s in SHORT_NAMES if s not in local())]
     raise FileNotFoundError(
-      f"{name} is no folder with a config.json, no owner/repo, and none of {', '.join([*local(), *(s for s in SHORT if s not in local())])}"
+      f"{name} is not a folder with a config.json, owner/repo, or one of {', '.join(short_names)}"
     )
-  folder = WEIGHTS / (name if name in SHORT else repo.replace("/", "--"))
-  for candidate in (folder, *in_cache(repo)):
-    if whole(candidate, weights):
+  folder = WEIGHTS / (name if name in SHORT_NAMES else repo.replace("/", "--"))
+  for candidate in (folder, *cached_snapshots(repo)):
+    if is_complete(candidate, weights):
       return candidate
   if offline or setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
-    raise Unreachable(f"{name} is not on disk, and the hub may not be asked (offline)")
-  WEIGHTS.mkdir(parents=True, exist_ok=True)
-  with locked(
-    WEIGHTS / f".{folder.name}.lock"
-  ):  # beside the folder: another process may wait for it while the folder comes and goes
-    try:
-      folder.mkdir(exist_ok=True)
-      if not whole(folder, weights):
-        download(repo, folder, report, weights)
-    except BaseException:
-      with contextlib.suppress(OSError):
-        folder.rmdir()  # if nothing came
-      raise
+    raise Unreachable(f"{name} is not on disk, and the hub must not be contacted (offline)")
+  download_into(folder, repo, report, weights)
   return folder
 
 
+def download_into(folder: Path, repo: str, report: Report, weights: bool) -> None:
+  """Download a model into a folder of weights/, one process at a time."""
+  WEIGHTS.mkdir(parents=True, exist_ok=True)
+  # The lock is beside the folder, because a waiting process must not depend on the folder's life.
+  with lock(WEIGHTS / f".{folder.name}.lock"):
+    try:
+      folder.mkdir(exist_ok=True)
+      if not is_complete(folder, weights):
+        download(repo, folder, report, weights)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        folder.rmdir()  # succeeds only if nothing was downloaded
+      raise
+
+
 def local() -> list[str]:
-  """The models in weights/, by name."""
-  return sorted(p.parent.name for p in WEIGHTS.glob("*/config.json") if whole(p.parent))
+  """Return the names of the complete models in weights/."""
+  folders = (path.parent for path in WEIGHTS.glob("*/config.json"))
+  return sorted(folder.name for folder in folders if is_complete(folder))
 
 
-def in_cache(repo: str) -> list[Path]:
-  """Where the Hugging Face cache keeps a repository: its pinned revision, or what its main branch was."""
-  home = Path(
-    setting("HF_HOME") or Path(setting("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-  )
+def cached_snapshots(repo: str) -> list[Path]:
+  """Return a repository's folders in the Hugging Face cache: the pinned revision, then main."""
+  cache = Path(setting("XDG_CACHE_HOME") or Path.home() / ".cache")
+  home = Path(setting("HF_HOME") or cache / "huggingface")
   root = Path(setting("HF_HUB_CACHE") or home / "hub") / f"models--{repo.replace('/', '--')}"
-  revisions = [PINS[repo]] if repo in PINS else []
+  revisions = [REVISIONS[repo]] if repo in REVISIONS else []
   with contextlib.suppress(OSError):
     revisions.append((root / "refs" / "main").read_text().strip())
   return [root / "snapshots" / revision for revision in revisions]
 
 
-def whole(folder: Path, weights: bool = True) -> bool:
-  """Whether a folder has all its files. Each took its name only once it was whole."""
-  if not (folder / "config.json").is_file() or not any(
-    all((folder / name).is_file() for name in names) for names in SETS
-  ):
+def is_complete(folder: Path, weights: bool = True) -> bool:
+  """Return whether a folder has all files of a model. A file has its name only once complete."""
+  has_processor = any(all((folder / name).is_file() for name in s) for s in PROCESSOR_FILES)
+  if not (folder / "config.json").is_file() or not has_processor:
     return False
   if not weights or (folder / "model.safetensors").is_file():
     return True
   try:
-    return all(
-      (folder / shard).is_file() for shard in read_json(folder / INDEX)["weight_map"].values()
-    )
+    shards = read_json(folder / INDEX)["weight_map"].values()
+    return all((folder / shard).is_file() for shard in shards)
   except (OSError, ValueError, KeyError, AttributeError):
     return False
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-  """One process at a time; the others wait."""
+def lock(path: Path) -> Iterator[None]:
+  """Hold an exclusive lock on a file. Other processes wait."""
   with open(path, "w") as f:
     try:
       import fcntl
@@ -156,30 +165,27 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
-  """Fetches a model's files that are not there yet, the weights last."""
-  revision = PINS.get(repo, "main")
+  """Download the files of a model that its folder lacks, the weights last."""
+  revision = REVISIONS.get(repo, "main")
 
   def get(file: str) -> None:
     if not (folder / file).exists():
-      fetch(
-        f"{endpoint()}/{repo}/resolve/{revision}/{file}",
-        folder / file,
-        SHA256.get((repo, file)),
-        report,
-      )
+      url = f"{endpoint()}/{repo}/resolve/{revision}/{file}"
+      fetch(url, folder / file, SHA256.get((repo, file)), report)
 
   get("config.json")
-  plain = repo in SHORT.values()  # of OpenAI's, two files say it all
-  for names in SETS[1:2] if plain else SETS:
+  is_openai_gpt2 = repo in SHORT_NAMES.values()
+  # vocab.json and merges.txt are all that GPT-2's tokenizer needs.
+  for names in PROCESSOR_FILES[1:2] if is_openai_gpt2 else PROCESSOR_FILES:
     with contextlib.suppress(FileNotFoundError):
       for file in names:
         get(file)
       break
   else:
     raise FileNotFoundError(
-      f"{endpoint()}/{repo} has no tokenizer that is known here, such as {SETS[0][0]}"
+      f"{endpoint()}/{repo} has no supported tokenizer, such as {PROCESSOR_FILES[0][0]}"
     )
-  for file in () if plain else SMALL:
+  for file in () if is_openai_gpt2 else OPTIONAL_FILES:
     with contextlib.suppress(FileNotFoundError):
       get(file)
   if not weights:
@@ -195,97 +201,84 @@ def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-  """Follows redirects without taking the token to another host, and keeps the headers of the first answer: the hub's own."""
+  """Follows redirects, but does not send the token to another host.
+
+  first: the headers of the first redirect, which come from the hub itself.
+  """
 
   def __init__(self):
     self.first: Any = None
 
-  def redirect_request(self, req, fp, code, msg, headers, newurl):
+  def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: PLR0913
     self.first = self.first or headers
-    new = super().redirect_request(req, fp, code, msg, headers, newurl)
-    if new and urllib.parse.urlsplit(newurl)[:2] != urllib.parse.urlsplit(req.full_url)[:2]:
-      new.remove_header("Authorization")
-    return new
+    request = super().redirect_request(req, fp, code, msg, headers, newurl)
+    old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
+    if request and new[:2] != old[:2]:
+      request.remove_header("Authorization")
+    return request
 
 
-def known(host: str, seconds: float = 5) -> None:
-  """Raises Unreachable where a host's name is not found, also where nothing answers the question: that can take a system minutes."""
-  found: list[Any] = []
+def resolve_host(host: str, seconds: float = 5) -> None:
+  """Raise Unreachable if the DNS lookup of a host fails or takes longer than `seconds`.
 
-  def look() -> None:
+  The system's own timeout can be minutes.
+  """
+  addresses: list[Any] = []
+
+  def look_up() -> None:
     with contextlib.suppress(OSError):
-      found.append(socket.getaddrinfo(host, None))
+      addresses.append(socket.getaddrinfo(host, None))
 
-  (thread := threading.Thread(target=look, daemon=True)).start()
+  thread = threading.Thread(target=look_up, daemon=True)
+  thread.start()
   thread.join(seconds)
-  if not found:
-    raise Unreachable(f"{host} is not found: is there a network?")
+  if not addresses:
+    raise Unreachable(
+      f"cannot reach {host} (DNS lookup failed). Check the network, or pass a local folder with -m"
+    )
 
 
 def fetch(
   url: str, path: Path, sha256: str | None = None, report: Report = lambda *_: None, tries: int = 5
 ) -> None:
-  """Downloads a file to path.part and, once it is whole, to path; a later call goes on from where one broke off.
+  """Download a file to path.part, and rename it to path when it is complete.
 
-  Whole is what has the sha256 given, else the one in the hub's ETag, else the length announced.
+  A later call resumes an interrupted download. The file is complete if its SHA-256 is the given
+  one, else the one in the hub's ETag, else if it has the announced length.
   """
   part = path.with_name(path.name + ".part")
   if not urllib.request.getproxies():
-    known(urllib.parse.urlsplit(url).hostname or "")
+    resolve_host(urllib.parse.urlsplit(url).hostname or "")
   for attempt in range(tries):
     try:
       return fetch_once(url, path, part, sha256, report)
     except Incomplete as e:
       if attempt == tries - 1:
         raise Unreachable(
-          f"{url}: {e}; what came is kept in {part.name}, another run goes on from there"
+          f"{url}: {e}. The received bytes are kept in {part.name}: run the command again to resume"
         ) from e
       time.sleep(0.2 * 2**attempt)
 
 
-class Incomplete(Exception):
-  """The connection ended before the file did."""
-
-
 def fetch_once(url: str, path: Path, part: Path, sha256: str | None, report: Report) -> None:
-  have = part.stat().st_size if part.exists() else 0
-  headers = (
-    {"User-Agent": "tinyformer"}
-    | ({"Range": f"bytes={have}-"} if have else {})
-    | ({"Authorization": f"Bearer {token}"} if (token := setting("HF_TOKEN")) else {})
-  )
+  """Make one attempt to download or resume a file. Raises Incomplete if another may succeed."""
+  start = part.stat().st_size if part.exists() else 0
   redirects = Redirects()
-  try:
-    response = urllib.request.build_opener(redirects).open(
-      urllib.request.Request(url, headers=headers), timeout=10
-    )
-  except urllib.error.HTTPError as e:
-    if e.code == 404:
-      raise FileNotFoundError(f"{url} is not there (404)") from e
-    if e.code in (401, 403):
-      raise PermissionError(
-        f"{url} is not open to you ({e.code}): set HF_TOKEN to a token that may read it, or check the name"
-      ) from e
-    if e.code == 416:
-      part.unlink()
-    raise Incomplete(f"the hub answered {e.code}") from e
-  except (OSError, http.client.HTTPException) as e:
-    raise Unreachable(f"{url} does not answer: {getattr(e, 'reason', e)}") from e
-  with response:
-    if (
-      response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-      and response.status == 206
-    ):
+  with request(url, start, part, redirects) as response:
+    content_range = response.headers.get("Content-Range", "")
+    if content_range.startswith(f"bytes {start}-") and response.status == 206:
       with open(part, "rb") as f:
         digest = hashlib.file_digest(f, "sha256")
     else:
-      have, digest = 0, hashlib.sha256()
-    total = have + int(response.headers.get("Content-Length") or 0)
-    if (free := shutil.disk_usage(path.parent).free) < total - have:
+      start, digest = 0, hashlib.sha256()
+    total = start + int(response.headers.get("Content-Length") or 0)
+    free = shutil.disk_usage(path.parent).free
+    if free < total - start:
       raise OSError(
-        f"{path.name} needs {(total - have) / 1e6:,.0f} MB more, {path.parent} has {free / 1e6:,.0f} MB left"
+        f"{path.name} needs another {(total - start) / 1e6:,.0f} MB, but {path.parent} has only "
+        f"{free / 1e6:,.0f} MB left"
       )
-    with open(part, "ab" if have else "wb") as f:
+    with open(part, "ab" if start else "wb") as f:
       try:
         while block := response.read(1 << 20):
           f.write(block)
@@ -297,16 +290,49 @@ def fetch_once(url: str, path: Path, part: Path, sha256: str | None, report: Rep
       os.fsync(f.fileno())
       if f.tell() < total:
         raise Incomplete(f"the connection ended after {f.tell():,} of {total:,} bytes")
+  expected = sha256 or announced_sha256(response, redirects)
+  if expected and digest.hexdigest() != expected:
+    part.unlink()
+    raise ValueError(
+      f"{url} has the SHA-256 {digest.hexdigest()}, not {expected}: the file was deleted"
+    )
+  os.replace(part, path)
+
+
+def request(url: str, start: int, part: Path, redirects: Redirects):
+  """Open a URL from byte `start` on and return the response, a context manager.
+
+  Raises FileNotFoundError, PermissionError, Unreachable, or Incomplete for other HTTP errors.
+  """
+  headers = {"User-Agent": "tinyformer"}
+  if start:
+    headers["Range"] = f"bytes={start}-"
+  if token := setting("HF_TOKEN"):
+    headers["Authorization"] = f"Bearer {token}"
+  opener = urllib.request.build_opener(redirects)
+  try:
+    return opener.open(urllib.request.Request(url, headers=headers), timeout=10)
+  except urllib.error.HTTPError as e:
+    if e.code == 404:
+      raise FileNotFoundError(f"{url} does not exist (404)") from e
+    if e.code in (401, 403):
+      raise PermissionError(
+        f"access to {url} is denied ({e.code}): set HF_TOKEN to a token that may read it, "
+        "or check the name"
+      ) from e
+    if e.code == 416:
+      part.unlink()
+    raise Incomplete(f"the hub responded with status {e.code}") from e
+  except (OSError, http.client.HTTPException) as e:
+    raise Unreachable(f"{url} does not respond: {getattr(e, 'reason', e)}") from e
+
+
+def announced_sha256(response, redirects: Redirects) -> str | None:
+  """Return the SHA-256 in the hub's ETag headers, if there is one."""
   tag = (
     (redirects.first or {}).get("X-Linked-Etag")
     or response.headers.get("X-Linked-Etag")
     or response.headers.get("ETag")
     or ""
   ).strip('W/"')
-  want = sha256 or (tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None)
-  if want and digest.hexdigest() != want:
-    part.unlink()
-    raise ValueError(
-      f"{url} came with the sha256 {digest.hexdigest()}, not {want}: it was thrown away"
-    )
-  os.replace(part, path)
+  return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None

@@ -1,4 +1,4 @@
-"""A model as a folder in the layout of Hugging Face's `save_pretrained`: reads one, fills a model with it, and writes one."""
+"""Read and write checkpoints: safetensors files, and folders as `save_pretrained` writes them."""
 
 import contextlib
 import json
@@ -16,10 +16,12 @@ from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
 from models.key_map import KeyMap
+from tinyformer.files import atomic_write, read_json, write_text
 from tinyformer.kernels.c_kernel import buffer_of
 from tinyformer.kernels.linear import quantize_int8, to_float32
 
-WIDTHS = {
+# Bytes per element of each type in the format.
+ITEM_SIZES = {
   "F64": 8,
   "F32": 4,
   "F16": 2,
@@ -30,7 +32,7 @@ WIDTHS = {
   "I8": 1,
   "U8": 1,
   "BOOL": 1,
-}  # bytes
+}
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 DTYPES = {
   "float32": dtypes.float32,
@@ -41,7 +43,7 @@ DTYPES = {
 
 
 class TensorInfo(NamedTuple):
-  """A tensor in a file, not yet read."""
+  """A tensor in a file that has not been read yet."""
 
   path: Path
   dtype: str
@@ -49,99 +51,103 @@ class TensorInfo(NamedTuple):
   offset: int
 
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
-    """Its numbers, or rows `first` to `last` of them, as float32; float16 and bfloat16 fit in exactly. Raises ValueError if they are no floating-point numbers."""
+    """Return the values, or rows `first` to `last`, as float32.
+
+    float16 and bfloat16 are converted exactly. Raises ValueError if the type is not floating point.
+    """
     if self.dtype != "BF16" and self.dtype not in FLOATS:
-      raise ValueError(f"{self.path}: {self.dtype} is not a type of weights")
-    shape = (
-      (len(range(*slice(first, last).indices(self.shape[0]))), *self.shape[1:])
-      if self.shape
-      else ()
-    )
+      raise ValueError(f"{self.path}: {self.dtype} is not a floating-point type")
+    shape: tuple[int, ...] = ()
+    if self.shape:
+      rows = len(range(*slice(first, last).indices(self.shape[0])))
+      shape = (rows, *self.shape[1:])
     array = np.empty(shape, np.uint16 if self.dtype == "BF16" else FLOATS[self.dtype])
-    with open(
-      self.path, "rb"
-    ) as f:  # read, not mapped: what is mapped counts as memory of this process until it ends
-      f.seek(self.offset + first * math.prod(self.shape[1:]) * WIDTHS[self.dtype])
-      if f.readinto(array.data.cast("B") if array.size else b"") != array.nbytes:
-        raise ValueError(f"{self.path} has become shorter")  # type: ignore[arg-type]
-    return (
-      (array.astype(np.uint32) << 16).view(np.float32)
-      if self.dtype == "BF16"
-      else array.astype(np.float32, copy=False)
-    )
+    # Read instead of mmap: mapped pages count as memory of this process until it ends.
+    with open(self.path, "rb") as f:
+      f.seek(self.offset + first * math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype])
+      buffer: Any = array.data.cast("B") if array.size else b""
+      if f.readinto(buffer) != array.nbytes:
+        raise ValueError(f"{self.path} has become shorter since it was opened")
+    if self.dtype == "BF16":
+      return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 class ConcatenatedTensor(NamedTuple):
-  """Tensors of one shape, one below the other."""
+  """Tensors of one shape, concatenated along the first axis."""
 
-  entries: list[TensorInfo]
+  tensors: list[TensorInfo]
 
   @property
   def shape(self) -> tuple[int, ...]:
-    return (len(self.entries) * self.entries[0].shape[0], *self.entries[0].shape[1:])
+    rows, *rest = self.tensors[0].shape
+    return (len(self.tensors) * rows, *rest)
 
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
-    """As Entry has it."""
-    n, last = self.entries[0].shape[0], self.shape[0] if last is None else last
+    """Return the values, or rows `first` to `last`; see TensorInfo.numpy."""
+    n = self.tensors[0].shape[0]
+    last = self.shape[0] if last is None else last
     return np.concatenate(
       [
-        e.numpy(max(0, first - i * n), min(n, last - i * n))
-        for i, e in enumerate(self.entries)
+        t.numpy(max(0, first - i * n), min(n, last - i * n))
+        for i, t in enumerate(self.tensors)
         if first < (i + 1) * n and i * n < last
       ]
     )
 
 
 def read_safetensors(path: Path) -> dict[str, TensorInfo]:
-  """What a .safetensors file holds. Raises ValueError if the file is not whole: https://github.com/huggingface/safetensors#format."""
+  """Return the tensors of a .safetensors file by name.
+
+  Raises ValueError if the file is damaged or truncated.
+  Source: https://github.com/huggingface/safetensors#format.
+  """
   size = path.stat().st_size
   try:
     with open(path, "rb") as f:
       length = int.from_bytes(f.read(8), "little")
       if length > size - 8:
-        raise ValueError(f"it ends before its header of {length:,} bytes does")
+        raise ValueError(f"the file ends before its header of {length:,} bytes does")
       header = json.loads(f.read(length))
     header.pop("__metadata__", None)
-    entries, end = {}, 0
+    tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-      shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
-      if entry["dtype"] not in WIDTHS:
-        raise ValueError(f"{name} is of the unknown type {entry['dtype']}")
-      if not all(type(n) is int for n in (first, last, *shape)):
-        raise ValueError(f"{name} has sizes that are no whole numbers")
-      if (
-        first != end
-        or last - first != math.prod(shape) * WIDTHS[entry["dtype"]]
-        or min(shape, default=0) < 0
-      ):
-        raise ValueError(f"{name} of shape {shape} does not fit bytes {first} to {last}")
-      entries[name], end = TensorInfo(path, entry["dtype"], shape, 8 + length + first), last
+      tensors[name] = parse_entry(path, name, entry, 8 + length)
+      first, last = entry["data_offsets"]
+      if first != end:
+        raise ValueError(f"{name} should begin at byte {end}, not {first}")
+      end = last
     if 8 + length + end != size:
-      raise ValueError(f"it should be {8 + length + end:,} bytes long and is {size:,}")
-    return entries
+      raise ValueError(f"the size is {size:,} bytes, but should be {8 + length + end:,}")
+    return tensors
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-    raise ValueError(f"{path} is not a whole safetensors file: {e}") from e
+    raise ValueError(f"{path} is not a valid safetensors file: {e}") from e
+
+
+def parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
+  """Return the tensor that an entry of the header describes. Raises ValueError if it is invalid."""
+  dtype, shape = entry["dtype"], tuple(entry["shape"])
+  first, last = entry["data_offsets"]
+  if dtype not in ITEM_SIZES:
+    raise ValueError(f"{name} has the unknown type {dtype}")
+  if not all(type(n) is int for n in (first, last, *shape)):
+    raise ValueError(f"the shape or the offsets of {name} are not integers")
+  if last - first != math.prod(shape) * ITEM_SIZES[dtype] or min(shape, default=0) < 0:
+    raise ValueError(f"{name} of shape {shape} does not fit bytes {first} to {last}")
+  return TensorInfo(path, dtype, shape, data_start + first)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-  """The words that the writer of a whole .safetensors file left in its header."""
+  """Return the metadata in the header of a valid .safetensors file."""
   with open(path, "rb") as f:
     return json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Raises FileNotFoundError, or ValueError if it holds no JSON object."""
-  try:
-    value = json.loads(path.read_text(encoding="utf-8"))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} should hold an object")
-  return value
-
-
 def read(folder: Path) -> dict[str, TensorInfo]:
-  """The tensors of a folder, from model.safetensors or from the shards that its index names."""
+  """Return the tensors of a folder, from model.safetensors or from the shards of its index.
+
+  Raises FileNotFoundError, or ValueError for an invalid index or for weights in a pickle.
+  """
   if (path := folder / "model.safetensors").exists():
     return read_safetensors(path)
   if (path := folder / "model.safetensors.index.json").exists():
@@ -149,150 +155,166 @@ def read(folder: Path) -> dict[str, TensorInfo]:
     if not isinstance(shards, dict) or not all(
       isinstance(s, str) and s == Path(s).name for s in shards.values()
     ):
-      raise ValueError(f"{path}: weight_map should name a file of this folder for each tensor")
+      raise ValueError(f"{path}: weight_map must name a file of this folder for each tensor")
     files = {shard: read_safetensors(folder / shard) for shard in sorted(set(shards.values()))}
-    if lost := [name for name, shard in shards.items() if name not in files[shard]]:
-      raise ValueError(f"{folder / shards[lost[0]]} lacks {lost[0]}")
+    missing = [name for name, shard in shards.items() if name not in files[shard]]
+    if missing:
+      raise ValueError(f"{folder / shards[missing[0]]} lacks {missing[0]}")
     return {name: files[shard][name] for name, shard in shards.items()}
   if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
     raise ValueError(
-      f"{folder} has its weights as a pickle, which can run any code when it is read: convert it to model.safetensors"
+      f"the weights in {folder} are a pickle, which can run any code when it is read: "
+      "convert it to model.safetensors"
     )
   raise FileNotFoundError(f"{folder} has no model.safetensors")
 
 
 def join(
-  entries: dict[str, TensorInfo], patterns: dict[str, str]
+  tensors: dict[str, TensorInfo], patterns: dict[str, str]
 ) -> dict[str, TensorInfo | ConcatenatedTensor]:
-  """The entries, of which those that a pattern matches are one under the name that it gives them. Raises ValueError where one is missing or of another shape."""
-  stacked: dict[str, TensorInfo | ConcatenatedTensor] = {}
-  several: dict[str, dict[int, TensorInfo]] = {}
-  for name, entry in entries.items():
-    if pattern := next((p for p in patterns if re.fullmatch(p, name)), None):
-      several.setdefault(re.sub(pattern, patterns[pattern], name), {})[
-        int(re.sub(pattern, r"\2", name))
-      ] = entry
+  """Concatenate the tensors that match a pattern under the name that the pattern gives them.
+
+  Raises ValueError if one of them is missing or has another shape.
+  """
+  joined: dict[str, TensorInfo | ConcatenatedTensor] = {}
+  groups: dict[str, dict[int, TensorInfo]] = {}
+  for name, tensor in tensors.items():
+    pattern = next((p for p in patterns if re.fullmatch(p, name)), None)
+    if pattern is None:
+      joined[name] = tensor
     else:
-      stacked[name] = entry
-  for name, by_number in several.items():
-    if (
-      sorted(by_number) != list(range(len(by_number)))
-      or len({e.shape for e in by_number.values()}) > 1
-    ):
+      number = int(re.sub(pattern, r"\2", name))
+      groups.setdefault(re.sub(pattern, patterns[pattern], name), {})[number] = tensor
+  for name, by_number in groups.items():
+    shapes = {tensor.shape for tensor in by_number.values()}
+    if sorted(by_number) != list(range(len(by_number))) or len(shapes) > 1:
+      numbers = summarize([str(i) for i in sorted(by_number)])
       raise ValueError(
-        f"{name} should be as many tensors of one shape as there are, from 0 on, not {summarize([str(i) for i in sorted(by_number)])}"
+        f"{name} needs tensors of one shape, numbered from 0 without gaps, not {numbers}"
       )
-    stacked[name] = ConcatenatedTensor([by_number[i] for i in range(len(by_number))])
-  return stacked
+    joined[name] = ConcatenatedTensor([by_number[i] for i in range(len(by_number))])
+  return joined
 
 
 def load_weights(
-  model, found: dict[str, TensorInfo], names: KeyMap, dtype: DType = dtypes.float32
+  model, found: dict[str, TensorInfo], key_map: KeyMap, dtype: DType = dtypes.float32
 ) -> None:
-  """Gives every parameter its numbers, the matrices as `dtype`, in int8 as parts.linear has it: norms and biases are few, and stay float32.
+  """Load a checkpoint's tensors into a model's parameters.
 
-  Raises ValueError for a tensor that only one side has, or whose shape is another.
+  Matrices are stored as `dtype`. Norm weights and biases stay float32, because they are small.
+  Raises ValueError if only one side has a tensor, or if a shape differs.
   """
-  for pattern, spelling in names.legacy.items():
-    found = {re.sub(pattern, spelling, name): entry for name, entry in found.items()}
-  entries = join(found, names.stacked)
-  table, params = names.table(model), nn.state.get_state_dict(model)
-  entries = {
-    name: entry
-    for name, entry in entries.items()
-    if name in table or not any(re.match(p, name) for p in names.ignored)
+  for pattern, spelling in key_map.legacy.items():
+    found = {re.sub(pattern, spelling, name): tensor for name, tensor in found.items()}
+  parameters = nn.state.get_state_dict(model)
+  tensors, table = match_tensors(join(found, key_map.stacked), key_map, key_map.table(model))
+  for name, targets in table.items():
+    first = parameters[targets[0]]
+    expected = (sum(parameters[t].shape[0] for t in targets), *first.shape[1:])
+    if re.search(key_map.transposed, name):
+      expected = expected[::-1]
+    if tensors[name].shape != expected:
+      raise ValueError(
+        f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
+      )
+
+  def new_writer(target: str) -> "ParameterWriter":
+    t = parameters[target]
+    return ParameterWriter(t, dtype if t.ndim == 2 and "bias" not in target else dtypes.float32)
+
+  writers = {target: new_writer(target) for targets in table.values() for target in targets}
+
+  def load_tensor(name: str) -> None:
+    is_transposed = re.search(key_map.transposed, name) is not None
+    write_parameters(tensors[name], [writers[t] for t in table[name]], is_transposed)
+
+  in_process = all(writer.in_process for writer in writers.values())
+  with ThreadPoolExecutor(os.cpu_count() or 1 if in_process else 1) as pool:
+    list(pool.map(load_tensor, table))  # list() raises a worker's exception here
+
+
+def match_tensors(
+  tensors: dict[str, TensorInfo | ConcatenatedTensor],
+  key_map: KeyMap,
+  table: dict[str, list[str]],
+) -> tuple[dict[str, TensorInfo | ConcatenatedTensor], dict[str, list[str]]]:
+  """Return the tensors without ignored ones, and the table without missing optional ones.
+
+  Raises ValueError if only one side has a tensor.
+  """
+  tensors = {
+    name: tensor
+    for name, tensor in tensors.items()
+    if name in table or not any(re.match(p, name) for p in key_map.ignored)
   }
   table = {
-    name: ours
-    for name, ours in table.items()
-    if name in entries or not any(re.match(p, name) for p in names.optional)
+    name: targets
+    for name, targets in table.items()
+    if name in tensors or not any(re.match(p, name) for p in key_map.optional)
   }
-  if missing := sorted(table.keys() - entries.keys()):
+  if missing := sorted(table.keys() - tensors.keys()):
     raise ValueError(f"the checkpoint lacks {summarize(missing)}")
-  if extra := sorted(entries.keys() - table.keys()):
+  if extra := sorted(tensors.keys() - table.keys()):
     raise ValueError(f"the checkpoint has {summarize(extra)}, unknown to this model")
-  for name, ours in table.items():
-    shape = (sum(params[o].shape[0] for o in ours), *params[ours[0]].shape[1:])
-    turned = re.search(names.transposed, name) is not None
-    if entries[name].shape != (want := shape[::-1] if turned else shape):
-      raise ValueError(
-        f"{name} is of shape {entries[name].shape}, for this config.json it should be {want}"
-      )
-  rooms = {
-    o: ParameterWriter(
-      params[o], dtype if params[o].ndim == 2 and "bias" not in o else dtypes.float32
-    )
-    for ours in table.values()
-    for o in ours
-  }
+  return tensors, table
 
-  def place(name: str) -> None:
-    entry, ours = entries[name], [rooms[o] for o in table[name]]
-    if re.search(names.transposed, name):
-      for room, part in zip(ours, np.split(entry.numpy(), len(ours), -1)):
-        room.put(0, part.T)
-    else:
-      rows, step = (
-        (entry.shape or (1,))[0],
-        max(1, 2**20 // math.prod(entry.shape[1:])),
-      )  # the embeddings are large: never twice in memory
-      each = rows // len(ours)
-      for n, room in enumerate(ours):
-        for i in range(0, each, step):
-          room.put(i, entry.numpy(n * each + i, n * each + min(each, i + step)))
-    for room in ours:
-      room.close()
 
-  cores = os.cpu_count() or 1 if all(room.here for room in rooms.values()) else 1
-  with ThreadPoolExecutor(cores) as pool:
-    for _ in pool.map(place, table):
-      pass  # an error is raised here
+def write_parameters(
+  tensor: TensorInfo | ConcatenatedTensor, writers: list["ParameterWriter"], is_transposed: bool
+) -> None:
+  """Copy a tensor into the parameters that it contains side by side."""
+  if is_transposed:
+    for writer, part in zip(writers, np.split(tensor.numpy(), len(writers), -1), strict=True):
+      writer.write(0, part.T)
+  else:
+    # A megaelement at a time: the embeddings are large and must not be in memory twice.
+    step = max(1, 2**20 // math.prod(tensor.shape[1:]))
+    rows = (tensor.shape or (1,))[0] // len(writers)
+    for n, writer in enumerate(writers):
+      for i in range(0, rows, step):
+        writer.write(i, tensor.numpy(n * rows + i, n * rows + min(rows, i + step)))
+  for writer in writers:
+    writer.close()
 
 
 class ParameterWriter:
-  """The memory of a parameter, which now becomes of a dtype, as an array to be filled."""
+  """Converts a parameter to a dtype and writes its values, a few rows at a time."""
 
   def __init__(self, t: Tensor, dtype: DType):
-    empty = (
-      Tensor.empty(*t.shape[:-1], t.shape[-1] + 4, dtype=dtype)
-      if dtype == dtypes.int8
-      else Tensor.empty(*t.shape, dtype=dtype)
-    )
-    t.uop = empty.uop
+    # A row of int8 has four more bytes, which hold its scale.
+    last_axis = t.shape[-1:] if dtype != dtypes.int8 else (t.shape[-1] + 4,)
+    t.uop = Tensor.empty(*t.shape[:-1], *last_axis, dtype=dtype).uop
     self.parameter, self.dtype = t, dtype
-    kind, self.convert = (
-      np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt),
-      CONVERT[dtype],
-    )
-    self.here = t.device == "CPU"  # the device's memory is this process's own
-    self.memory = (
-      np.frombuffer(buffer_of(t).as_memoryview(force_zero_copy=True), kind).reshape(t.shape)
-      if self.here
-      else np.empty(t.shape, kind)
-    )
-
-  def put(self, row: int, piece: np.ndarray) -> None:
-    """Rows of float32, from `row` on."""
-    piece = self.convert(piece)
-    to = self.memory[row : row + len(piece)] if piece.ndim else self.memory
-    if piece.ndim < 2:
-      to[...] = piece
+    self.convert = CONVERT[dtype]
+    numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)
+    self.in_process = t.device == "CPU"  # the device's memory is this process's memory
+    if self.in_process:
+      buffer = buffer_of(t).as_memoryview(force_zero_copy=True)
+      self.memory = np.frombuffer(buffer, numpy_dtype).reshape(t.shape)
     else:
-      for i in range(0, piece.shape[1], 128):
-        to[:, i : i + 128] = piece[
-          :, i : i + 128
-        ]  # of a turned one, as many columns at a time go three times faster
+      self.memory = np.empty(t.shape, numpy_dtype)
+
+  def write(self, row: int, values: np.ndarray) -> None:
+    """Write float32 rows, starting at `row`."""
+    values = self.convert(values)
+    target = self.memory[row : row + len(values)] if values.ndim else self.memory
+    if values.ndim < 2:
+      target[...] = values
+    else:
+      # Transposed matrices are copied three times as fast in blocks of columns.
+      for i in range(0, values.shape[1], 128):
+        target[:, i : i + 128] = values[:, i : i + 128]
 
   def close(self) -> None:
-    """All rows are there."""
-    if self.here:
+    """Copy the values to the device, if it has its own memory."""
+    if self.in_process:
       return
     t = Tensor(self.memory)
     self.parameter.uop = (t if t.dtype == self.dtype else t.bitcast(self.dtype)).realize().uop
 
 
-def bfloat16(x: np.ndarray) -> np.ndarray:
-  """The upper halves of float32 numbers, rounded to the nearest, from the middle to the even one: as uint16."""
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+  """Round float32 to bfloat16, ties to even, and return the upper halves as uint16."""
   bits = np.ascontiguousarray(x).view(np.uint32)
   return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
@@ -300,14 +322,17 @@ def bfloat16(x: np.ndarray) -> np.ndarray:
 CONVERT: dict[DType, Callable[[np.ndarray], np.ndarray]] = {
   dtypes.float32: lambda x: x,
   dtypes.float16: lambda x: x.astype(np.float16),
-  dtypes.bfloat16: bfloat16,
+  dtypes.bfloat16: to_bfloat16,
   dtypes.int8: quantize_int8,
 }
 
 
 @contextlib.contextmanager
 def skip_init() -> Iterator[None]:
-  """A model that is made under this has parameters without numbers, for `fill`: to draw GPT-2's in vain takes tinygrad a second."""
+  """Construct models without initial values, for load_weights to fill.
+
+  tinygrad takes a second to draw GPT-2's random numbers.
+  """
 
   def empty(*shape: int, **_: Any) -> Tensor:
     return Tensor.empty(*shape)
@@ -316,35 +341,26 @@ def skip_init() -> Iterator[None]:
     yield
 
 
-def summarize(names: Sequence[str], most: int = 3) -> str:
-  return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-  """Write to the path that this gives: the file takes its name only once it is whole and on the disk, and is removed if that fails."""
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
-  try:
-    yield part
-    with open(part, "rb+") as f:
-      os.fsync(f.fileno())
-    os.replace(part, path)
-  finally:
-    part.unlink(missing_ok=True)
+def summarize(names: Sequence[str], limit: int = 3) -> str:
+  """Return the first names and the number of the remaining ones."""
+  more = f" and {len(names) - limit} more" if len(names) > limit else ""
+  return ", ".join(names[:limit]) + more
 
 
 def write_safetensors(
   path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-  """Writes arrays of float32, float16 or int64 as one file, whole or not at all."""
-  kinds = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
+  """Write float32, float16 or int64 arrays to a file, completely or not at all."""
+  types = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
   header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
   end = 0
   for name, array in tensors.items():
+    offsets = [end, end + array.nbytes]
+    end += array.nbytes
     header[name] = {
-      "dtype": kinds[array.dtype],
+      "dtype": types[array.dtype],
       "shape": list(array.shape),
-      "data_offsets": [end, end := end + array.nbytes],
+      "data_offsets": offsets,
     }
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)
@@ -354,21 +370,19 @@ def write_safetensors(
       f.write(np.ascontiguousarray(array).data)
 
 
-def write_text(path: Path, text: str) -> None:
-  with atomic_write(path) as part:
-    part.write_text(text, encoding="utf-8")
-
-
 def write(
-  model, folder: Path, config: dict[str, Any], names: KeyMap, dtype: str = "float32"
+  model, folder: Path, config: dict[str, Any], key_map: KeyMap, dtype: str = "float32"
 ) -> None:
-  """Writes config.json and then model.safetensors, each whole or not at all, the tensors under the checkpoint's names and in its layout."""
+  """Write config.json and model.safetensors, with the checkpoint's names and layout.
+
+  Each file is written completely or not at all.
+  """
   folder.mkdir(parents=True, exist_ok=True)
-  params, tensors = nn.state.get_state_dict(model), {}
-  for name, ours in names.table(model).items():
-    whole = np.concatenate([to_float32(params[o]).numpy() for o in ours]).astype(dtype)
-    tensors[name] = whole.T if re.search(names.transposed, name) else whole
+  parameters, tensors = nn.state.get_state_dict(model), {}
+  for name, sources in key_map.table(model).items():
+    arrays = [to_float32(parameters[s]).numpy() for s in sources]
+    array = np.concatenate(arrays).astype(dtype)
+    tensors[name] = array.T if re.search(key_map.transposed, name) else array
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")
-  write_safetensors(
-    folder / "model.safetensors", tensors
-  )  # last: where there are weights, all else is there too
+  # The weights come last: if they exist, everything else does.
+  write_safetensors(folder / "model.safetensors", tensors)

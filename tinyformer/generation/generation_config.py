@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tinyformer.checkpoints.config import Config
-from tinyformer.checkpoints.safetensors import read_json
+from tinyformer.files import read_json
 from tinyformer.generation.logits_processors import (
   LogitsProcessor,
   forced_token,

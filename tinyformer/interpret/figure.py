@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinyformer.checkpoints.safetensors import atomic_write
+from tinyformer.files import atomic_write
 from tinyformer.interpret.inspection import AttentionMap, InputImage, Inspection, Text
 
 try:

@@ -1,4 +1,4 @@
-"""Text in, text out: tokens and what is generated from them."""
+"""Tokenizers: text to token IDs, and token IDs to text."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,41 +7,46 @@ if TYPE_CHECKING:
   from tinyformer.tokenization.base import Tokenizer
 
 
-def load(folder: str | Path, vocab: int | None = None) -> "Tokenizer":
-  """The tokenizer of a checkpoint's folder, by its files. vocab: the most ids that its model knows.
+def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
+  """Load the tokenizer of a checkpoint folder.
 
-  Raises FileNotFoundError where there are no such files, ValueError for damaged or unknown ones, and for one of more tokens.
+  vocab_size: the number of tokens in the model's embedding, if the tokenizer must fit a model.
+  Raises FileNotFoundError if the folder contains no tokenizer. Raises ValueError if the files are
+  damaged or not supported, or if the tokenizer has more than `vocab_size` tokens.
   """
-  tokenizer = of_files(folder)
-  if vocab is not None and len(tokenizer) > vocab:
-    raise ValueError(f"{folder}: the vocabulary has {len(tokenizer):,} tokens, the model {vocab:,}")
+  tokenizer = load_by_files(Path(folder))
+  if vocab_size is not None and len(tokenizer) > vocab_size:
+    raise ValueError(
+      f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model only {vocab_size:,};"
+      " use the tokenizer files that belong to the model"
+    )
   return tokenizer
 
 
-def of_files(folder: str | Path) -> "Tokenizer":
-  from tinyformer.tokenization.base import Files
+def load_by_files(folder: Path) -> "Tokenizer":
+  """Load a tokenizer of the kind that the files in the folder indicate."""
+  from tinyformer.tokenization.base import TokenizerFiles
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-  from tinyformer.tokenization.gpt1_bpe import WordPairs
+  from tinyformer.tokenization.gpt1_bpe import GPT1Tokenizer
   from tinyformer.tokenization.sentencepiece import SentencePiece
   from tinyformer.tokenization.wordpiece import WordPiece
 
-  files = Files(folder)
-  has = {f.name for f in files.folder.glob("*")}
-  if "source.spm" in has:
-    return SentencePiece.marian(files)
-  if files.full:
-    model, decoder = files.full.get("model", {}), files.full.get("decoder") or {}
+  files = TokenizerFiles(folder)
+  if (folder / "source.spm").exists():
+    return SentencePiece.from_marian(files)
+  if files.tokenizer_json:
+    model = files.tokenizer_json.get("model", {})
+    decoder = files.tokenizer_json.get("decoder") or {}
     if decoder.get("type") == "BPEDecoder":
-      return WordPairs.load(folder)
+      return GPT1Tokenizer.load(folder)
     if "merges" in model and decoder.get("type") == "ByteLevel":
-      return BytePairEncoding.from_full(files)
-    return (
-      SentencePiece if "merges" in model or isinstance(model.get("vocab"), list) else WordPiece
-    ).from_full(files)
-  if "vocab.json" in has:
-    return (
-      WordPairs if files.read("config.json").get("model_type") == "openai-gpt" else BytePairEncoding
-    ).load(folder)
-  if "vocab.txt" in has:
+      return BytePairEncoding.from_tokenizer_json(files)
+    if "merges" in model or isinstance(model.get("vocab"), list):
+      return SentencePiece.from_tokenizer_json(files)
+    return WordPiece.from_tokenizer_json(files)
+  if (folder / "vocab.json").exists():
+    is_gpt1 = files.read("config.json").get("model_type") == "openai-gpt"
+    return GPT1Tokenizer.load(folder) if is_gpt1 else BytePairEncoding.load(folder)
+  if (folder / "vocab.txt").exists():
     return WordPiece.load(folder)
   return SentencePiece.load(folder)

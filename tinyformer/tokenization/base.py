@@ -1,25 +1,31 @@
-"""What is no text among a checkpoint's tokens: what stands before, between and after texts, fills them up, masks a word, or ends one."""
+"""The base class of all tokenizers, and the JSON files of a checkpoint's tokenizer."""
 
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tinyformer.checkpoints.safetensors import read_json
-from tinyformer.tokenization.normalizers import NormalizedString, whole
+from tinyformer.files import read_json
+from tinyformer.tokenization.normalizers import NormalizedString
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-ENDS = "</s>", "<|endoftext|>", "<|end_of_text|>"
+EOS_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
 
 
 class Tokenizer:
-  """What every tokenizer has; a kind of it brings `cut`.
+  """The base class of all tokenizers. A subclass implements `tokenize`.
 
-  tokens: each id's bytes; of specials, none.  specials: ids of the tokens that are no text, by their spelling.  lead: a text's first blank is not its own.
-  before, between, after: the ids around a text, and between two.  second: the segment of the second text, 0 or 1.
-  end, pad: what ends a text that is written, and fills up a short one.  mask: id and spelling of what stands for a word that is to be guessed. None: there is none.
-  joint: what stands between a text and what is written on from it.  eager: specials that take the blanks before them.  always: tokens that are read as such from any text.
+  tokens: the bytes of each token ID; empty for special tokens.
+  specials: the IDs of the special tokens, which do not represent text.
+  strip_leading_space: decoding removes a space at the beginning of the text.
+  prefix_ids, sep_ids, suffix_ids: the special tokens before a text, between two texts, and after.
+  second: the segment of the second text of a pair, 0 or 1.
+  end, pad: the IDs of the EOS and padding tokens, or None.
+  mask: the ID and the text of the mask token, or None.
+  lstrip_tokens: the special tokens that absorb the white space before them.
+  added_tokens: the IDs of tokens that are recognized in any text, before tokenization.
+  continuation_joiner: the string between a prompt and the text that is generated after the prompt.
   """
 
   continuation_joiner = ""
@@ -27,191 +33,266 @@ class Tokenizer:
   def __init__(
     self, tokens: dict[int, bytes], specials: dict[str, int], strip_leading_space: bool = False
   ):
-    self.tokens, self.specials, self.strip_leading_space = (
-      tokens | dict.fromkeys(specials.values(), b""),
-      specials,
-      strip_leading_space,
-    )
-    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = (
-      list[int](),
-      list[int](),
-      list[int](),
-      0,
-    )
-    self.end = next((specials[s] for s in ENDS if s in specials), None)
+    self.tokens = tokens | dict.fromkeys(specials.values(), b"")
+    self.specials = specials
+    self.strip_leading_space = strip_leading_space
+    self.prefix_ids: list[int] = []
+    self.sep_ids: list[int] = []
+    self.suffix_ids: list[int] = []
+    self.second = 0
+    self.end = next((specials[token] for token in EOS_TOKENS if token in specials), None)
     self.pad: int | None = None
     self.mask: tuple[int, str] | None = None
-    self.lstrip_tokens, self.added_tokens = set[str](), dict[str, int]()
+    self.lstrip_tokens: set[str] = set()
+    self.added_tokens: dict[str, int] = {}
 
   def __len__(self) -> int:
+    """Return the vocabulary size: the largest ID plus one."""
     return max(self.tokens) + 1
 
-  def tokenize(self, stretch: NormalizedString) -> Iterable[tuple[int, int, int]]:
-    """The spans of a stretch of text without specials."""
+  def tokenize(self, text: NormalizedString) -> Iterable[tuple[int, int, int]]:
+    """Return (ID, start, end) of each token of a text without special tokens."""
     raise NotImplementedError
 
   def encode_with_offsets(
     self, text: str, special: Sequence[str] = ()
   ) -> list[tuple[int, int, int]]:
-    """(id, start, end) of each token of a text, without `before` and `after`: it came from text[start:end], which may begin with blanks. Lone surrogates are U+FFFD.
+    """Return (ID, start, end) of each token of a text, without prefix and suffix.
 
-    special: spellings such as [MASK] that stand for themselves where the text has them; else they are text. Raises KeyError for one that is unknown.
+    The token represents text[start:end], which may begin with white space. A lone surrogate is
+    replaced by U+FFFD.
+    special: special tokens such as "[MASK]" to recognize in the text. All other special tokens
+    are treated as ordinary text. Raises KeyError if one of `special` is unknown.
     """
     text = SURROGATE.sub("\ufffd", text)
-    return [
-      span
-      for a, b, i in self.parts(text, special)
-      for span in (self.tokenize(whole(text, a, b)) if i is None else [(i, a, b)])
-    ]
+    spans: list[tuple[int, int, int]] = []
+    for start, end, special_id in self.split_specials(text, special):
+      if special_id is None:
+        spans.extend(self.tokenize(NormalizedString.from_text(text, start, end)))
+      else:
+        spans.append((special_id, start, end))
+    return spans
 
-  def parts(self, text: str, special: Sequence[str]) -> Iterator[tuple[int, int, int | None]]:
-    """(start, end, a special's id, or None for text) of the parts of a text."""
-    known, done = {s: self.specials[s] for s in special} | self.added_tokens, 0
-    spellings = sorted(known, key=len, reverse=True)
-    pattern = "|".join(
-      (r"\s*" if s in self.lstrip_tokens else "") + f"({re.escape(s)})" for s in spellings
-    )
-    for m in re.finditer(pattern, text) if known else ():
-      if done < m.start():
-        yield done, m.start(), None
-      yield *m.span(), known[m[m.lastindex or 0]]
-      done = m.end()
-    if done < len(text):
-      yield done, len(text), None
+  def split_specials(
+    self, text: str, special: Sequence[str]
+  ) -> Iterator[tuple[int, int, int | None]]:
+    """Yield (start, end, ID) of each special or added token, and of the texts between them.
+
+    The ID of a text is None.
+    """
+    ids = {token: self.specials[token] for token in special} | self.added_tokens
+    end = 0
+    if ids:
+      longest_first = sorted(ids, key=len, reverse=True)
+      pattern = "|".join(
+        (r"\s*" if token in self.lstrip_tokens else "") + f"({re.escape(token)})"
+        for token in longest_first
+      )
+      for match in re.finditer(pattern, text):
+        if end < match.start():
+          yield end, match.start(), None
+        end = match.end()
+        yield match.start(), end, ids[match[match.lastindex or 0]]
+    if end < len(text):
+      yield end, len(text), None
 
   def encode(self, text: str, special: Sequence[str] = ()) -> list[int]:
-    """The ids of `spans`, for any string."""
-    return [i for i, _, _ in self.encode_with_offsets(text, special)]
+    """Return the token IDs of a text, as `encode_with_offsets` does."""
+    return [token_id for token_id, _, _ in self.encode_with_offsets(text, special)]
 
   def token(self, i: int) -> bytes:
-    """The bytes of one token, which may be a part of a character; none of a special. Raises ValueError for an id that is no token."""
+    """Return the bytes of token i, empty for a special token.
+
+    The bytes may be an incomplete UTF-8 character. Raises ValueError if i is not a token ID.
+    """
     if i not in self.tokens:
-      raise ValueError(f"{i} is not the id of a token: there are {len(self.tokens)}")
+      raise ValueError(
+        f"{i} is not a token ID: the vocabulary has {len(self.tokens):,} tokens;"
+        " check that the tokenizer belongs to the model"
+      )
     return self.tokens[i]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """The text of ids, without specials; bytes that are no UTF-8 become U+FFFD. Raises ValueError for an id that is no token."""
+    """Return the text of token IDs, without special tokens.
+
+    Invalid UTF-8 becomes U+FFFD. Raises ValueError if one of the IDs is not a token ID.
+    """
     data = b"".join(map(self.token, ids))
-    return (data.removeprefix(b" ") if self.strip_leading_space else data).decode(errors="replace")
+    if self.strip_leading_space:
+      data = data.removeprefix(b" ")
+    return data.decode(errors="replace")
 
   def single(self, a: Sequence[int]) -> list[int]:
-    """A text's ids as a model reads it alone."""
+    """Return the IDs of one text with the special tokens around the text."""
     return [*self.prefix_ids, *a, *self.suffix_ids]
 
   def pair(self, a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The ids of two texts as a model reads them together, and each one's segment; b begins at len(before) + len(a) + len(between)."""
-    first, second = [*self.prefix_ids, *a, *self.sep_ids], [*b, *self.suffix_ids]
+    """Return the IDs of two texts with the special tokens around them, and the segment of each ID.
+
+    The second text begins at index len(prefix_ids) + len(a) + len(sep_ids).
+    """
+    first = [*self.prefix_ids, *a, *self.sep_ids]
+    second = [*b, *self.suffix_ids]
     return first + second, [0] * len(first) + [self.second] * len(second)
 
-  def load_special_tokens(self, files: "Files", template: str = "A B", second: int = 0) -> None:
-    """Learns from a checkpoint what stands around texts: tokenizer.json says it, else the template, such as [CLS] A [SEP] B [SEP], and tokenizer_config.json."""
+  def load_special_tokens(
+    self, files: "TokenizerFiles", template: str = "A B", second: int = 0
+  ) -> None:
+    """Set the special tokens from a checkpoint's files.
 
-    def named(key: str, *known: str) -> tuple[int, str] | None:
-      return next(
-        ((self.specials[s], s) for s in (files.config.get(key), *known) if s in self.specials), None
-      )
+    template: the special tokens around a pair of texts, such as "[CLS] A [SEP] B [SEP]". second:
+    the segment of text B. tokenizer.json and tokenizer_config.json take precedence over both.
+    """
 
-    bos, pad, eos = (
-      named("bos_token", "<s>"),
-      named("pad_token", "[PAD]", "<pad>"),
-      named("eos_token", *ENDS),
-    )
-    self.mask, self.pad, self.end = (
-      named("mask_token", "[MASK]", "<mask>"),
-      pad and pad[0],
-      eos and eos[0],
-    )
+    def find(key: str, *defaults: str) -> str | None:
+      candidates = (files.config.get(key), *defaults)
+      return next((token for token in candidates if token in self.specials), None)
+
+    bos = find("bos_token", "<s>")
+    pad = find("pad_token", "[PAD]", "<pad>")
+    eos = find("eos_token", *EOS_TOKENS)
+    mask = find("mask_token", "[MASK]", "<mask>")
+    self.pad = None if pad is None else self.specials[pad]
+    self.end = None if eos is None else self.specials[eos]
+    self.mask = None if mask is None else (self.specials[mask], mask)
+    # RoBERTa, BART and CamemBERT remove the space before <mask>.
     self.lstrip_tokens = {
-      s for s in self.specials if files.added.get(s, {}).get("lstrip", s == "<mask>")
-    }  # RoBERTa's, BART's and CamemBERT's
-    self.added_tokens = {
-      s: a["id"] for s, a in files.added.items() if not a.get("special") and s not in self.specials
+      token
+      for token in self.specials
+      if files.added_tokens.get(token, {}).get("lstrip", token == "<mask>")
     }
-    self.tokens |= {i: s.encode() for s, i in self.added_tokens.items()}
-    words = [
-      (w, [self.specials[w]] if w in self.specials else [], second) for w in template.split()
-    ]
-    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = read_template(
-      files.full.get("post_processor")
-    ) or around(words)
-    if bos and files.config.get("add_bos_token") is not None:
-      self.prefix_ids = [bos[0]] * files.config["add_bos_token"]
-    if eos and files.config.get("add_eos_token") is not None:
-      self.suffix_ids = [eos[0]] * files.config["add_eos_token"]
-
-
-Around = tuple[
-  list[int], list[int], list[int], int
-]  # before, between, after, the segment of the second text
-
-
-def around(words: list[tuple[str, list[int], int]]) -> Around:
-  """Of a pair's template: (A, B or a special, its ids, segment) one after the other."""
-  names = [name for name, _, _ in words]
-  a, b = names.index("A"), names.index("B")
-  before, between, after = (
-    [i for _, ids, _ in part for i in ids] for part in (words[:a], words[a + 1 : b], words[b + 1 :])
-  )
-  return before, between, after, words[b][2]
-
-
-def read_template(post: dict[str, Any] | None) -> Around | None:
-  """A post_processor of tokenizer.json, if it says what stands around texts."""
-  if post is None:
-    return None
-  if post["type"] == "Sequence":
-    return next((r for p in post["processors"] if (r := read_template(p))), None)
-  if post["type"] == "TemplateProcessing":
-    parts = [next(iter(part.values())) for part in post["pair"]]
-    return around(
+    self.added_tokens = {
+      token: properties["id"]
+      for token, properties in files.added_tokens.items()
+      if not properties.get("special") and token not in self.specials
+    }
+    self.tokens |= {i: token.encode() for token, i in self.added_tokens.items()}
+    default = split_template(
       [
-        (p["id"], post["special_tokens"].get(p["id"], {"ids": []})["ids"], p["type_id"])
-        for p in parts
+        (word, [self.specials[word]] if word in self.specials else [], second)
+        for word in template.split()
       ]
     )
-  if post["type"] == "BertProcessing":
-    return [post["cls"][1]], [post["sep"][1]], [post["sep"][1]], 1
-  if post["type"] == "RobertaProcessing":
-    return [post["cls"][1]], [post["sep"][1]] * 2, [post["sep"][1]], 0
+    post_processor = files.tokenizer_json.get("post_processor")
+    pair = read_post_processor(post_processor) or default
+    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = pair
+    add_bos = files.config.get("add_bos_token")
+    add_eos = files.config.get("add_eos_token")
+    if bos is not None and add_bos is not None:
+      self.prefix_ids = [self.specials[bos]] * add_bos
+    if eos is not None and add_eos is not None:
+      self.suffix_ids = [self.specials[eos]] * add_eos
+
+
+class PairTemplate(NamedTuple):
+  """The special tokens around a pair of texts, and the segment of the second text."""
+
+  prefix_ids: list[int]
+  sep_ids: list[int]
+  suffix_ids: list[int]
+  second: int
+
+
+def split_template(parts: list[tuple[str, list[int], int]]) -> PairTemplate:
+  """Convert the parts of a template to a PairTemplate.
+
+  parts: (name, IDs, segment) of each part. The name of the first text is "A", of the second "B".
+  """
+  names = [name for name, _, _ in parts]
+  a = names.index("A")
+  b = names.index("B")
+
+  def ids(start: int, end: int | None) -> list[int]:
+    return [i for _, part_ids, _ in parts[start:end] for i in part_ids]
+
+  _, _, second = parts[b]
+  return PairTemplate(ids(0, a), ids(a + 1, b), ids(b + 1, None), second)
+
+
+def read_post_processor(config: dict[str, Any] | None) -> PairTemplate | None:
+  """Return the special tokens that a post_processor of tokenizer.json adds, or None."""
+  if config is None:
+    return None
+  if config["type"] == "Sequence":
+    templates = (read_post_processor(processor) for processor in config["processors"])
+    return next((template for template in templates if template), None)
+  if config["type"] == "TemplateProcessing":
+    special_tokens = config["special_tokens"]
+    parts = [next(iter(part.values())) for part in config["pair"]]
+    return split_template(
+      [
+        (part["id"], special_tokens.get(part["id"], {"ids": []})["ids"], part["type_id"])
+        for part in parts
+      ]
+    )
+  if config["type"] == "BertProcessing":
+    cls_id, sep_id = config["cls"][1], config["sep"][1]
+    return PairTemplate([cls_id], [sep_id], [sep_id], 1)
+  if config["type"] == "RobertaProcessing":
+    cls_id, sep_id = config["cls"][1], config["sep"][1]
+    return PairTemplate([cls_id], [sep_id, sep_id], [sep_id], 0)
   return None
 
 
-class Files:
-  """What a checkpoint's files say of its tokens.
+class TokenizerFiles:
+  """The JSON files of a checkpoint's tokenizer.
 
-  full: tokenizer.json.  config: special_tokens_map.json and tokenizer_config.json, each token as its spelling. Both empty where there is no such file.
-  added: the tokens that were added to a vocabulary, by their spelling: id, special, lstrip and what else is said of them.
+  tokenizer_json: the content of tokenizer.json.
+  config: special_tokens_map.json updated with tokenizer_config.json, each token as a string.
+  added_tokens: the properties of each token that was added to the vocabulary: id, special, lstrip.
+  All are empty if the files do not exist.
   """
 
   def __init__(self, folder: str | Path):
     self.folder = Path(folder)
-    self.full, config = self.read("tokenizer.json"), self.read("tokenizer_config.json")
-    old = [{"id": int(i)} | a for i, a in config.pop("added_tokens_decoder", {}).items()]
-    self.added = {a["content"]: a for a in [*old, *self.full.get("added_tokens", [])]}
+    self.tokenizer_json = self.read("tokenizer.json")
+    config = self.read("tokenizer_config.json")
+    decoder = config.pop("added_tokens_decoder", {})
+    added = [{"id": int(i)} | properties for i, properties in decoder.items()]
+    added += self.tokenizer_json.get("added_tokens", [])
+    self.added_tokens = {properties["content"]: properties for properties in added}
     self.config = {
-      k: v["content"] if isinstance(v, dict) and "content" in v else v
-      for k, v in (self.read("special_tokens_map.json") | config).items()
+      key: value["content"] if isinstance(value, dict) and "content" in value else value
+      for key, value in (self.read("special_tokens_map.json") | config).items()
     }
 
   def read(self, name: str) -> dict[str, Any]:
-    """What a file of the folder holds; nothing where there is none. Raises ValueError for what is no JSON object."""
-    return read_json(self.folder / name) if (self.folder / name).exists() else {}
+    """Return the JSON object in a file of the folder, empty if the file does not exist.
 
-  def specials(self, vocab: dict[str, int], known: Iterable[str] = ()) -> dict[str, int]:
-    """The tokens that are no text: known ones that the vocabulary has, those that the configuration names, and those that were added as such."""
-    named = [
+    Raises ValueError if the file does not contain a JSON object.
+    """
+    path = self.folder / name
+    return read_json(path) if path.exists() else {}
+
+  def special_ids(self, vocab: dict[str, int], defaults: Iterable[str] = ()) -> dict[str, int]:
+    """Return the IDs of all special tokens.
+
+    Special tokens are the `defaults` and the tokens in the config that the vocabulary contains,
+    and the added tokens that are marked as special.
+    """
+    configured = [
       value
       for key, value in self.config.items()
       if key.endswith("_token") and isinstance(value, str)
     ]
-    return {s: vocab[s] for s in [*known, *named] if s in vocab} | {
-      s: a["id"] for s, a in self.added.items() if a.get("special")
+    ids = {token: vocab[token] for token in [*defaults, *configured] if token in vocab}
+    added = {
+      token: properties["id"]
+      for token, properties in self.added_tokens.items()
+      if properties.get("special")
     }
+    return ids | added
+
+
+def read_merges_txt(path: Path) -> list[str]:
+  """Return the lines of merges.txt, one pair of tokens each, without the version comment."""
+  lines = path.read_text(encoding="utf-8").split("\n")
+  return [line for line in lines if line and not line.startswith("#version")]
 
 
 @contextlib.contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-  """Tells of a file's damage, wherever it shows, in one line: ValueError."""
+  """Convert errors that a damaged file causes to a ValueError that names the file."""
   try:
     yield
   except KeyError as e:

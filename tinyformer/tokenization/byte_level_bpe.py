@@ -1,237 +1,297 @@
-"""Text to token ids and back, by byte-level byte-pair encoding; and learning such an encoding from a text."""
+"""Byte-level byte-pair encoding, the tokenizer of GPT-2 and LLaMA 3, and the training of merges."""
 
 import codecs
 import collections
 import functools
 import heapq
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
 import tiktoken
 
-from tinyformer.tokenization.base import SURROGATE, Files, Tokenizer, file_errors
+from tinyformer.tokenization.base import (
+  SURROGATE,
+  Tokenizer,
+  TokenizerFiles,
+  file_errors,
+  read_merges_txt,
+)
 from tinyformer.tokenization.normalizers import NormalizedString
 
-# How GPT-2 cuts a text before it merges (Radford et al. 2019, sec. 2.2): no token spans two of these.
-PIECES = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# tiktoken's matcher overflows its stack where much white space stands before a word; a cut here falls between two pieces.
-LONG_SPACE = regex.compile(r"((?<!\s)\s{5000,}(?=\s\S))")
+# GPT-2's pre-tokenizer (Radford et al. 2019, sec. 2.2). No token crosses two matches.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# tiktoken overflows its stack on long white space before a word. A split at this pattern lies
+# between two matches of the pre-tokenizer, so the tokens do not change.
+LONG_WHITESPACE = regex.compile(r"((?<!\s)\s{5000,}(?=\s\S))")
 END = "<|endoftext|>"
 
-# The printable character that stands for each byte in vocab.json and merges.txt, in the order of GPT-2's first 256 ids.
 PRINTABLE = [
   *range(ord("!"), ord("~") + 1),
   *range(ord("¡"), ord("¬") + 1),
   *range(ord("®"), ord("ÿ") + 1),
 ]
-LETTERS = {b: chr(b) for b in PRINTABLE} | {
-  b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in PRINTABLE)
-}
-BYTES = {letter: b for b, letter in LETTERS.items()}
+UNPRINTABLE = [b for b in range(256) if b not in PRINTABLE]
+# The printable character that represents each byte in vocab.json and merges.txt, in the order of
+# GPT-2's first 256 token IDs.
+LETTERS = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(UNPRINTABLE)}
+BYTE_OF_LETTER = {letter: b for b, letter in LETTERS.items()}
 
 
 def bytes_to_unicode(token: bytes) -> str:
-  """A token as vocab.json and merges.txt write it."""
+  """Return the spelling of a token in vocab.json and merges.txt."""
   return "".join(map(LETTERS.__getitem__, token))
 
 
-def unspell(token: str) -> bytes:
-  """The bytes of a token of vocab.json. Raises ValueError for a character that stands for no byte."""
-  if strange := [c for c in token if c not in BYTES]:
-    raise ValueError(f"{strange[0]!r} stands for no byte")
-  return bytes(map(BYTES.__getitem__, token))
+def unicode_to_bytes(token: str) -> bytes:
+  """Return the bytes of a token that is spelled as in vocab.json.
+
+  Raises ValueError if a character does not represent a byte.
+  """
+  if invalid := [c for c in token if c not in BYTE_OF_LETTER]:
+    raise ValueError(
+      f"{invalid[0]!r} in the token {token!r} does not represent a byte;"
+      " a byte-level vocabulary uses GPT-2's 256 characters"
+    )
+  return bytes(map(BYTE_OF_LETTER.__getitem__, token))
 
 
-def read_merges(pairs: Iterable[str | Sequence[str]]) -> list[tuple[bytes, bytes]]:
-  """Merges as the files write them: pairs, or strings with a blank in the middle. Raises ValueError for what is none."""
-  merges = []
-  for pair in pairs:
-    parts = pair.split(" ") if isinstance(pair, str) else pair
-    if len(parts) != 2:
-      raise ValueError(f"{pair!r} is no pair of tokens")
-    merges.append((unspell(parts[0]), unspell(parts[1])))
-  return merges
+def parse_merges(merges: Iterable[str | Sequence[str]]) -> list[tuple[bytes, bytes]]:
+  """Return merges as pairs of bytes. A merge is a pair, or a string with a space between tokens.
+
+  Raises ValueError if a merge is not a pair of tokens.
+  """
+  pairs = []
+  for merge in merges:
+    tokens = merge.split(" ") if isinstance(merge, str) else merge
+    if len(tokens) != 2:
+      raise ValueError(f"the merge {merge!r} must be two tokens with a space between")
+    pairs.append((unicode_to_bytes(tokens[0]), unicode_to_bytes(tokens[1])))
+  return pairs
+
+
+def rank_merges(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
+  """Return the rank of each token: first the 256 bytes, then the result of each merge.
+
+  Raises ValueError if a merge needs a token that no earlier merge produces.
+  """
+  ranks = {bytes([b]): rank for rank, b in enumerate(LETTERS)}
+  for a, b in merges:
+    if a not in ranks or b not in ranks:
+      raise ValueError(
+        f"the merge {bytes_to_unicode(a)} {bytes_to_unicode(b)} needs a token that no earlier"
+        " merge produces; check the order of the merges"
+      )
+    ranks.setdefault(a + b, len(ranks))
+  return ranks
+
+
+def rank_unmerged(ranks: dict[bytes, int], tokens: Iterable[str]) -> dict[bytes, int]:
+  """Return `ranks` with the tokens that no merge produces appended.
+
+  Raises ValueError if two ranked tokens form such a token, because tiktoken would merge them.
+  """
+  unmerged = {token: None for token in map(unicode_to_bytes, tokens) if token not in ranks}
+  for token in unmerged:
+    if any(token[:n] in ranks and token[n:] in ranks for n in range(1, len(token))):
+      raise ValueError(
+        f"no merge produces the token {bytes_to_unicode(token)!r}, but two other tokens form it;"
+        " add the merge"
+      )
+  return ranks | {token: len(ranks) + n for n, token in enumerate(unmerged)}
 
 
 class BytePairEncoding(Tokenizer):
-  """Byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2): merges, in their order; vocab, each token's id.
+  """Byte-level BPE (Sennrich et al. 2016; on bytes: Radford et al. 2019, sec. 2.2).
 
-  Tokens of the vocabulary that no merge makes, such as <|endoftext|>, and the specials given are written by id alone, never read from text.
-  pattern: how a text is cut before the merges.  whole: a token that lies between two cuts is read as such, merges or not (tokenizer.json's ignore_merges).
-  Raises ValueError if a byte or a merge has no id, or a merge joins what is no token.
+  merges: the pairs of tokens to merge, in order of priority.
+  vocab: the ID of each token. Tokens that no merge produces are special tokens.
+  pattern: the regular expression of the pre-tokenizer.
+  specials: more special tokens.
+  ignore_merges: a match of the pattern that is a token is not split, even if no merge produces it.
+  Raises ValueError if the vocabulary has no ID for a byte or the result of a merge, or if a merge
+  needs a token that no earlier merge produces.
   """
 
   def __init__(
     self,
     merges: Sequence[tuple[bytes, bytes]],
     vocab: dict[str, int],
-    pattern: str = PIECES,
+    pattern: str = GPT2_PATTERN,
     specials: dict[str, int] | None = None,
-    whole: bool = False,
+    ignore_merges: bool = False,
   ):
-    self.merges, self.vocab = list(merges), vocab
-    ranks = {bytes([b]): i for i, b in enumerate(LETTERS)}
-    for a, b in self.merges:
-      if a not in ranks or b not in ranks:
-        raise ValueError(
-          f"the merge {bytes_to_unicode(a)} {bytes_to_unicode(b)} joins what is not yet a token"
-        )
-      ranks.setdefault(a + b, len(ranks))
+    self.merges = list(merges)
+    self.vocab = vocab
     specials = specials or {}
-    unmade = {
-      t: None
-      for token in vocab
-      if whole and token not in specials and (t := unspell(token)) not in ranks
-    }
-    if joined := [
-      t for t in unmade if any(t[:n] in ranks and t[n:] in ranks for n in range(1, len(t)))
-    ]:
-      raise ValueError(f"no merge makes {bytes_to_unicode(joined[0])!r} of its parts")
-    for t in unmade:
-      ranks[t] = len(ranks)  # tiktoken would merge the parts of one, had it any
-    if missing := [t for t in ranks if bytes_to_unicode(t) not in vocab]:
-      raise ValueError(f"the vocabulary has no id for {bytes_to_unicode(missing[0])!r}")
-    self.by_rank = np.array(
-      [vocab[bytes_to_unicode(t)] for t in ranks]
-    )  # tiktoken's ids are ranks; RoBERTa's, for one, are not
+    ranks = rank_merges(self.merges)
+    if ignore_merges:
+      ranks = rank_unmerged(ranks, [token for token in vocab if token not in specials])
+    spellings = {token: bytes_to_unicode(token) for token in ranks}
+    if missing := [spelling for spelling in spellings.values() if spelling not in vocab]:
+      raise ValueError(f"the vocabulary has no ID for the token {missing[0]!r}; add the token")
+    # tiktoken's IDs are ranks. Those of RoBERTa, for example, are not.
+    self.id_of_rank = np.array([vocab[spelling] for spelling in spellings.values()])
     self.encoding = tiktoken.Encoding(
       "bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
     )
-    made = {vocab[bytes_to_unicode(t)]: t for t in ranks}
-    super().__init__(made, {t: i for t, i in vocab.items() if i not in made} | specials)
+    tokens = {vocab[spelling]: token for token, spelling in spellings.items()}
+    special_ids = {token: i for token, i in vocab.items() if i not in tokens} | specials
+    super().__init__(tokens, special_ids)
 
-  def ids(self, text: str) -> list[int]:
-    """Token ids of a text without specials."""
-    ranks = [r for part in LONG_SPACE.split(text) for r in self.encoding.encode_ordinary(part)]
-    return self.by_rank[ranks].tolist() if ranks else []
+  def encode_ordinary(self, text: str) -> list[int]:
+    """Return the token IDs of a text without special tokens."""
+    parts = LONG_WHITESPACE.split(text)
+    ranks = [rank for part in parts for rank in self.encoding.encode_ordinary(part)]
+    return self.id_of_rank[ranks].tolist() if ranks else []
 
-  def tokenize(self, stretch: NormalizedString) -> Iterator[tuple[int, int, int]]:
-    place, done = (
-      [n for n, c in enumerate(stretch.text) for _ in c.encode()],
-      0,
-    )  # the character of each byte
-    for i in self.ids(stretch.text):
-      begin, done = done, done + len(self.tokens[i])
-      yield i, stretch.starts[place[begin]], stretch.ends[place[done - 1]]
+  def tokenize(self, text: NormalizedString) -> Iterator[tuple[int, int, int]]:
+    """Yield (ID, start, end) of each token of a text without special tokens."""
+    character_of_byte = [n for n, c in enumerate(text.text) for _ in c.encode()]
+    end = 0
+    for token_id in self.encode_ordinary(text.text):
+      start = end
+      end += len(self.tokens[token_id])
+      first = character_of_byte[start]
+      last = character_of_byte[end - 1]
+      yield token_id, text.starts[first], text.ends[last]
 
   def encode(self, text: str, special: Sequence[str] = ()) -> list[int]:
+    """Return the token IDs of a text, as `encode_with_offsets` does, but faster."""
     text = SURROGATE.sub("\ufffd", text)
-    return [
-      i
-      for a, b, known in self.parts(text, special)
-      for i in (self.ids(text[a:b]) if known is None else [known])
-    ]
+    ids: list[int] = []
+    for start, end, special_id in self.split_specials(text, special):
+      if special_id is None:
+        ids += self.encode_ordinary(text[start:end])
+      else:
+        ids.append(special_id)
+    return ids
 
   def encode_documents(self, documents: Iterable[str]) -> np.ndarray:
-    """The ids of every document, each closed by the id that ends a text, one after the other."""
-    end = [] if self.end is None else [self.end]
-    return np.concatenate([np.array(self.encode(d) + end, dtype=np.int32) for d in documents])
+    """Return the concatenated token IDs of all documents (int32), with EOS after each document."""
+    eos = [] if self.end is None else [self.end]
+    return np.concatenate(
+      [np.array(self.encode(document) + eos, dtype=np.int32) for document in documents]
+    )
 
   @classmethod
   def load(cls, folder: str | Path) -> "BytePairEncoding":
-    """Reads tokenizer.json, or else vocab.json and merges.txt. Raises FileNotFoundError, or ValueError if they do not fit together."""
-    files = Files(folder)
-    if files.full:
-      return cls.from_full(files)
+    """Load the tokenizer from tokenizer.json, or from vocab.json and merges.txt.
+
+    Raises FileNotFoundError if there are no such files, and ValueError if they are damaged.
+    """
+    files = TokenizerFiles(folder)
+    if files.tokenizer_json:
+      return cls.from_tokenizer_json(files)
     path = files.folder / "vocab.json"
     with file_errors(path):
       vocab = json.loads(path.read_text(encoding="utf-8"))
       if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
-        raise ValueError("not a table of ids")
-    with file_errors(path := files.folder / "merges.txt"):
-      tokenizer = cls(
-        read_merges(
-          [
-            line
-            for line in path.read_text(encoding="utf-8").split("\n")
-            if line and not line.startswith("#version")
-          ]
-        ),
-        vocab,
-      )
-    tokenizer.load_special_tokens(
-      files, "<s> A </s> </s> B </s>" if {"<s>", "</s>"} <= tokenizer.specials.keys() else "A B"
-    )  # RoBERTa and BART; GPT-2
+        raise ValueError("must contain a JSON object that maps each token to an integer ID")
+    path = files.folder / "merges.txt"
+    with file_errors(path):
+      tokenizer = cls(parse_merges(read_merges_txt(path)), vocab)
+    # RoBERTa and BART have <s> and </s>. GPT-2 does not.
+    is_roberta = "<s>" in tokenizer.specials and "</s>" in tokenizer.specials
+    tokenizer.load_special_tokens(files, "<s> A </s> </s> B </s>" if is_roberta else "A B")
     return tokenizer
 
   @classmethod
-  def from_full(cls, files: Files) -> "BytePairEncoding":
-    """From tokenizer.json, which also says how a text is cut."""
+  def from_tokenizer_json(cls, files: TokenizerFiles) -> "BytePairEncoding":
+    """Load the tokenizer from tokenizer.json. Raises ValueError if a setting is not supported."""
     with file_errors(files.folder / "tokenizer.json"):
-      model, pre = files.full["model"], files.full["pre_tokenizer"]
-      *splits, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-      patterns = [
-        s["pattern"]["Regex"]
-        for s in splits
-        if s["type"] == "Split" and s["behavior"] == "Isolated" and not s["invert"]
-      ] + [PIECES] * last.get("use_regex", True)
-      if (
-        files.full.get("normalizer")
-        or last["type"] != "ByteLevel"
-        or last["add_prefix_space"]
-        or len(patterns) != 1
-        or len(splits) > 1
-      ):
-        raise ValueError(
-          f"a text that is prepared by {files.full.get('normalizer')} and {pre} cannot be read here"
-        )
+      model = files.tokenizer_json["model"]
+      pattern = read_pattern(files.tokenizer_json)
       tokenizer = cls(
-        read_merges(model["merges"]),
+        parse_merges(model["merges"]),
         model["vocab"],
-        patterns[0],
-        files.specials(model["vocab"]),
-        model.get("ignore_merges", False),
+        pattern,
+        files.special_ids(model["vocab"]),
+        ignore_merges=model.get("ignore_merges", False),
       )
       tokenizer.load_special_tokens(files)
     return tokenizer
 
   def save(self, folder: str | Path) -> None:
-    """Writes vocab.json and merges.txt, as transformers reads them."""
-    (Path(folder) / "vocab.json").write_text(
-      json.dumps(self.vocab, ensure_ascii=False), encoding="utf-8"
-    )
-    lines = [
-      "#version: 0.2",
-      *(f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in self.merges),
-    ]
-    (Path(folder) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Write vocab.json and merges.txt in the format of transformers."""
+    vocab = json.dumps(self.vocab, ensure_ascii=False)
+    lines = [f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in self.merges]
+    merges = "\n".join(["#version: 0.2", *lines]) + "\n"
+    (Path(folder) / "vocab.json").write_text(vocab, encoding="utf-8")
+    (Path(folder) / "merges.txt").write_text(merges, encoding="utf-8")
 
   @classmethod
-  def train(cls, documents: Iterable[str], size: int, end: str = END) -> "BytePairEncoding":
-    """Learns `size` tokens: the 256 bytes, merges of the commonest pair, and `end`. Fewer where the text has no more pairs."""
-    if size < 257:
-      raise ValueError(f"{size} tokens are too few: 256 bytes and {end} are {257}")
-    return cls.of(learn_merges(documents, size - 257), end)
+  def train(cls, documents: Iterable[str], vocab_size: int, end: str = END) -> "BytePairEncoding":
+    """Train a tokenizer with `vocab_size` tokens: the 256 bytes, the learned merges, and EOS.
+
+    The vocabulary is smaller if the documents do not have enough pairs to merge.
+    Raises ValueError if `vocab_size` is less than 257.
+    """
+    if vocab_size < 257:
+      raise ValueError(f"vocab_size {vocab_size} is too small: use at least 257, 256 bytes and EOS")
+    return cls.from_merges(learn_merges(documents, vocab_size - 257), end)
 
   @classmethod
   def characters(cls, documents: Iterable[str], end: str = END) -> "BytePairEncoding":
-    """A token for each character of the documents, and for each byte, as which other characters are read: merges that join the bytes of one, and `end`.
+    """Return a tokenizer with one token for each character of the documents.
 
-    A character of 3 or 4 bytes is joined from the left, so that what it begins with is a token too.
+    Each character's bytes are merged from left to right. A prefix of a character of 3 or 4 bytes
+    is therefore also a token. Other characters are encoded as bytes.
     """
-    letters = sorted({c for d in documents for c in SURROGATE.sub("\ufffd", d)})
-    return cls.of(
-      list(
-        dict.fromkeys(
-          (b[:n], b[n : n + 1]) for b in map(str.encode, letters) for n in range(1, len(b))
-        )
-      ),
-      end,
-    )
+    characters = sorted({c for text in documents for c in SURROGATE.sub("\ufffd", text)})
+    merges: dict[tuple[bytes, bytes], None] = {}
+    for character in characters:
+      encoded = character.encode()
+      for n in range(1, len(encoded)):
+        merges[encoded[:n], encoded[n : n + 1]] = None
+    return cls.from_merges(list(merges), end)
 
   @classmethod
-  def of(cls, merges: list[tuple[bytes, bytes]], end: str = END) -> "BytePairEncoding":
-    """With ids in the order of GPT-2's: the bytes, what each merge makes, `end`."""
-    tokens = dict.fromkeys([bytes([b]) for b in LETTERS] + [a + b for a, b in merges])
-    return cls(merges, {bytes_to_unicode(t): i for i, t in enumerate(tokens)} | {end: len(tokens)})
+  def from_merges(cls, merges: list[tuple[bytes, bytes]], end: str = END) -> "BytePairEncoding":
+    """Return a tokenizer with IDs in GPT-2's order: the bytes, the result of each merge, EOS."""
+    tokens = [bytes([b]) for b in LETTERS] + [a + b for a, b in merges]
+    unique = dict.fromkeys(tokens)
+    vocab = {bytes_to_unicode(token): i for i, token in enumerate(unique)}
+    return cls(merges, vocab | {end: len(unique)})
+
+
+def read_pattern(tokenizer_json: dict[str, Any]) -> str:
+  """Return the regular expression of the pre-tokenizer in tokenizer.json.
+
+  Raises ValueError if tokenizer.json requires a normalizer or another pre-tokenizer.
+  """
+  normalizer = tokenizer_json.get("normalizer")
+  pre_tokenizer = tokenizer_json["pre_tokenizer"]
+  steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+  *splits, byte_level = steps
+  patterns = [
+    split["pattern"]["Regex"]
+    for split in splits
+    if split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
+  ]
+  if byte_level.get("use_regex", True):
+    patterns.append(GPT2_PATTERN)
+  if (
+    normalizer
+    or byte_level["type"] != "ByteLevel"
+    or byte_level["add_prefix_space"]
+    or len(patterns) != 1
+    or len(splits) > 1
+  ):
+    raise ValueError(
+      f"normalizer {normalizer} with pre-tokenizer {pre_tokenizer} is not supported;"
+      " use a ByteLevel pre-tokenizer with one pattern and without add_prefix_space"
+    )
+  return patterns[0]
 
 
 @functools.total_ordering
-class Largest:
-  """A pair that sorts before the smaller ones: heapq pops the least."""
+class ReverseOrder:
+  """A pair in descending order, because heapq pops the smallest item first."""
 
   def __init__(self, pair: tuple[bytes, bytes]):
     self.pair = pair
@@ -243,68 +303,72 @@ class Largest:
     return self.pair > other.pair
 
 
-def learn_merges(documents: Iterable[str], count: int) -> list[tuple[bytes, bytes]]:
-  """The pairs that byte-pair encoding joins, in order (Sennrich et al. 2016, algorithm 1).
+def learn_merges(documents: Iterable[str], num_merges: int) -> list[tuple[bytes, bytes]]:
+  """Return the merges that BPE learns from documents, in order of priority.
 
-  Each time it is the pair of neighbours that stands most often within the pieces of the text; of several, the largest.
+  Each step merges the most frequent pair of adjacent tokens. Of several pairs, it merges the
+  largest. Pairs do not cross the boundaries of GPT-2's pre-tokenizer.
+  Source: Sennrich et al. 2016, algorithm 1.
   """
-  pieces = collections.Counter(m[0] for d in documents for m in regex.finditer(PIECES, d))
-  words, counts = (
-    [[bytes([b]) for b in p.encode(errors="replace")] for p in pieces],
-    list(pieces.values()),
-  )
-  total: collections.Counter = collections.Counter()
-  where = collections.defaultdict(set)  # the words in which a pair stands, or once stood
+  matches = (match[0] for text in documents for match in regex.finditer(GPT2_PATTERN, text))
+  frequencies = collections.Counter(matches)
+  words = [[bytes([b]) for b in word.encode(errors="replace")] for word in frequencies]
+  counts = list(frequencies.values())
+  pair_counts: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
+  # The indices of all words that contain a pair, or contained it before a merge.
+  words_with = collections.defaultdict(set)
   for i, word in enumerate(words):
-    for pair in zip(word, word[1:]):
-      total[pair] += counts[i]
-      where[pair].add(i)
-  heap = [(-n, Largest(pair)) for pair, n in total.items()]
+    for pair in itertools.pairwise(word):
+      pair_counts[pair] += counts[i]
+      words_with[pair].add(i)
+  heap = [(-count, ReverseOrder(pair)) for pair, count in pair_counts.items()]
   heapq.heapify(heap)
   merges: list[tuple[bytes, bytes]] = []
-  while heap and len(merges) < count:
-    n, largest = heapq.heappop(heap)
-    pair = largest.pair
-    if -n != total[pair] or n == 0:
-      continue  # an old count: the right one is further down
-    merges.append(pair)
-    changed: collections.Counter = collections.Counter()
-    for i in where.pop(pair):
+  while heap and len(merges) < num_merges:
+    negative_count, item = heapq.heappop(heap)
+    best = item.pair
+    if negative_count == 0 or -negative_count != pair_counts[best]:
+      # The count is out of date. The heap also contains the current count.
+      continue
+    merges.append(best)
+    changes: collections.Counter[tuple[bytes, bytes]] = collections.Counter()
+    for i in words_with.pop(best):
       old = words[i]
-      words[i] = new = joined(old, pair)
-      for p in zip(old, old[1:]):
-        changed[p] -= counts[i]
-      for p in zip(new, new[1:]):
-        changed[p] += counts[i]
-        where[p].add(i)
-    for p, difference in changed.items():
-      if difference == 0:
-        continue
-      total[p] += difference
-      heapq.heappush(heap, (-total[p], Largest(p)))
+      new = merge_pair(old, best)
+      words[i] = new
+      for pair in itertools.pairwise(old):
+        changes[pair] -= counts[i]
+      for pair in itertools.pairwise(new):
+        changes[pair] += counts[i]
+        words_with[pair].add(i)
+    for pair, change in changes.items():
+      if change != 0:
+        pair_counts[pair] += change
+        heapq.heappush(heap, (-pair_counts[pair], ReverseOrder(pair)))
   return merges
 
 
-def joined(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
-  """The word with each occurrence of the pair made one token, from the left."""
-  out: list[bytes] = []
+def merge_pair(word: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
+  """Return the word with each occurrence of the pair merged into one token, from left to right."""
+  merged: list[bytes] = []
   for token in word:
-    if out and (out[-1], token) == pair:
-      out[-1] += token
+    if merged and (merged[-1], token) == pair:
+      merged[-1] += token
     else:
-      out.append(token)
-  return out
+      merged.append(token)
+  return merged
 
 
 class Stream:
-  """Decodes a text that arrives token by token: a character that spans several tokens comes out when it is whole."""
+  """Decode a text token by token.
+
+  A character that consists of several tokens is returned when its last token arrives.
+  """
 
   def __init__(self, tokenizer: Tokenizer):
-    self.tokenizer, self.decoder = (
-      tokenizer,
-      codecs.getincrementaldecoder("utf-8")(errors="replace"),
-    )
+    self.tokenizer = tokenizer
+    self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
   def __call__(self, token: int) -> str:
-    """The text that this token completes: often one token's, sometimes none, at times several."""
+    """Return the text that is complete after this token, or an empty string."""
     return self.decoder.decode(self.tokenizer.token(token))

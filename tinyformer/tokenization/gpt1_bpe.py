@@ -1,60 +1,79 @@
-"""The first GPT's tokens: BERT's words, in small letters, made of letters by byte-pair merges; a word's last piece ends in </w> (Radford et al. 2018, sec. 4.1)."""
+"""The tokenizer of GPT-1: BPE on the characters of lowercase words (Radford et al. 2018, sec. 4.1).
+
+The last token of each word ends in </w>.
+"""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinyformer.tokenization.base import Files, file_errors
-from tinyformer.tokenization.sentencepiece import merge
+from tinyformer.tokenization.base import TokenizerFiles, file_errors, read_merges_txt
+from tinyformer.tokenization.sentencepiece import apply_merges
 from tinyformer.tokenization.wordpiece import WordPiece
 
-END = "</w>"
+UNKNOWN = "<unk>"
+END_OF_WORD = "</w>"
 
 
-class WordPairs(WordPiece):
-  """merges: the pairs that are joined, in their order. A letter that is no piece is unknown. As transformers has it where spaCy and ftfy are not installed."""
+class GPT1Tokenizer(WordPiece):
+  """BPE on the words of BERT's pre-tokenizer, as transformers applies it without spaCy and ftfy.
 
-  continuation_joiner = " "  # a text that goes on begins a word
+  merges: the pairs of symbols to merge, in order of priority. An unknown character becomes <unk>.
+  """
+
+  # Generated text begins with a new word.
+  continuation_joiner = " "
 
   def __init__(
     self, vocab: dict[str, int], merges: list[tuple[str, ...]], specials: dict[str, int]
   ):
-    super().__init__(vocab, unknown="<unk>", specials=specials)
-    self.ranks = {pair: float(n) for n, pair in enumerate(merges)}
+    super().__init__(vocab, unk_token=UNKNOWN, specials=specials)
+    self.ranks = {pair: float(rank) for rank, pair in enumerate(merges)}
     self.tokens |= {
-      i: piece.replace(END, " ").encode() for piece, i in vocab.items() if piece not in specials
+      i: token.replace(END_OF_WORD, " ").encode()
+      for token, i in vocab.items()
+      if token not in specials
     }
 
   @classmethod
-  def load(cls, folder: str | Path) -> "WordPairs":
-    """From tokenizer.json, or else vocab.json and merges.txt. Raises FileNotFoundError, or ValueError for damaged files."""
-    files = Files(folder)
-    with file_errors(path := files.folder / ("tokenizer.json" if files.full else "vocab.json")):
-      vocab = (
-        files.full["model"]["vocab"] if files.full else json.loads(path.read_text(encoding="utf-8"))
-      )
-      unknown = vocab["<unk>"]
-    with file_errors(path if files.full else (path := files.folder / "merges.txt")):
-      lines = (
-        files.full["model"]["merges"]
-        if files.full
-        else [
-          line
-          for line in path.read_text(encoding="utf-8").split("\n")
-          if line and not line.startswith("#version")
-        ]
-      )
-      pairs = [tuple(line.split(" ")) if isinstance(line, str) else tuple(line) for line in lines]
-      if strange := [pair for pair in pairs if len(pair) != 2]:
-        raise ValueError(f"{' '.join(strange[0])!r} is no pair of tokens")
-      return cls(vocab, pairs, files.specials(vocab) | {"<unk>": unknown})
+  def load(cls, folder: str | Path) -> "GPT1Tokenizer":
+    """Load the tokenizer from tokenizer.json, or from vocab.json and merges.txt.
 
-  def pieces(self, word: str) -> list[tuple[str, int]]:
-    pieces = merge([*word[:-1], word[-1] + END], lambda a, b: self.ranks.get((a, b)))
+    Raises FileNotFoundError if there are no such files, and ValueError if they are damaged.
+    """
+    files = TokenizerFiles(folder)
+    if files.tokenizer_json:
+      with file_errors(files.folder / "tokenizer.json"):
+        model = files.tokenizer_json["model"]
+        vocab = model["vocab"]
+        specials = files.special_ids(vocab) | {UNKNOWN: vocab[UNKNOWN]}
+        return cls(vocab, read_pairs(model["merges"]), specials)
+    path = files.folder / "vocab.json"
+    with file_errors(path):
+      vocab = json.loads(path.read_text(encoding="utf-8"))
+      unk_id = vocab[UNKNOWN]
+    path = files.folder / "merges.txt"
+    with file_errors(path):
+      merges = read_pairs(read_merges_txt(path))
+      return cls(vocab, merges, files.special_ids(vocab) | {UNKNOWN: unk_id})
+
+  def tokenize_word(self, word: str) -> list[tuple[str, int]]:
+    """Return the tokens of a word, each with its number of characters."""
+    symbols = [*word[:-1], word[-1] + END_OF_WORD]
+    tokens = apply_merges(symbols, lambda a, b: self.ranks.get((a, b)))
     return [
-      (piece if piece in self.vocab else self.unknown, len(piece.removesuffix(END)))
-      for piece in pieces
+      (token if token in self.vocab else self.unk_token, len(token.removesuffix(END_OF_WORD)))
+      for token in tokens
     ]
 
   def decode(self, ids: Iterable[int]) -> str:
+    """Return the text of token IDs, without special tokens and without a space at the end."""
     return super().decode(ids).removesuffix(" ")
+
+
+def read_pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
+  """Return merges as pairs. Each merge is a pair, or a string with a space between two tokens."""
+  pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+  if invalid := [pair for pair in pairs if len(pair) != 2]:
+    raise ValueError(f"the merge {' '.join(invalid[0])!r} must be two tokens with a space between")
+  return pairs

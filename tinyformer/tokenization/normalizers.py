@@ -1,4 +1,4 @@
-"""What is done to a text before it is cut into tokens: normalisations and splits, each of which keeps where the characters came from."""
+"""Normalizers: rewrite a text before tokenization and track the offsets in the original text."""
 
 import base64
 import collections
@@ -12,199 +12,224 @@ import regex
 
 
 class NormalizedString(NamedTuple):
-  """A part of a text, perhaps rewritten: its character n stands for the original's from starts[n] up to ends[n]."""
+  """A part of a text, possibly rewritten.
+
+  Character n represents the characters starts[n] to ends[n] (exclusive) of the original text.
+  """
 
   text: str
   starts: Sequence[int]
   ends: Sequence[int]
 
-  def part(self, a: int, b: int | None = None) -> "NormalizedString":
-    return NormalizedString(self.text[a:b], self.starts[a:b], self.ends[a:b])
+  @classmethod
+  def from_text(cls, text: str, start: int = 0, end: int | None = None) -> "NormalizedString":
+    """Return text[start:end], not rewritten."""
+    end = len(text) if end is None else end
+    return cls(text[start:end], range(start, end), range(start + 1, end + 1))
 
-  def rewrite(self, changes: Iterable[tuple[int, int, str]]) -> "NormalizedString":
-    """With each (begin, end, new), from the left, written anew; every new character stands for all that was there, an insertion for nothing."""
+  def slice(self, start: int, end: int | None = None) -> "NormalizedString":
+    """Return the characters from `start` to `end` (exclusive)."""
+    return NormalizedString(self.text[start:end], self.starts[start:end], self.ends[start:end])
+
+  def replace_spans(self, changes: Iterable[tuple[int, int, str]]) -> "NormalizedString":
+    """Replace the characters start to end by a new string, for each (start, end, new).
+
+    The spans must be in order and must not overlap. Each new character represents the whole span.
+    If the span is empty, the new characters represent an empty range of the original text.
+    """
     text: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     done = 0
-    for a, b, new in changes:
-      text += self.text[done:a], new
-      starts += [*self.starts[done:a], *[self.starts[a]] * len(new)]
-      ends += [*self.ends[done:a], *[self.ends[b - 1] if a < b else self.starts[a]] * len(new)]
-      done = b
-    return (
-      NormalizedString(
-        "".join([*text, self.text[done:]]),
-        [*starts, *self.starts[done:]],
-        [*ends, *self.ends[done:]],
-      )
-      if text
-      else self
+    for start, end, new in changes:
+      original_start = self.starts[start]
+      original_end = self.ends[end - 1] if start < end else original_start
+      text += self.text[done:start], new
+      starts += [*self.starts[done:start], *[original_start] * len(new)]
+      ends += [*self.ends[done:start], *[original_end] * len(new)]
+      done = end
+    if not text:
+      return self
+    text.append(self.text[done:])
+    starts += self.starts[done:]
+    ends += self.ends[done:]
+    return NormalizedString("".join(text), starts, ends)
+
+
+Normalizer = Callable[[NormalizedString], NormalizedString]
+
+
+def apply(normalizers: Iterable[Normalizer], text: NormalizedString) -> NormalizedString:
+  """Apply the normalizers in order. An empty text remains empty."""
+  for normalize in normalizers:
+    if not text.text:
+      break
+    text = normalize(text)
+  return text
+
+
+def replace(pattern: str, new: str) -> Normalizer:
+  """Return a normalizer that replaces each match of a regular expression by a string."""
+  compiled = regex.compile(pattern)
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    return text.replace_spans((*match.span(), new) for match in compiled.finditer(text.text))
+
+  return normalize
+
+
+def strip(left: str, right: str) -> Normalizer:
+  """Return a normalizer that removes all matches of `left` at the start and `right` at the end."""
+  compiled = regex.compile(f"^(?:{left})*+(.*?)(?:{right})*$", regex.DOTALL)
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    match = compiled.match(text.text)
+    assert match is not None
+    return text.slice(*match.span(1))
+
+  return normalize
+
+
+def prepend(prefix: str, if_missing: bool = False, only_at_start: bool = False) -> Normalizer:
+  """Return a normalizer that inserts a prefix.
+
+  if_missing: do not insert the prefix before a text that already begins with the prefix.
+  only_at_start: insert the prefix only at the start of the original text.
+  """
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    is_present = if_missing and text.text.startswith(prefix)
+    is_elsewhere = only_at_start and text.starts[0] > 0
+    return text if is_present or is_elsewhere else text.replace_spans([(0, 0, prefix)])
+
+  return normalize
+
+
+def replace_each(pattern: str, change: Callable[[str], str]) -> Normalizer:
+  """Return a normalizer that applies a function to each match of a regular expression."""
+  compiled = regex.compile(pattern)
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    return text.replace_spans(
+      (*match.span(), new)
+      for match in compiled.finditer(text.text)
+      if (new := change(match[0])) != match[0]
     )
 
-
-Step = Callable[[NormalizedString], list[NormalizedString]]
-
-
-def whole(text: str, a: int = 0, b: int | None = None) -> NormalizedString:
-  """A text's characters from a up to b, as they are."""
-  b = len(text) if b is None else b
-  return NormalizedString(text[a:b], range(a, b), range(a + 1, b + 1))
+  return normalize
 
 
-def apply(steps: Sequence[Step], stretch: NormalizedString) -> list[NormalizedString]:
-  """What comes of a stretch, step by step; empty ones are left out."""
-  stretches = [stretch]
-  for step in steps:
-    stretches = [new for s in stretches if s.text for new in step(s)]
-  return [s for s in stretches if s.text]
+def unicode_form(form: Any) -> Normalizer:
+  """Return a normalizer to NFC, NFD, NFKC or NFKD, one grapheme cluster at a time."""
+  change = replace_each(r"\X", functools.partial(unicodedata.normalize, form))
 
+  def normalize(text: NormalizedString) -> NormalizedString:
+    return text if unicodedata.is_normalized(form, text.text) else change(text)
 
-# the steps
-
-
-def replace(pattern: str, new: str) -> Step:
-  find = regex.compile(pattern)
-  return lambda s: [s.rewrite((*m.span(), new) for m in find.finditer(s.text))]
-
-
-def found(pattern: str) -> Step:
-  """The matches alone, each a stretch by itself."""
-  find = regex.compile(pattern)
-  return lambda s: [s.part(*m.span()) for m in find.finditer(s.text)]
-
-
-def strip(left: str, right: str) -> Step:
-  """Without what the patterns match at either end."""
-  ends = regex.compile(f"^(?:{left})*+(.*?)(?:{right})*$", regex.DOTALL)
-  return lambda s: [s.part(*ends.match(s.text).span(1))]  # type: ignore[union-attr]
-
-
-def prepend(new: str, unless: bool = False, first: bool = False) -> Step:
-  """With `new` before it; `unless` it begins so already; `first`: only where the text itself begins."""
-
-  def step(s: NormalizedString) -> list[NormalizedString]:
-    return [
-      s
-      if (unless and s.text.startswith(new)) or (first and s.starts[0])
-      else s.rewrite([(0, 0, new)])
-    ]
-
-  return step
-
-
-def each(pattern: str, change: Callable[[str], str]) -> Step:
-  """With every match changed by itself."""
-  find = regex.compile(pattern)
-  return lambda s: [
-    s.rewrite((*m.span(), new) for m in find.finditer(s.text) if (new := change(m[0])) != m[0])
-  ]
-
-
-def unicode_form(form: Any) -> Step:
-  """NFC, NFD, NFKC or NFKD, of one user-perceived character after the other."""
-  change = each(r"\X", functools.partial(unicodedata.normalize, form))
-  return lambda s: [s] if unicodedata.is_normalized(form, s.text) else change(s)
+  return normalize
 
 
 def read_charsmap(data: bytes) -> dict[str, str]:
-  """What sentencepiece's precompiled_charsmap rewrites: a double-array trie of UTF-8 keys (the bits are those of darts-clone), then the new texts.
+  """Return the replacements in SentencePiece's precompiled_charsmap.
 
-  The child by byte c of a node with offset o stands at node ^ o ^ c and is labelled c; several nodes may share it. The place of a key's new text
-  stands at node ^ o. Raises ValueError or IndexError for what is no such table.
+  The format is the size of a trie in bytes, the trie, and the replacement strings. The trie is a
+  double array (darts-clone) over the UTF-8 bytes of the keys. If a node has offset o, its child
+  for byte c is at index node ^ o ^ c and has label c. Several nodes may share a child. The value
+  of a key is at index node ^ o: the position of its replacement string.
+  Raises ValueError or IndexError if the data is invalid.
   """
   size = int.from_bytes(data[:4], "little")
-  units, texts, table = np.frombuffer(data, "<u4", size // 4, 4).tolist(), data[4 + size :], {}
+  units = np.frombuffer(data, "<u4", size // 4, 4).tolist()
+  texts = data[4 + size :]
+  table: dict[str, str] = {}
   children = collections.defaultdict(list)
-  for n, unit in enumerate(units):
-    if unit < 1 << 31 and unit & 255:
-      children[n ^ (unit & 255)].append(n)
-  todo = [(0, b"")]
-  while todo:
-    node, key = todo.pop()
+  for index, unit in enumerate(units):
+    label = unit & 255
+    is_value = unit >= 1 << 31
+    if label and not is_value:
+      children[index ^ label].append(index)
+  stack = [(0, b"")]
+  while stack:
+    node, key = stack.pop()
     if len(key) > 99:
-      raise ValueError("the table of characters never ends")
+      raise ValueError("invalid precompiled_charsmap: a key is longer than 99 bytes")
     unit = units[node]
     base = node ^ (unit >> 10 << (unit >> 6 & 8))
-    if unit & 256:
-      begin = units[base] & ~(1 << 31)
-      table[key.decode()] = texts[begin : texts.index(b"\0", begin)].decode()
-    todo += [(child, key + bytes([units[child] & 255])) for child in children.get(base, [])]
+    has_value = unit & 256
+    if has_value:
+      start = units[base] & ~(1 << 31)
+      table[key.decode()] = texts[start : texts.index(b"\0", start)].decode()
+    stack += [(child, key + bytes([units[child] & 255])) for child in children.get(base, [])]
   return table
 
 
-def longest(table: dict[str, str]) -> Step:
-  """From the left, the longest part that is in the table, rewritten: as sentencepiece does."""
-  first, most = {key[0] for key in table}, max(map(len, table), default=0)
+def replace_longest(table: dict[str, str]) -> Normalizer:
+  """Return a normalizer that replaces the longest keys of a table, from left to right.
+
+  SentencePiece applies its precompiled_charsmap in this way.
+  """
+  first_characters = {key[0] for key in table}
+  max_length = max(map(len, table), default=0)
 
   def changes(text: str) -> Iterator[tuple[int, int, str]]:
     done = 0
-    for a, c in enumerate(text):
-      if c in first and a >= done:
-        for b in range(min(a + most, len(text)), a, -1):
-          if text[a:b] in table:
-            yield a, b, table[text[a:b]]
-            done = b
+    for start, character in enumerate(text):
+      if character in first_characters and start >= done:
+        for end in range(min(start + max_length, len(text)), start, -1):
+          if text[start:end] in table:
+            yield start, end, table[text[start:end]]
+            done = end
             break
 
-  return lambda s: [s.rewrite(changes(s.text))]
+  return lambda text: text.replace_spans(changes(text.text))
 
 
-def by_grapheme(table: dict[str, str]) -> Step:
-  """As Hugging Face's tokenizers uses the same table: a user-perceived character of up to 5 bytes becomes what its shortest beginning does, any other goes letter by letter."""
+def replace_graphemes(table: dict[str, str]) -> Normalizer:
+  """Return a normalizer that looks up each grapheme cluster in a table.
+
+  A grapheme cluster of at most 5 bytes becomes the replacement of its shortest prefix in the
+  table. In all other clusters, each character is replaced separately. Hugging Face tokenizers
+  applies SentencePiece's precompiled_charsmap in this way.
+  """
 
   def change(grapheme: str) -> str:
     if len(grapheme.encode()) < 6:
       for n in range(1, len(grapheme) + 1):
         if grapheme[:n] in table:
           return table[grapheme[:n]]
-    return "".join(table.get(c, c) for c in grapheme)
+    return "".join(table.get(character, character) for character in grapheme)
 
-  return each(r"\X", functools.lru_cache(1 << 16)(change))
-
-
-PUNCTUATION = r"\p{P}$+<=>^`|~"  # those of ASCII that Unicode calls symbols too
+  return replace_each(r"\X", functools.lru_cache(1 << 16)(change))
 
 
-def read(part: dict[str, Any] | None) -> list[Step]:
-  """The steps of a normalizer or pre_tokenizer of tokenizer.json. Raises ValueError for one that is not known here, KeyError for one that lacks something."""
-  if part is None:
+def from_json(config: dict[str, Any] | None) -> list[Normalizer]:
+  """Return the normalizers that the "normalizer" of tokenizer.json describes.
+
+  Raises ValueError if the type is not supported, and KeyError if a setting is missing.
+  """
+  if config is None:
     return []
-  kind = part["type"]
+  kind = config["type"]
   if kind == "Sequence":
-    return [
-      step for p in part.get("normalizers", part.get("pretokenizers", [])) for step in read(p)
-    ]
+    return [step for part in config.get("normalizers", []) for step in from_json(part)]
   if kind == "Replace":
-    return [
-      replace(
-        p["Regex"] if "Regex" in (p := part["pattern"]) else regex.escape(p["String"]),
-        part["content"],
-      )
-    ]
+    pattern = config["pattern"]
+    expression = pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"])
+    return [replace(expression, config["content"])]
   if kind == "Prepend":
-    return [prepend(part["prepend"])]
+    return [prepend(config["prepend"])]
   if kind == "Strip":
-    return [strip(r"\s" if part["strip_left"] else "", r"\s" if part["strip_right"] else "")]
+    left = r"\s" if config["strip_left"] else ""
+    right = r"\s" if config["strip_right"] else ""
+    return [strip(left, right)]
   if kind == "Precompiled":
-    return (
-      [by_grapheme(read_charsmap(base64.b64decode(part["precompiled_charsmap"])))]
-      if part["precompiled_charsmap"]
-      else []
-    )
+    charsmap = config["precompiled_charsmap"]
+    return [replace_graphemes(read_charsmap(base64.b64decode(charsmap)))] if charsmap else []
   if kind in ("NFC", "NFD", "NFKC", "NFKD"):
     return [unicode_form(kind)]
   if kind == "Lowercase":
-    return [each(".", str.lower)]
-  if kind == "WhitespaceSplit":
-    return [found(r"\S+")]
-  if kind == "Punctuation" and part.get("behavior", "Isolated") == "Isolated":
-    return [found(f"[{PUNCTUATION}]|[^{PUNCTUATION}]+")]
-  if kind == "Metaspace" and part.get("replacement", "▁") == "▁":
-    scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space", True) else "never")
-    return [
-      replace(" ", "▁"),
-      *([prepend("▁", True, scheme == "first")] if scheme != "never" else []),
-      *([found("▁[^▁]*|[^▁]+")] if part.get("split", True) else []),
-    ]
-  raise ValueError(f"the step {kind} is not known here")
+    return [replace_each(".", str.lower)]
+  raise ValueError(
+    f"normalizer {kind} is not supported; use Sequence, Replace, Prepend, Strip, Precompiled,"
+    " NFC, NFD, NFKC, NFKD or Lowercase"
+  )

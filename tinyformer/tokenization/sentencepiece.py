@@ -1,4 +1,4 @@
-"""SentencePiece (Kudo and Richardson 2018): text to pieces in which ▁ stands for a blank, by byte-pair merges or by the likeliest cut of a unigram model."""
+"""SentencePiece (Kudo and Richardson 2018): BPE or a unigram model, with ▁ instead of spaces."""
 
 import functools
 import heapq
@@ -10,383 +10,531 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyformer.tokenization import normalizers
-from tinyformer.tokenization.base import Files, Tokenizer, file_errors
-from tinyformer.tokenization.normalizers import Step, NormalizedString
+from tinyformer.tokenization import normalizers, pre_tokenizers
+from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors
+from tinyformer.tokenization.normalizers import NormalizedString, Normalizer
+from tinyformer.tokenization.pre_tokenizers import PreTokenizer
 
-NORMAL, UNKNOWN, CONTROL, DEFINED = 1, 2, 3, 4  # types of pieces
-PENALTY = 10  # of an unknown character, below the least score of all
-BYTES = [f"<0x{b:02X}>" for b in range(256)]
-Cut = Callable[[str], list[str]]
+BYTE_TOKENS = [f"<0x{b:02X}>" for b in range(256)]
+# The score of an unknown character is the lowest score of all tokens minus this penalty.
+UNKNOWN_PENALTY = 10
+# The number of words, or of texts, whose segmentation is cached.
+CACHE_SIZE = 1 << 16
+
+# Splits a prepared text into tokens.
+Segmenter = Callable[[str], list[str]]
 
 
-def merge(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
-  """Neighbours joined, each time the pair of the lowest rank, of several the leftmost, until no pair has one: Sennrich et al. 2016, in n log n."""
+def apply_merges(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
+  """Merge adjacent symbols until no pair has a rank, and return the remaining symbols.
+
+  Each step merges the pair with the lowest rank, or the leftmost of several. The list is modified.
+  A heap makes this O(n log n). Source: Sennrich et al. 2016, sec. 3.2.
+  """
   n = len(symbols)
-  before, after, heap = (
-    list(range(-1, n - 1)),
-    list(range(1, n + 1)),
-    list[tuple[float, int, str, str]](),
-  )
+  previous = list(range(-1, n - 1))
+  following = list(range(1, n + 1))
+  heap: list[tuple[float, int, str, str]] = []
 
-  def look(i: int) -> None:
-    if i >= 0 and after[i] < n and (r := rank(a := symbols[i], b := symbols[after[i]])) is not None:
-      heapq.heappush(heap, (r, i, a, b))
+  def push(left: int) -> None:
+    if left >= 0 and following[left] < n:
+      a = symbols[left]
+      b = symbols[following[left]]
+      pair_rank = rank(a, b)
+      if pair_rank is not None:
+        heapq.heappush(heap, (pair_rank, left, a, b))
 
   for i in range(n):
-    look(i)
+    push(i)
   while heap:
-    _, i, a, b = heapq.heappop(heap)
-    j = after[i]
-    if symbols[i] != a or j == n or symbols[j] != b:
-      continue  # one of them was joined with another
-    symbols[i], symbols[j], after[i] = a + b, "", after[j]
-    if after[j] < n:
-      before[after[j]] = i
-    look(before[i])
-    look(i)
-  return [s for s in symbols if s]
+    _, left, a, b = heapq.heappop(heap)
+    right = following[left]
+    if symbols[left] != a or right == n or symbols[right] != b:
+      # One of the two symbols has been merged with another symbol.
+      continue
+    symbols[left] = a + b
+    symbols[right] = ""
+    following[left] = following[right]
+    if following[right] < n:
+      previous[following[right]] = left
+    push(previous[left])
+    push(left)
+  return [symbol for symbol in symbols if symbol]
 
 
-def merging(
-  rank: Callable[[str, str], float | None], pieces: Iterable[str], whole: Iterable[str] = ()
-) -> Cut:
-  """Cuts by `merge`; where no piece has a blank after another character, word by word. whole: pieces that are symbols from the start."""
-  words = re.compile(
-    "▁*[^▁]+|▁+" if not any(re.search("[^▁]▁", p) for p in pieces) else ".+", re.DOTALL
-  )
-  symbols = re.compile(
-    "|".join([*map(re.escape, sorted(whole, key=len, reverse=True)), "."]), re.DOTALL
-  )
-  cut = functools.lru_cache(1 << 16)(lambda word: merge(symbols.findall(word), rank))
-  return lambda text: [piece for word in words.findall(text) for piece in cut(word)]
+def bpe_segmenter(
+  rank: Callable[[str, str], float | None], vocab: Iterable[str], symbols: Iterable[str] = ()
+) -> Segmenter:
+  """Return a function that splits a text into tokens by BPE.
+
+  Words are segmented separately if no token contains a ▁ after another character.
+  symbols: tokens of several characters that are never split.
+  """
+  crosses_words = any(re.search("[^▁]▁", token) for token in vocab)
+  words = re.compile(".+" if crosses_words else "▁*[^▁]+|▁+", re.DOTALL)
+  longest_first = sorted(symbols, key=len, reverse=True)
+  initial_symbols = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
+
+  @functools.lru_cache(CACHE_SIZE)
+  def segment_word(word: str) -> list[str]:
+    return apply_merges(initial_symbols.findall(word), rank)
+
+  return lambda text: [token for word in words.findall(text) for token in segment_word(word)]
 
 
 def viterbi(
-  text: str, scores: dict[str, float], unknown: float, rounded: Callable[[float], float] = float
+  text: str,
+  scores: dict[str, float],
+  unk_score: float,
+  round_sum: Callable[[float], float] = float,
 ) -> list[str]:
-  """The pieces with the highest sum of scores that make up a text, by Viterbi's algorithm (Kudo 2018, sec. 3.2); of equals, those of which the last is the longest.
+  """Return the segmentation of a text with the highest sum of scores.
 
-  scores: of pieces, and -inf for what pieces only begin with.  unknown: the score of a character that is in none.  rounded: how a sum is kept.
+  If several segmentations have the same sum, the last token is as long as possible.
+  scores: the score of each token, and -inf for each string that is only a prefix of tokens.
+  unk_score: the score of a character that is not in `scores`.
+  round_sum: rounds each partial sum.
+  Source: Kudo 2018, sec. 3.2.
   """
   n = len(text)
-  best, begin = [0.0] + [-math.inf] * n, [0] * (n + 1)
-  for i in range(n):
-    j = i + 1
-    score: float | None = scores.get(text[i], unknown)
+  best = [0.0] + [-math.inf] * n
+  best_start = [0] * (n + 1)
+  for start in range(n):
+    end = start + 1
+    score: float | None = scores.get(text[start], unk_score)
     while score is not None:
-      if (total := rounded(best[i] + score)) > best[j]:
-        best[j], begin[j] = total, i
-      j += 1
-      score = scores.get(text[i:j]) if j <= n else None
-  ends = [n]
-  while ends[-1]:
-    ends.append(begin[ends[-1]])
-  return [text[a:b] for a, b in zip(ends[:0:-1], ends[-2::-1])]
+      if (total := round_sum(best[start] + score)) > best[end]:
+        best[end] = total
+        best_start[end] = start
+      end += 1
+      score = scores.get(text[start:end]) if end <= n else None
+  tokens = []
+  end = n
+  while end:
+    start = best_start[end]
+    tokens.append(text[start:end])
+    end = start
+  return tokens[::-1]
 
 
-def unigram(
-  scores: dict[str, float], unknown: float, rounded: Callable[[float], float] = float
-) -> Cut:
-  """Cuts by `likeliest`."""
-  beginnings = {
-    piece[:n]: unknown if n == 1 else -math.inf for piece in scores for n in range(1, len(piece))
+def unigram_segmenter(
+  scores: dict[str, float], unk_score: float, round_sum: Callable[[float], float] = float
+) -> Segmenter:
+  """Return a function that splits a text into tokens by the Viterbi algorithm."""
+  prefixes = {
+    token[:n]: unk_score if n == 1 else -math.inf for token in scores for n in range(1, len(token))
   }
-  table = beginnings | scores
-  return functools.lru_cache(1 << 16)(lambda text: viterbi(text, table, unknown, rounded))
+  table = prefixes | scores
+
+  @functools.lru_cache(CACHE_SIZE)
+  def segment(text: str) -> list[str]:
+    return viterbi(text, table, unk_score, round_sum)
+
+  return segment
 
 
 class SentencePiece(Tokenizer):
-  """vocab: each piece's id.  pieces: cuts a prepared text.  prepare: the steps before.  unknown: the id of what is no piece, if there is one.
+  """A tokenizer that normalizes a text and splits the result into tokens by BPE or Viterbi.
 
-  bytes: the ids of the 256 byte pieces such as <0x0A>, in which is written what is no piece; or none.
+  vocab: the ID of each token.
+  prepare: normalizes and pre-tokenizes a text.
+  segment: splits a prepared text into tokens.
+  unk_id: the ID of the unknown token, or None. Adjacent unknown tokens are merged.
+  byte_fallback: represent a string that is not in the vocabulary by byte tokens such as <0x0A>.
   """
 
   def __init__(
     self,
     vocab: dict[str, int],
-    pieces: Cut,
-    prepare: list[Step],
-    unknown: int | None,
+    prepare: PreTokenizer,
+    segment: Segmenter,
+    unk_id: int | None,
     specials: dict[str, int],
-    fallback: bool = False,
-    strip_leading_space: bool = True,
+    byte_fallback: bool = False,
   ):
-    self.vocab, self.pieces, self.prepare, self.unknown = vocab, pieces, prepare, unknown
-    self.bytes = [vocab[b] for b in BYTES] if fallback and all(b in vocab for b in BYTES) else []
-    self.ids = {
-      piece: i for piece, i in vocab.items() if piece not in specials and i not in self.bytes
-    }  # what a text can be read as
-    tokens = {i: piece.replace("▁", " ").encode() for piece, i in self.ids.items()} | {
-      i: bytes([b]) for b, i in enumerate(self.bytes)
+    self.vocab = vocab
+    self.prepare = prepare
+    self.segment = segment
+    self.unk_id = unk_id
+    has_bytes = byte_fallback and all(token in vocab for token in BYTE_TOKENS)
+    self.byte_ids = [vocab[token] for token in BYTE_TOKENS] if has_bytes else []
+    # The tokens that segmentation may produce.
+    self.text_ids = {
+      token: i for token, i in vocab.items() if token not in specials and i not in self.byte_ids
     }
-    super().__init__(tokens, specials, strip_leading_space)
+    tokens = token_bytes(self.text_ids)
+    tokens |= {i: bytes([b]) for b, i in enumerate(self.byte_ids)}
+    super().__init__(tokens, specials, strip_leading_space=True)
 
-  def tokenize(self, stretch: NormalizedString) -> list[tuple[int, int, int]]:
+  def tokenize(self, text: NormalizedString) -> list[tuple[int, int, int]]:
+    """Return (ID, start, end) of each token of a text without special tokens."""
     spans: list[tuple[int, int, int]] = []
-    for s in normalizers.apply(self.prepare, stretch):
-      done, fused = 0, False  # unknown neighbours are one token
-      for piece in self.pieces(s.text):
-        a, done = done, done + len(piece)
-        if piece in self.ids:
-          spans.append((self.ids[piece], s.starts[a], s.ends[done - 1]))
-        elif self.bytes:
+    for part in self.prepare(text):
+      end = 0
+      after_unknown = False
+      for token in self.segment(part.text):
+        start = end
+        end += len(token)
+        is_unknown = False
+        if token in self.text_ids:
+          spans.append((self.text_ids[token], part.starts[start], part.ends[end - 1]))
+        elif self.byte_ids:
           spans += [
-            (self.bytes[b], s.starts[a + n], s.ends[a + n])
-            for n, c in enumerate(piece)
-            for b in c.encode()
+            (self.byte_ids[b], part.starts[start + n], part.ends[start + n])
+            for n, character in enumerate(token)
+            for b in character.encode()
           ]
-        elif self.unknown is not None:
-          spans.append((self.unknown, spans.pop()[1] if fused else s.starts[a], s.ends[done - 1]))
-        fused = piece not in self.ids and not self.bytes and self.unknown is not None
+        elif self.unk_id is not None:
+          is_unknown = True
+          first = spans.pop()[1] if after_unknown else part.starts[start]
+          spans.append((self.unk_id, first, part.ends[end - 1]))
+        after_unknown = is_unknown
     return spans
 
   @classmethod
   def load(cls, folder: str | Path) -> "SentencePiece":
-    """Reads Marian's three files, or tokenizer.json, or a sentencepiece model. Raises FileNotFoundError, or ValueError for a damaged file."""
-    files = Files(folder)
+    """Load the tokenizer from Marian's three files, tokenizer.json, or a SentencePiece model.
+
+    Raises FileNotFoundError if there are no such files, and ValueError if a file is damaged.
+    """
+    files = TokenizerFiles(folder)
     if (files.folder / "source.spm").exists():
-      return cls.marian(files)
-    if files.full:
-      return cls.from_full(files)
+      return cls.from_marian(files)
+    if files.tokenizer_json:
+      return cls.from_tokenizer_json(files)
     for name in FAMILIES:
       if (files.folder / name).exists():
         return cls.from_model(files, files.folder / name)
     raise FileNotFoundError(
-      f"{folder} has no tokenizer: tokenizer.json, vocab.json and merges.txt, vocab.txt, source.spm or {', '.join(FAMILIES)}"
+      f"{folder} has no tokenizer; add tokenizer.json, vocab.json and merges.txt, vocab.txt,"
+      f" source.spm or {', '.join(FAMILIES)}"
     )
 
   @classmethod
-  def from_full(cls, files: Files) -> "SentencePiece":
-    """From tokenizer.json, whose `model` is a BPE with merges, or a Unigram with scores."""
+  def from_tokenizer_json(cls, files: TokenizerFiles) -> "SentencePiece":
+    """Load the tokenizer from tokenizer.json, which contains BPE merges or unigram scores."""
     with file_errors(files.folder / "tokenizer.json"):
-      model = files.full["model"]
-      vocab = (
-        model["vocab"]
-        if "merges" in model
-        else {piece: i for i, (piece, _) in enumerate(model["vocab"])}
-      )
-      specials = files.specials(vocab)
+      model = files.tokenizer_json["model"]
       if "merges" in model:
-        ranks = {
-          (a, b): float(n)
-          for n, (a, b) in enumerate(
-            m.split(" ") if isinstance(m, str) else m for m in model["merges"]
-          )
-        }
-        pieces, unknown = (
-          merging(lambda a, b: ranks.get((a, b)), vocab),
-          vocab.get(model.get("unk_token")),
-        )
+        vocab = model["vocab"]
+        specials = files.special_ids(vocab)
+        unk_id = vocab.get(model.get("unk_token"))
+        segment = bpe_segmenter(merge_ranks(model["merges"]), vocab)
       else:
-        scores, unknown = dict(model["vocab"]), model.get("unk_id")
-        pieces = unigram(
-          {p: s for p, s in scores.items() if p not in specials}, min(scores.values()) - PENALTY
-        )
-      prepare = normalizers.read(files.full.get("normalizer")) + normalizers.read(
-        files.full.get("pre_tokenizer")
+        vocab = {token: i for i, (token, _) in enumerate(model["vocab"])}
+        specials = files.special_ids(vocab)
+        unk_id = model.get("unk_id")
+        scores = dict(model["vocab"])
+        unk_score = min(scores.values()) - UNKNOWN_PENALTY
+        text_scores = {token: score for token, score in scores.items() if token not in specials}
+        segment = unigram_segmenter(text_scores, unk_score)
+      prepare = pre_tokenizers.pipeline(
+        normalizers.from_json(files.tokenizer_json.get("normalizer")),
+        pre_tokenizers.from_json(files.tokenizer_json.get("pre_tokenizer")),
       )
-      self = cls(
-        vocab,
-        pieces,
-        prepare,
-        unknown,
-        specials,
-        model.get("byte_fallback", False),
-        drops_blank(files.full.get("decoder")),
-      )
-      self.load_special_tokens(files)
-    return self
+      byte_fallback = model.get("byte_fallback", False)
+      tokenizer = cls(vocab, prepare, segment, unk_id, specials, byte_fallback)
+      tokenizer.strip_leading_space = strips_leading_space(files.tokenizer_json.get("decoder"))
+      tokenizer.load_special_tokens(files)
+    return tokenizer
 
   @classmethod
-  def from_model(cls, files: Files, path: Path) -> "SentencePiece":
-    """From sentencepiece's own file, with the ids that the family whose file has this name gives the pieces."""
-    model, (ids, template, second) = read_model(path), FAMILIES[path.name]
-    spelled = [p.text for p in model.pieces]
-    vocab = {p: i for i, p in enumerate(ids(spelled))}
+  def from_model(cls, files: TokenizerFiles, path: Path) -> "SentencePiece":
+    """Load the tokenizer from a SentencePiece model file, whose name determines the family."""
+    model = read_model(path)
+    family = FAMILIES[path.name]
+    texts = [entry.text for entry in model.entries]
+    vocab = {token: i for i, token in enumerate(family.to_vocab(texts))}
     with file_errors(path):
-      specials = files.specials(
+      control = [entry.text for entry in model.entries if entry.type in (UNKNOWN, CONTROL)]
+      added = [token for token in vocab if token not in texts]
+      tokenizer = cls(
         vocab,
-        [p.text for p in model.pieces if p.type in (UNKNOWN, CONTROL)]
-        + [p for p in vocab if p not in spelled],
-      )
-      self = cls(
-        vocab,
-        model.tokenize(),
         model.prepare(),
-        vocab[spelled[model.unknown]],
-        specials,
-        model.fallback,
-        model.dummy,
+        model.segmenter(),
+        vocab[texts[model.unk_index]],
+        files.special_ids(vocab, control + added),
+        model.byte_fallback,
       )
-      self.load_special_tokens(files, template, second)
-    return self
+      tokenizer.strip_leading_space = model.add_dummy_prefix
+      tokenizer.load_special_tokens(files, family.template, family.second)
+    return tokenizer
 
   @classmethod
-  def marian(cls, files: Files) -> "SentencePiece":
-    """From source.spm, which cuts, and vocab.json, which has the ids of both languages' pieces."""
-    with file_errors(path := files.folder / "source.spm"):
+  def from_marian(cls, files: TokenizerFiles) -> "SentencePiece":
+    """Load the tokenizer from source.spm and vocab.json.
+
+    source.spm segments a text. vocab.json contains the IDs of the tokens of both languages.
+    """
+    path = files.folder / "source.spm"
+    with file_errors(path):
       model = read_model(path)
-      cut, prepare = model.tokenize(), model.prepare()
-    with file_errors(path := files.folder / "vocab.json"):
+      segment = model.segmenter()
+      prepare = model.prepare()
+    path = files.folder / "vocab.json"
+    with file_errors(path):
       if files.config.get("separate_vocabs"):
-        raise ValueError("two languages with a vocabulary each are not read here")
+        raise ValueError(
+          "separate vocabularies for two languages are not supported;"
+          " use a model with a joint vocabulary"
+        )
       vocab = json.loads(path.read_text(encoding="utf-8"))
-      unknown, specials = vocab["<unk>"], files.specials(vocab, ("<unk>", "</s>", "<pad>"))
-      self = cls(
-        vocab | {p.text: vocab.get(p.text, unknown) for p in model.pieces},
-        cut,
-        prepare,
-        unknown,
-        specials,
-        strip_leading_space=model.dummy,
-      )
-      self.tokens |= {
-        i: piece.replace("▁", " ").encode() for piece, i in vocab.items() if piece not in specials
+      unk_id = vocab["<unk>"]
+      specials = files.special_ids(vocab, ("<unk>", "</s>", "<pad>"))
+      source_vocab = {entry.text: vocab.get(entry.text, unk_id) for entry in model.entries}
+      tokenizer = cls(vocab | source_vocab, prepare, segment, unk_id, specials)
+      tokenizer.strip_leading_space = model.add_dummy_prefix
+      tokenizer.tokens |= token_bytes({t: i for t, i in vocab.items() if t not in specials})
+      tokenizer.load_special_tokens(files, "A B </s>")
+      # A token such as >>deu<< selects the target language.
+      tokenizer.added_tokens = {
+        token: i for token, i in vocab.items() if token.startswith(">>") and token.endswith("<<")
       }
-      self.load_special_tokens(files, "A B </s>")
-      self.added_tokens = {
-        s: i for s, i in vocab.items() if s.startswith(">>") and s.endswith("<<")
-      }  # the language to translate into
-    return self
+    return tokenizer
 
 
-# From the pieces of a sentencepiece model of that name to what has the ids 0, 1, 2 ..., and what stands around texts.
-FAMILIES: dict[str, tuple[Callable[[list[str]], list[str]], str, int]] = {
-  "tokenizer.model": (lambda p: p, "<s> A <s> B", 0),  # LLaMA and Mistral
-  "spiece.model": (
-    lambda p: [*p, *(f"<extra_id_{n}>" for n in reversed(range(100)))],
-    "A </s> B </s>",
-    0,
-  ),  # T5
-  "sentencepiece.bpe.model": (
-    lambda p: ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", *p[1:], "<mask>"],
-    "<s> A </s> </s> B </s>",
-    0,
-  ),  # CamemBERT, after fairseq
-  "spm.model": (lambda p: p if "[MASK]" in p else [*p, "[MASK]"], "[CLS] A [SEP] B [SEP]", 1),
-}  # DeBERTa
+def token_bytes(ids: dict[str, int]) -> dict[int, bytes]:
+  """Return the bytes of each token ID, with spaces instead of ▁."""
+  return {i: token.replace("▁", " ").encode() for token, i in ids.items()}
 
 
-def drops_blank(decoder: dict[str, Any] | None) -> bool:
-  """Whether a decoder of tokenizer.json takes a text's first blank away."""
+def merge_ranks(
+  merges: Iterable[str | tuple[str, str]],
+) -> Callable[[str, str], float | None]:
+  """Return a function that looks up the rank of a pair in the merges of tokenizer.json."""
+  pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+  ranks = {(a, b): float(rank) for rank, (a, b) in enumerate(pairs)}
+  return lambda a, b: ranks.get((a, b))
+
+
+class Family(NamedTuple):
+  """The conventions of a model family.
+
+  to_vocab: converts the tokens of the SentencePiece model to the tokens with the IDs 0, 1, 2, ...
+  template: the special tokens around two texts A and B.  second: the segment of B.
+  """
+
+  to_vocab: Callable[[list[str]], list[str]]
+  template: str
+  second: int = 0
+
+
+def llama_vocab(tokens: list[str]) -> list[str]:
+  """Return the tokens of LLaMA or Mistral."""
+  return tokens
+
+
+def t5_vocab(tokens: list[str]) -> list[str]:
+  """Return the tokens of T5. The sentinel tokens have descending numbers."""
+  return [*tokens, *(f"<extra_id_{n}>" for n in reversed(range(100)))]
+
+
+def camembert_vocab(tokens: list[str]) -> list[str]:
+  """Return the tokens of CamemBERT in the order of fairseq."""
+  first = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED"]
+  return [*first, *tokens[1:], "<mask>"]
+
+
+def deberta_vocab(tokens: list[str]) -> list[str]:
+  """Return the tokens of DeBERTa."""
+  return tokens if "[MASK]" in tokens else [*tokens, "[MASK]"]
+
+
+# The name of the SentencePiece model file determines the family.
+FAMILIES = {
+  "tokenizer.model": Family(llama_vocab, "<s> A <s> B"),
+  "spiece.model": Family(t5_vocab, "A </s> B </s>"),
+  "sentencepiece.bpe.model": Family(camembert_vocab, "<s> A </s> </s> B </s>"),
+  "spm.model": Family(deberta_vocab, "[CLS] A [SEP] B [SEP]", second=1),
+}
+
+
+def strips_leading_space(decoder: dict[str, Any] | None) -> bool:
+  """Return whether a decoder of tokenizer.json removes a space at the beginning of the text."""
   if decoder is None:
     return False
   if decoder["type"] == "Sequence":
-    return any(map(drops_blank, decoder["decoders"]))
-  return decoder["type"] == "Strip" or (
-    decoder["type"] == "Metaspace" and decoder.get("prepend_scheme", "always") != "never"
-  )
+    return any(map(strips_leading_space, decoder["decoders"]))
+  if decoder["type"] == "Metaspace":
+    return decoder.get("prepend_scheme", "always") != "never"
+  return decoder["type"] == "Strip"
 
 
-# sentencepiece's file: a protobuf message, https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+# The file format of SentencePiece is a protobuf message:
+# https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto
+
+# SentencePiece.Type
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+USER_DEFINED = 4
+
+# TrainerSpec.ModelType
+UNIGRAM = 1
+BPE = 2
+
+# Field numbers
+MODEL_PIECES = 1
+MODEL_TRAINER_SPEC = 2
+MODEL_NORMALIZER_SPEC = 3
+PIECE_TEXT = 1
+PIECE_SCORE = 2
+PIECE_TYPE = 3
+TRAINER_MODEL_TYPE = 3
+TRAINER_BYTE_FALLBACK = 35
+TRAINER_UNK_ID = 40
+NORMALIZER_CHARSMAP = 2
+NORMALIZER_ADD_DUMMY_PREFIX = 3
+NORMALIZER_REMOVE_EXTRA_WHITESPACES = 4
 
 
-def fields(data: bytes) -> Iterator[tuple[int, Any]]:
-  """(number, value) of each field of a protobuf message, ints or bytes: https://protobuf.dev/programming-guides/encoding. Raises ValueError if it is not whole."""
-  at = 0
+def read_protobuf(data: bytes) -> Iterator[tuple[int, Any]]:
+  """Yield (number, value) of each field of a protobuf message; a value is an int or bytes.
 
-  def varint() -> int:
-    nonlocal at
-    value = shift = 0
+  Raises ValueError if the message is incomplete or invalid.
+  Source: https://protobuf.dev/programming-guides/encoding
+  """
+  position = 0
+
+  def read_varint() -> int:
+    nonlocal position
+    value = 0
+    shift = 0
     while True:
-      if at >= len(data) or shift > 63:
-        raise ValueError(f"no protobuf message: a number does not end at byte {at:,}")
-      value, shift, at = value | (data[at] & 127) << shift, shift + 7, at + 1
-      if data[at - 1] < 128:
+      if position >= len(data) or shift > 63:
+        raise ValueError(f"invalid protobuf message: number does not end at byte {position:,}")
+      byte = data[position]
+      value |= (byte & 127) << shift
+      shift += 7
+      position += 1
+      if byte < 128:
         return value
 
-  while at < len(data):
-    number, kind = divmod(varint(), 8)
-    if kind not in (0, 1, 2, 5):
-      raise ValueError(f"no protobuf message: a field of kind {kind} before byte {at:,}")
-    if kind == 0:
-      yield number, varint()
+  while position < len(data):
+    number, wire_type = divmod(read_varint(), 8)
+    if wire_type == 0:
+      yield number, read_varint()
+      continue
+    if wire_type == 1:
+      size = 8
+    elif wire_type == 2:
+      size = read_varint()
+    elif wire_type == 5:
+      size = 4
     else:
-      size = varint() if kind == 2 else 4 if kind == 5 else 8
-      at += size
-      if at > len(data):
-        raise ValueError(f"no whole protobuf message: {len(data):,} of {at:,} bytes")
-      yield number, data[at - size : at]
+      raise ValueError(
+        f"invalid protobuf message: wire type {wire_type} before byte {position:,} is unknown"
+      )
+    position += size
+    if position > len(data):
+      raise ValueError(
+        f"incomplete protobuf message: expected {position:,} bytes, found {len(data):,}"
+      )
+    yield number, data[position - size : position]
 
 
-def float32(x: float) -> float:
+def round_to_float32(x: float) -> float:
+  """Return the float32 number closest to x."""
   return struct.unpack("<f", struct.pack("<f", x))[0]
 
 
-class Piece(NamedTuple):
+class VocabEntry(NamedTuple):
+  """A token of a SentencePiece model. type: NORMAL, UNKNOWN, CONTROL, USER_DEFINED or other."""
+
   text: str
   score: float
   type: int
 
 
 class Model(NamedTuple):
-  """merges: byte-pair merges, in the order of the scores, rather than a unigram model.  unknown: the index of that piece.  fallback: bytes for what is no piece.
+  """The content of a SentencePiece model file.
 
-  charsmap: how characters are rewritten.  dummy: a blank is put before a text.  tidy: blanks at its ends, and all but one between words, are left out.
+  is_bpe: the model is BPE with merges in the order of the scores, otherwise a unigram model.
+  byte_fallback: represent unknown strings by byte tokens.
+  unk_index: the index of the unknown token.
+  charsmap: the precompiled replacements of characters.
+  add_dummy_prefix: insert a space before a text.
+  remove_extra_whitespaces: remove spaces at both ends, and all but one space between words.
   """
 
-  pieces: list[Piece]
-  merges: bool
-  fallback: bool
-  unknown: int
+  entries: list[VocabEntry]
+  is_bpe: bool
+  byte_fallback: bool
+  unk_index: int
   charsmap: bytes
-  dummy: bool
-  tidy: bool
+  add_dummy_prefix: bool
+  remove_extra_whitespaces: bool
 
-  def prepare(self) -> list[Step]:
+  def prepare(self) -> PreTokenizer:
+    """Return a function that normalizes a text.
+
+    Raises ValueError or IndexError if the charsmap is invalid.
+    """
+    steps: list[Normalizer] = []
     table = normalizers.read_charsmap(self.charsmap) if self.charsmap else {}
-    tidy = [normalizers.strip(" ", ""), normalizers.replace(" {2,}", " ")] if self.tidy else []
-    blanks = [normalizers.replace(" ", "▁"), *([normalizers.strip("", "▁")] if self.tidy else [])]
-    return [
-      *([normalizers.longest(table)] if table else []),
-      *tidy,
-      *([normalizers.prepend("▁")] if self.dummy else []),
-      *blanks,
-    ]
+    if table:
+      steps.append(normalizers.replace_longest(table))
+    if self.remove_extra_whitespaces:
+      steps.append(normalizers.strip(" ", ""))
+      steps.append(normalizers.replace(" {2,}", " "))
+    if self.add_dummy_prefix:
+      steps.append(normalizers.prepend("▁"))
+    steps.append(normalizers.replace(" ", "▁"))
+    if self.remove_extra_whitespaces:
+      steps.append(normalizers.strip("", "▁"))
+    return pre_tokenizers.pipeline(steps)
 
-  def tokenize(self) -> Cut:
-    """Where sums are as near as a rounding, they are float32 as sentencepiece's are."""
-    normal = {p.text: p.score for p in self.pieces if p.type == NORMAL}
-    defined = [p.text for p in self.pieces if p.type == DEFINED]  # are always read as such
-    if not self.merges:
-      return unigram(
-        normal | dict.fromkeys(defined, -0.1), float32(min(normal.values()) - PENALTY), float32
-      )
-    ranks = {p: -score for p, score in normal.items()}
-    return merging(lambda a, b: ranks.get(a + b), [*normal, *defined], defined)
+  def segmenter(self) -> Segmenter:
+    """Return a function that splits a prepared text into tokens.
+
+    Sums of unigram scores are rounded to float32 as in SentencePiece, because the rounding decides
+    near ties.
+    """
+    scores = {entry.text: entry.score for entry in self.entries if entry.type == NORMAL}
+    user_defined = [entry.text for entry in self.entries if entry.type == USER_DEFINED]
+    if not self.is_bpe:
+      unk_score = round_to_float32(min(scores.values()) - UNKNOWN_PENALTY)
+      all_scores = scores | dict.fromkeys(user_defined, -0.1)
+      return unigram_segmenter(all_scores, unk_score, round_to_float32)
+    ranks = {token: -score for token, score in scores.items()}
+    return bpe_segmenter(lambda a, b: ranks.get(a + b), [*scores, *user_defined], user_defined)
 
 
 def read_model(path: Path) -> Model:
-  """Raises FileNotFoundError, or ValueError for what is no sentencepiece model."""
-  pieces: list[Piece] = []
+  """Read a SentencePiece model file.
+
+  Raises FileNotFoundError, or ValueError if the file is not a SentencePiece model.
+  """
+  entries: list[VocabEntry] = []
   trainer: dict[int, Any] = {}
   normalizer: dict[int, Any] = {}
   data = path.read_bytes()
   with file_errors(path):
-    for number, value in fields(data):
-      if number == 1:
-        piece = dict(fields(value))
-        pieces.append(
-          Piece(
-            piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL)
-          )
-        )
-      elif number == 2:
-        trainer = dict(fields(value))
-      elif number == 3:
-        normalizer = dict(fields(value))
-    kind, unknown = trainer.get(3, 1), trainer.get(40, 0)
-    if kind not in (1, 2):
-      raise ValueError(f"a model of kind {kind} is neither unigram (1) nor byte-pair merges (2)")
-    if not any(p.type == NORMAL for p in pieces) or unknown >= len(pieces):
-      raise ValueError("no sentencepiece model: it has no pieces")
+    for number, value in read_protobuf(data):
+      if number == MODEL_PIECES:
+        piece = dict(read_protobuf(value))
+        (score,) = struct.unpack("<f", piece.get(PIECE_SCORE, bytes(4)))
+        text = piece[PIECE_TEXT].decode()
+        entries.append(VocabEntry(text, score, piece.get(PIECE_TYPE, NORMAL)))
+      elif number == MODEL_TRAINER_SPEC:
+        trainer = dict(read_protobuf(value))
+      elif number == MODEL_NORMALIZER_SPEC:
+        normalizer = dict(read_protobuf(value))
+    model_type = trainer.get(TRAINER_MODEL_TYPE, UNIGRAM)
+    if model_type not in (UNIGRAM, BPE):
+      raise ValueError(f"model type {model_type} is not supported; use unigram (1) or BPE (2)")
+    unk_index = trainer.get(TRAINER_UNK_ID, 0)
+    if not any(entry.type == NORMAL for entry in entries) or unk_index >= len(entries):
+      raise ValueError(
+        f"not a SentencePiece model: unknown token {unk_index} or normal tokens are missing"
+        f" among {len(entries):,} tokens"
+      )
     return Model(
-      pieces,
-      kind == 2,
-      bool(trainer.get(35, 0)),
-      unknown,
-      normalizer.get(2, b""),
-      bool(normalizer.get(3, 1)),
-      bool(normalizer.get(4, 1)),
+      entries,
+      is_bpe=model_type == BPE,
+      byte_fallback=bool(trainer.get(TRAINER_BYTE_FALLBACK, 0)),
+      unk_index=unk_index,
+      charsmap=normalizer.get(NORMALIZER_CHARSMAP, b""),
+      add_dummy_prefix=bool(normalizer.get(NORMALIZER_ADD_DUMMY_PREFIX, 1)),
+      remove_extra_whitespaces=bool(normalizer.get(NORMALIZER_REMOVE_EXTRA_WHITESPACES, 1)),
     )

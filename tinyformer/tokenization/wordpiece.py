@@ -1,14 +1,20 @@
-"""WordPiece as BERT has it: words, cut at blanks and punctuation, as the longest pieces of a vocabulary from the left (Devlin et al. 2019, sec. 3)."""
+"""WordPiece, the tokenizer of BERT (Devlin et al. 2019, sec. 3).
+
+Words are split at white space and punctuation. Each word becomes the longest tokens of the
+vocabulary, from left to right.
+"""
 
 import functools
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyformer.tokenization.base import Files, Tokenizer, file_errors
+from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors
 from tinyformer.tokenization.normalizers import NormalizedString
 
-CHINESE = (
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_CHARACTERS_PER_WORD = 100
+CJK_RANGES = (
   (0x4E00, 0x9FFF),
   (0x3400, 0x4DBF),
   (0x20000, 0x2A6DF),
@@ -21,143 +27,167 @@ CHINESE = (
 
 
 @functools.cache
-def mark(c: str) -> bool:
-  """Whether a character is punctuation, also those of ASCII that Unicode calls symbols."""
-  return unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~"
+def is_punctuation(character: str) -> bool:
+  """Return whether a character is punctuation, including ASCII that Unicode calls symbols."""
+  return unicodedata.category(character)[0] == "P" or character in "$+<=>^`|~"
 
 
 class WordPiece(Tokenizer):
-  """Text to token ids and back, with a vocabulary whose pieces within a word begin with ##.
+  """A tokenizer whose tokens begin with ## if they continue a word.
 
-  lower: small letters alone.  accents: whether they stay; None: unless lower.  chinese: each Chinese character is a word.
+  lowercase: convert the text to lowercase.
+  strip_accents: remove accents. The default, None, removes them if `lowercase` is true.
+  handle_chinese_chars: treat each Chinese character as a word.
+  unk_token: the token that represents an unknown word.
+  Raises ValueError if the vocabulary does not contain `unk_token`.
   """
 
   def __init__(
     self,
     vocab: dict[str, int],
-    lower: bool = True,
-    accents: bool | None = None,
-    chinese: bool = True,
-    unknown: str = "[UNK]",
+    lowercase: bool = True,
+    *,
+    strip_accents: bool | None = None,
+    handle_chinese_chars: bool = True,
+    unk_token: str = "[UNK]",
     specials: dict[str, int] | None = None,
   ):
-    self.vocab, self.lower, self.accents, self.chinese, self.unknown = (
-      vocab,
-      lower,
-      not lower if accents is None else accents,
-      chinese,
-      unknown,
-    )
-    if unknown not in vocab:
-      raise ValueError(f"the vocabulary has no {unknown}")
+    if unk_token not in vocab:
+      raise ValueError(f"the vocabulary does not contain the unknown token {unk_token}")
+    self.vocab = vocab
+    self.lowercase = lowercase
+    self.strip_accents = lowercase if strip_accents is None else strip_accents
+    self.handle_chinese_chars = handle_chinese_chars
+    self.unk_token = unk_token
+    if specials is None:
+      specials = {token: vocab[token] for token in BERT_SPECIALS if token in vocab}
     tokens = {
-      i: (piece[2:] if piece.startswith("##") else f" {piece}").encode()
-      for piece, i in vocab.items()
+      i: (token[2:] if token.startswith("##") else f" {token}").encode()
+      for token, i in vocab.items()
     }
-    super().__init__(
-      tokens,
-      {s: vocab[s] for s in KNOWN if s in vocab} if specials is None else specials,
-      strip_leading_space=True,
-    )
-    self.letter = functools.cache(self.normal)
+    super().__init__(tokens, specials, strip_leading_space=True)
+    self.normalize_cached = functools.cache(self.normalize)
 
   @classmethod
   def load(cls, folder: str | Path) -> "WordPiece":
-    """From tokenizer.json, or else vocab.txt, a piece a line, and what tokenizer_config.json says of it. Raises FileNotFoundError, or ValueError for damaged files."""
-    files = Files(folder)
-    if files.full:
-      return cls.from_full(files)
-    with file_errors(path := files.folder / "vocab.txt"):
+    """Load the tokenizer from tokenizer.json, or from vocab.txt and tokenizer_config.json.
+
+    vocab.txt contains one token per line. Raises FileNotFoundError if there are no such files, and
+    ValueError if they are damaged.
+    """
+    files = TokenizerFiles(folder)
+    if files.tokenizer_json:
+      return cls.from_tokenizer_json(files)
+    path = files.folder / "vocab.txt"
+    with file_errors(path):
       lines = path.read_text(encoding="utf-8").split("\n")
-      vocab = {
-        line.rstrip("\r"): i for i, line in enumerate(lines[:-1] if lines[-1] == "" else lines)
-      }
-      config, strip = files.config, files.config.get("strip_accents")
-      self = cls(
+      if lines[-1] == "":
+        lines.pop()
+      vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+      config = files.config
+      tokenizer = cls(
         vocab,
         config.get("do_lower_case", True),
-        None if strip is None else not strip,
-        config.get("tokenize_chinese_chars", True),
-        config.get("unk_token", "[UNK]"),
-        files.specials(vocab, KNOWN),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+        unk_token=config.get("unk_token", "[UNK]"),
+        specials=files.special_ids(vocab, BERT_SPECIALS),
       )
-      self.load_special_tokens(files, "[CLS] A [SEP] B [SEP]", 1)
-    return self
+      tokenizer.load_special_tokens(files, "[CLS] A [SEP] B [SEP]", 1)
+    return tokenizer
 
   @classmethod
-  def from_full(cls, files: Files) -> "WordPiece":
-    """From tokenizer.json."""
+  def from_tokenizer_json(cls, files: TokenizerFiles) -> "WordPiece":
+    """Load the tokenizer from tokenizer.json. Raises ValueError if a setting is not supported."""
     with file_errors(files.folder / "tokenizer.json"):
-      model, normal = files.full["model"], files.full["normalizer"]
+      model = files.tokenizer_json["model"]
+      normalizer = files.tokenizer_json["normalizer"]
+      prefix = model.get("continuing_subword_prefix", "##")
       if (
-        normal["type"] != "BertNormalizer"
-        or model.get("continuing_subword_prefix", "##") != "##"
-        or files.full["pre_tokenizer"]["type"] != "BertPreTokenizer"
+        normalizer["type"] != "BertNormalizer"
+        or prefix != "##"
+        or files.tokenizer_json["pre_tokenizer"]["type"] != "BertPreTokenizer"
       ):
-        raise ValueError("the text is not prepared as BERT's is")
-      strip = normal["strip_accents"]
-      self = cls(
+        raise ValueError(
+          "WordPiece requires a BertNormalizer, a BertPreTokenizer and the prefix ##, not"
+          f" {normalizer['type']}, {files.tokenizer_json.get('pre_tokenizer')} and {prefix}"
+        )
+      tokenizer = cls(
         model["vocab"],
-        normal["lowercase"],
-        None if strip is None else not strip,
-        normal["handle_chinese_chars"],
-        model["unk_token"],
-        files.specials(model["vocab"], KNOWN),
+        normalizer["lowercase"],
+        strip_accents=normalizer["strip_accents"],
+        handle_chinese_chars=normalizer["handle_chinese_chars"],
+        unk_token=model["unk_token"],
+        specials=files.special_ids(model["vocab"], BERT_SPECIALS),
       )
-      self.load_special_tokens(files)
-    return self
+      tokenizer.load_special_tokens(files)
+    return tokenizer
 
-  def normal(self, c: str) -> str:
-    """What becomes of a character: none of a control character; without accents and small, as the vocabulary wants it; blanks around it if it is Chinese."""
-    if c in "\t\n\r" or (c.isspace() and unicodedata.category(c)[0] == "Z"):
+  def normalize(self, character: str) -> str:
+    """Return the normalized form of a character.
+
+    A control character becomes the empty string. A Chinese character is surrounded by spaces.
+    """
+    category = unicodedata.category(character)
+    if character in "\t\n\r" or (character.isspace() and category[0] == "Z"):
       return " "
-    if c in "\0\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs"):
+    if character in "\0\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
       return ""
-    if self.chinese and any(a <= ord(c) <= b for a, b in CHINESE):
-      c = f" {c} "
-    if not self.accents:
-      c = "".join(d for d in unicodedata.normalize("NFD", c) if unicodedata.category(d) != "Mn")
-    return "".join(d.lower() for d in c) if self.lower else c
+    normal = character
+    if self.handle_chinese_chars and any(a <= ord(character) <= b for a, b in CJK_RANGES):
+      normal = f" {character} "
+    if self.strip_accents:
+      decomposed = unicodedata.normalize("NFD", normal)
+      normal = "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
+    return "".join(c.lower() for c in normal) if self.lowercase else normal
 
-  def words(self, s: NormalizedString) -> Iterator[NormalizedString]:
-    """The words of a text that is `normal`, and its punctuation marks, each by itself."""
-    begin = 0
-    for n, c in enumerate(s.text):
-      if c.isspace() or mark(c):
-        if begin < n:
-          yield s.part(begin, n)
-        if mark(c):
-          yield s.part(n, n + 1)
-        begin = n + 1
-    if begin < len(s.text):
-      yield s.part(begin)
+  def split_words(self, text: NormalizedString) -> Iterator[NormalizedString]:
+    """Yield the words and the punctuation characters of a normalized text."""
+    start = 0
+    for i, character in enumerate(text.text):
+      punctuation = is_punctuation(character)
+      if character.isspace() or punctuation:
+        if start < i:
+          yield text.slice(start, i)
+        if punctuation:
+          yield text.slice(i, i + 1)
+        start = i + 1
+    if start < len(text.text):
+      yield text.slice(start)
 
-  def pieces(self, word: str) -> list[tuple[str, int]]:
-    """A word as the longest pieces from its left, each with the number of its characters; unknown as a whole if there is none somewhere, or if it has over 100."""
-    pieces: list[tuple[str, int]] = []
-    begin = 0
-    if len(word) > 100:
-      return [(self.unknown, len(word))]
-    while begin < len(word):
-      for end in range(len(word), begin, -1):
-        piece = ("##" if begin else "") + word[begin:end]
-        if piece in self.vocab:
+  def tokenize_word(self, word: str) -> list[tuple[str, int]]:
+    """Return the tokens of a word, each with its number of characters.
+
+    A word becomes one unknown token if it has over 100 characters, or if at some position no token
+    of the vocabulary matches.
+    """
+    unknown = [(self.unk_token, len(word))]
+    if len(word) > MAX_CHARACTERS_PER_WORD:
+      return unknown
+    tokens: list[tuple[str, int]] = []
+    start = 0
+    while start < len(word):
+      prefix = "##" if start else ""
+      for end in range(len(word), start, -1):
+        token = prefix + word[start:end]
+        if token in self.vocab:
           break
       else:
-        return [(self.unknown, len(word))]
-      pieces.append((piece, end - begin))
-      begin = end
-    return pieces
+        return unknown
+      tokens.append((token, end - start))
+      start = end
+    return tokens
 
-  def tokenize(self, stretch: NormalizedString) -> Iterator[tuple[int, int, int]]:
-    normal = stretch.rewrite(
-      (n, n + 1, new) for n, c in enumerate(stretch.text) if (new := self.letter(c)) != c
+  def tokenize(self, text: NormalizedString) -> Iterator[tuple[int, int, int]]:
+    """Yield (ID, start, end) of each token of a text without special tokens."""
+    normalized = text.replace_spans(
+      (i, i + 1, new)
+      for i, character in enumerate(text.text)
+      if (new := self.normalize_cached(character)) != character
     )
-    for word in self.words(normal):
-      done = 0
-      for piece, count in self.pieces(word.text):
-        begin, done = done, done + count
-        yield self.vocab[piece], word.starts[begin], word.ends[done - 1]
-
-
-KNOWN = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+    for word in self.split_words(normalized):
+      end = 0
+      for token, length in self.tokenize_word(word.text):
+        start = end
+        end += length
+        yield self.vocab[token], word.starts[start], word.ends[end - 1]

@@ -40,7 +40,7 @@ def picture(
   lines: list[str], path: Path, others: Sequence[tuple[str, list[float], list[float]]] = ()
 ) -> bool:
   """Draws a log's losses as a PNG, and those of others, whole or not at all. False where there is no matplotlib to do it."""
-  from tinyformer.checkpoints.safetensors import atomic_write
+  from tinyformer.files import atomic_write
 
   try:
     from matplotlib.figure import Figure
@@ -103,17 +103,17 @@ def main(argv: list[str] | None = None) -> int:
   try:
     lines = args.log.read_text().splitlines()
   except OSError as e:
-    raise cli.Usage(f"{args.log} cannot be read: {e.strerror}") from e
+    raise cli.UsageError(f"{args.log} cannot be read: {e.strerror}") from e
   try:
     steps, _, held = losses(lines)
   except (ValueError, IndexError) as e:
-    raise cli.Usage(f"{args.log} is no log of train.py") from e
+    raise cli.UsageError(f"{args.log} is no log of train.py") from e
   if not steps:
-    raise cli.Usage(f"{args.log} has no losses yet")
+    raise cli.UsageError(f"{args.log} has no losses yet")
   if not args.out:
     print(blocks(steps, held))
   elif not picture(lines, args.out, args.points):
-    raise cli.Usage("there is no matplotlib to draw with: pip install -e '.[plot]'")
+    raise cli.UsageError("there is no matplotlib to draw with: pip install -e '.[plot]'")
   return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyformer.checkpoints.safetensors import read_json, write_text
+from tinyformer.files import read_json, write_text
 
 try:
   from PIL import Image, ImageOps, UnidentifiedImageError
