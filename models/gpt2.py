@@ -132,7 +132,9 @@ class GPT2:
   ) -> Tensor:
     """Return the input of the head: ids (B, T) -> (B, T, D).
 
-    start: position of the first of the ids; the cache must hold all positions before `start`.
+    With a cache, the result equals the last T rows of an uncached call on the whole sequence.
+
+    start: position of the first id. The cache must contain all positions before `start`.
     attention_mask (B, start + T): 1 for tokens, 0 for padding. Positions do not count padding.
     at: index of the only position to return, as (B, 1, D). Requires a cache.
     Raises ValueError if the sequence exceeds the context, or if there is no cache but `start` or
@@ -158,6 +160,7 @@ class GPT2:
     if attention_mask is None:
       positions = to_float32(self.positions.weight[start : start + ids.shape[1]])
     else:
+      # Position 0 is the first token after the padding on the left.
       position_ids = (attention_mask.int().cumsum(1) - 1).maximum(0)
       positions = embed(self.positions, position_ids[:, start:])
     x = embed(self.tokens, ids) + positions

@@ -127,7 +127,10 @@ class Llama:
   ) -> Tensor:
     """Return the input of the head: ids (B, T) -> (B, T, D).
 
-    start: position of the first of the ids; the cache must hold all positions before `start`.
+    With a cache, the result equals the last T rows of an uncached call on the whole sequence.
+
+    start: position of the first id, or its row in the cache if the model has a window. The cache
+      must contain all earlier positions that the window includes.
     attention_mask (B, start + T): 1 for tokens, 0 for padding.
     at: index of the only position to return, as (B, 1, D). Requires a cache.
     Raises ValueError if the sequence exceeds the context, or if there is no cache but `start` or
