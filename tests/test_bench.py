@@ -1,52 +1,61 @@
-"""bench.py's table, and what it does about a peer that fails. Its figures take half an hour: no test measures them."""
+"""Test bench.py's table and its handling of a peer that fails.
+
+A full benchmark takes half an hour, so no test runs one.
+"""
 
 import pytest
 
 import bench
 
-OURS, THEIRS = "tinyformer float32", "torch float32"
+OURS = "tinyformer float32"
+PEER = "torch float32"
 
 
 @pytest.mark.parametrize(
-  "figure, ours, theirs, times",
+  "figure, ours, peer, expected",
   [
-    ("decode after 8", [30, 40, 50], [20, 25, 90], "1.60"),
+    ("decode after 8 tokens", [30, 40, 50], [20, 25, 90], "1.60"),
     ("peak memory, MB", [500], [1000], "2.00"),
     ("training step, ms", [50, 60, 70], [30, 30, 90], "0.50"),
-    ("first token, warm, s", [], [1.0], "–"),
+    ("first token, warm cache, s", [], [1.0], "–"),
   ],
 )
-def test_the_ratio_is_of_medians_and_above_one_where_ours_is_better(figure, ours, theirs, times):
-  results = {OURS: {figure: ours} if ours else {}, THEIRS: {figure: theirs}}
-  assert bench.ratio(figure, results, [OURS], [THEIRS]) == times
+def test_ratio_compares_medians_and_exceeds_one_if_ours_is_better(figure, ours, peer, expected):
+  results = {OURS: {figure: ours} if ours else {}, PEER: {figure: peer}}
+  assert bench.ratio(figure, results, [OURS], [PEER]) == expected
 
 
-def test_the_table_tells_medians_spreads_and_shares():
+def test_table_shows_medians_ranges_and_percentages_of_the_limit():
   machine = {"all cores read, GB/s": 20.0, "matrix product, GFLOP/s": 250.0}
   table = bench.table(
     {
-      OURS: {"decode after 8": [20, 10, 30], "installed, MB": 123.0},
-      THEIRS: {"installed, MB": 1120.0},
+      OURS: {"decode after 8 tokens": [20, 10, 30], "installed, MB": 123.0},
+      PEER: {"installed, MB": 1120.0},
     },
     machine,
   )
-  assert "| decode after 8 | 20.0 (10.0–30.0) 50% | – | – |" in table  # a step reads 0.498 GB
+  # Each decoding step reads 0.498 GB of weights.
+  assert "| decode after 8 tokens | 20.0 (10.0–30.0) 50% | – | – |" in table
   assert "| installed, MB | 123 | 1,120 | 9.11 |" in table
 
 
-def test_a_peer_that_fails_is_told_and_the_others_go_on(tmp_path, capsys, monkeypatch):
+def test_failing_peer_is_reported_and_other_peers_are_still_measured(tmp_path, capsys, monkeypatch):
   monkeypatch.setitem(bench.PEERS, "nosuch float32", ("nosuch", [], [1]))
-  turns = []
-  monkeypatch.setattr(
-    bench.Process,
-    "take_turn",
-    lambda run, figure, take=bench.Process.take_turn: (
-      turns.append(run.name) or (take(run, figure) if "nosuch" in run.name else [float(len(turns))])
-    ),
-  )
-  found = bench.rounds("speeds", ["nosuch float32", OURS], tmp_path, ["decode after 8"], 3, warm=1)
-  assert turns == ["nosuch float32", *[OURS] * 4] and found == {
+  measure = bench.Process.measure
+  calls = []
+
+  def measure_or_count(process, figure):
+    calls.append(process.name)
+    return measure(process, figure) if "nosuch" in process.name else [float(len(calls))]
+
+  monkeypatch.setattr(bench.Process, "measure", measure_or_count)
+  names = ["nosuch float32", OURS]
+  figures = ["decode after 8 tokens"]
+  schedule = bench.Schedule(repeat=3, warmup=1)
+  results = bench.measure_in_rounds("speeds", names, tmp_path, figures, schedule)
+  assert calls == ["nosuch float32", *[OURS] * 4]
+  assert results == {
     "nosuch float32": {},
-    OURS: {"decode after 8": [3.0, 4.0, 5.0]},
+    OURS: {"decode after 8 tokens": [3.0, 4.0, 5.0]},
   }
   assert "nosuch float32: KeyError: 'nosuch'\n" in capsys.readouterr().err

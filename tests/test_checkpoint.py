@@ -1,3 +1,5 @@
+"""Test the reader and the writer of safetensors files."""
+
 import json
 import os
 import pickle
@@ -6,7 +8,6 @@ import random
 import numpy as np
 import pytest
 
-from tinyformer import files
 from tinyformer.checkpoints import safetensors
 
 ARRAYS = {
@@ -16,17 +17,16 @@ ARRAYS = {
 }
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_reading_returns_the_written_arrays_and_metadata(tmp_path):
   safetensors.write_safetensors(tmp_path / "x", ARRAYS, {"step": "7"})
   entries = safetensors.read_safetensors(tmp_path / "x")
-  assert (
-    entries.keys() == ARRAYS.keys() and safetensors.read_metadata(tmp_path / "x")["step"] == "7"
-  )
+  assert entries.keys() == ARRAYS.keys()
+  assert safetensors.read_metadata(tmp_path / "x")["step"] == "7"
   for name in ("a", "b"):
     np.testing.assert_array_equal(entries[name].numpy(), ARRAYS[name])
 
 
-def test_every_truncation_is_refused(tmp_path):
+def test_truncated_file_is_refused_at_every_length(tmp_path):
   safetensors.write_safetensors(tmp_path / "x", ARRAYS)
   data = (tmp_path / "x").read_bytes()
   for n in range(len(data)):
@@ -36,17 +36,15 @@ def test_every_truncation_is_refused(tmp_path):
 
 
 def test_random_bytes_are_refused(tmp_path):
-  draw = random.Random(0)
+  rng = random.Random(0)
   for n in range(200):
-    head = draw.choice(
-      [
-        b"",
-        (20).to_bytes(8, "little"),
-        (2**63).to_bytes(8, "little"),
-        (n).to_bytes(8, "little") + b'{"a":',
-      ]
-    )
-    (tmp_path / "x").write_bytes(head + draw.randbytes(n))
+    beginnings = [
+      b"",
+      (20).to_bytes(8, "little"),
+      (2**63).to_bytes(8, "little"),
+      n.to_bytes(8, "little") + b'{"a":',
+    ]
+    (tmp_path / "x").write_bytes(rng.choice(beginnings) + rng.randbytes(n))
     with pytest.raises(ValueError, match="is not a whole safetensors file"):
       safetensors.read_safetensors(tmp_path / "x")
 
@@ -66,13 +64,13 @@ def test_random_bytes_are_refused(tmp_path):
     '{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
   ],
 )
-def test_a_header_that_does_not_fit_is_refused(tmp_path, header):
+def test_invalid_header_is_refused(tmp_path, header):
   (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
   with pytest.raises(ValueError, match="is not a whole safetensors file"):
     safetensors.read_safetensors(tmp_path / "x")
 
 
-def test_a_pickle_is_refused_unread(tmp_path):
+def test_pickle_is_refused_without_being_loaded(tmp_path):
   class Bomb:
     def __reduce__(self):
       return os.mkdir, (str(tmp_path / "boom"),)
@@ -83,8 +81,8 @@ def test_a_pickle_is_refused_unread(tmp_path):
   assert not (tmp_path / "boom").exists()
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
-  with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
+def test_folder_without_weights_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
     safetensors.read(tmp_path)
 
 
@@ -98,21 +96,23 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     {"weight_map": {"z": "s.safetensors"}},
   ],
 )
-def test_a_bad_index_is_refused(tmp_path, index):
+def test_invalid_index_of_shards_is_refused(tmp_path, index):
   safetensors.write_safetensors(tmp_path / "s.safetensors", ARRAYS)
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-  with pytest.raises(ValueError, match="weight_map|lacks z"):
+  with pytest.raises(ValueError, match=r"weight_map|lacks z"):
     safetensors.read(tmp_path)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
   path = tmp_path / "x"
   path.write_text("old")
   for error in (KeyboardInterrupt, OSError(28, "No space left on device")):
     with pytest.raises((KeyboardInterrupt, OSError)), files.atomic_write(path) as part:
       part.write_text("half")
       raise error
-    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x"]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
   with files.atomic_write(path) as part:
     part.write_text("new")
-  assert path.read_text() == "new" and os.listdir(tmp_path) == ["x"]
+  assert path.read_text() == "new"
+  assert os.listdir(tmp_path) == ["x"]
