@@ -103,9 +103,10 @@ def attention_statistics(
 ) -> dict[str, float]:
   """Measure attention for T queries and S keys whose entries are N(0, 1).
 
+  The gradient in the attention weights also has entries N(0, 1).
+
   entropy: mean entropy of the attention weights in nats.
-  score_gradient, query_gradient: median over queries of the norm of the gradient in the scores
-  and in the query, if the gradient in the weights has entries N(0, 1).
+  score_gradient, query_gradient: median over queries of the gradient norm in scores and query.
   """
   rng = np.random.default_rng((seed, width))
   q, k, weight_gradient = (
