@@ -156,8 +156,8 @@ class KneserNey:
 def discounts(counts: np.ndarray) -> np.ndarray:
   """Return D(0), D(1), D(2) and D(3 or more) of n-grams with these counts -> (4,).
 
-  D(0) = 0 and D(k) = k - (k + 1) Y n_{k+1} / n_k, with Y = n_1 / (n_1 + 2 n_2). n_k is the number of
-  n-grams with count k. Source: Chen & Goodman 1999, eq. 26.
+  D(0) = 0 and D(k) = k - (k + 1) Y n_{k+1} / n_k, with Y = n_1 / (n_1 + 2 n_2). Here n_k is the
+  number of n-grams with count k. Source: Chen & Goodman 1999, eq. 26.
 
   For a small vocabulary of unigrams, one of n_1 to n_4 can be 0, or a discount can be negative. The
   discounts are then 0, 0.5, 1 and 1.5, as in KenLM.
