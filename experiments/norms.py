@@ -254,7 +254,9 @@ def draw(
       layers.plot(range(1, NUM_LAYERS + 1), gradients[name], ".-", c=f"C{i}")
   curves.axhline(CHANCE_LOSS, ls=":", c="0.5")
   curves.axhline(ENTROPY_RATE, ls=":", c="0.5")
-  curves.set(title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="nats per symbol")
+  curves.set(
+    title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="train loss, nats per symbol"
+  )
   layers.set(title="initial gradient", xlabel="layer", ylabel="gradient norm", ylim=(0, None))
   for (similarity, statistics), style in zip(attention.items(), ("-", "--"), strict=True):
     for key, name, color in (("entropy", "entropy", "C4"), ("score_gradient", "gradient", "C5")):
