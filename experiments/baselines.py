@@ -75,10 +75,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 class KneserNey:
   """Interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999, sec. 3).
 
-  The probability of token w after its history h, the order - 1 tokens before w, is
-    p(w | h) = (c(h w) - D(c(h w))) / c(h) + g(h) p(w | h')  if c(h) > 0, else p(w | h'),
-  where h' is h without its first token, c(h) is the sum of c(h w) over w, and g(h) is the sum of
-  D(c(h w)) over w, divided by c(h). Unigrams are interpolated with the uniform distribution.
+  The probability of token w after its history h, the order - 1 tokens before w:
+
+    p(w | h) = (c(h w) - D(c(h w))) / c(h) + g(h) p(w | h')  if c(h) > 0, else p(w | h')
+
+  h' is h without its first token. c(h) is the sum of c(h w) over w. g(h) is the sum of D(c(h w))
+  over w, divided by c(h). Unigrams are interpolated with the uniform distribution.
 
   c counts the occurrences of n-grams of length `order`. For shorter n-grams, c is the number of
   distinct tokens that precede the n-gram: its continuation count. See `discounts` for D.
@@ -154,9 +156,11 @@ class KneserNey:
 def discounts(counts: np.ndarray) -> np.ndarray:
   """Return D(0), D(1), D(2) and D(3 or more) of n-grams with these counts -> (4,).
 
-  D(0) = 0 and D(k) = k - (k + 1) Y n_{k+1} / n_k, where n_k is the number of n-grams with count k
-  and Y = n_1 / (n_1 + 2 n_2) (Chen & Goodman 1999, eq. 26). If one of n_1 to n_4 is 0 or a discount
-  is negative, as for a small vocabulary of unigrams, they are 0.5, 1 and 1.5, as in KenLM.
+  D(0) = 0 and D(k) = k - (k + 1) Y n_{k+1} / n_k, with Y = n_1 / (n_1 + 2 n_2). Here n_k is the
+  number of n-grams with count k. Source: Chen & Goodman 1999, eq. 26.
+
+  For a small vocabulary of unigrams, one of n_1 to n_4 can be 0, or a discount can be negative. The
+  discounts are then 0, 0.5, 1 and 1.5, as in KenLM.
   """
   n = np.bincount(counts.clip(max=5), minlength=6)
   if n[1:5].all():

@@ -100,8 +100,8 @@ class Digits(NamedTuple):
 def load_digits(folder: Path, download: bool) -> Digits:
   """Load MNIST from a folder, or download it.
 
-  If the folder contains only the 10,000 test images, a random 9,000 of them (seed 0) are the
-  training set and the other 1,000 the test set. Raises cli.UsageError if it contains neither split, and
+  If the folder lacks the training images, a random nine tenths of the test images (seed 0) are the
+  training set. The other tenth is the test set. Raises cli.UsageError if it contains neither split, and
   RuntimeError if the download fails.
   """
   if download:

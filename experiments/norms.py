@@ -103,9 +103,10 @@ def attention_statistics(
 ) -> dict[str, float]:
   """Measure attention for T queries and S keys whose entries are N(0, 1).
 
+  The gradient in the attention weights also has entries N(0, 1).
+
   entropy: mean entropy of the attention weights in nats.
-  score_gradient, query_gradient: median over queries of the norm of the gradient in the scores
-  and in the query, if the gradient in the weights has entries N(0, 1).
+  score_gradient, query_gradient: median over queries of the gradient norm in scores and query.
   """
   rng = np.random.default_rng((seed, width))
   q, k, weight_gradient = (
@@ -253,7 +254,9 @@ def draw(
       layers.plot(range(1, NUM_LAYERS + 1), gradients[name], ".-", c=f"C{i}")
   curves.axhline(CHANCE_LOSS, ls=":", c="0.5")
   curves.axhline(ENTROPY_RATE, ls=":", c="0.5")
-  curves.set(title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="nats per symbol")
+  curves.set(
+    title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="train loss, nats per symbol"
+  )
   layers.set(title="initial gradient", xlabel="layer", ylabel="gradient norm", ylim=(0, None))
   for (similarity, statistics), style in zip(attention.items(), ("-", "--"), strict=True):
     for key, name, color in (("entropy", "entropy", "C4"), ("score_gradient", "gradient", "C5")):

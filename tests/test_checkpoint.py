@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 
+from tinyformer import files
 from tinyformer.checkpoints import safetensors
 
 ARRAYS = {
@@ -31,7 +32,7 @@ def test_truncated_file_is_refused_at_every_length(tmp_path):
   data = (tmp_path / "x").read_bytes()
   for n in range(len(data)):
     (tmp_path / "x").write_bytes(data[:n])
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a valid safetensors file"):
       safetensors.read_safetensors(tmp_path / "x")
 
 
@@ -45,7 +46,7 @@ def test_random_bytes_are_refused(tmp_path):
       n.to_bytes(8, "little") + b'{"a":',
     ]
     (tmp_path / "x").write_bytes(rng.choice(beginnings) + rng.randbytes(n))
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a valid safetensors file"):
       safetensors.read_safetensors(tmp_path / "x")
 
 
@@ -66,7 +67,7 @@ def test_random_bytes_are_refused(tmp_path):
 )
 def test_invalid_header_is_refused(tmp_path, header):
   (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
-  with pytest.raises(ValueError, match="is not a whole safetensors file"):
+  with pytest.raises(ValueError, match="is not a valid safetensors file"):
     safetensors.read_safetensors(tmp_path / "x")
 
 
