@@ -1,4 +1,7 @@
-"""`python train.py DATA` teaches a GPT-2 a text, from nothing or from a checkpoint: the best and the last model are folders that gpt.py and transformers open."""
+"""Train a GPT-2 on text files, from scratch or from a checkpoint: `python train.py DATA`.
+
+The best and the last model are folders that gpt.py and transformers can load.
+"""
 
 import argparse
 import hashlib
@@ -17,211 +20,220 @@ from tinyformer import cli
 from tinyformer.device import select_device
 from tinyformer.training import plot_loss
 
+# Arguments that are not settings of the run, and settings that may change when it is resumed.
+NOT_SETTINGS = ("data", "out", "resume", "device", "offline", "given")
+CHANGEABLE = ("eval_interval", "sample", "dtype")
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+  """Parse the command line. `given` lists the arguments that differ from their defaults."""
   p = argparse.ArgumentParser(
     prog="train.py",
-    description="Teach a GPT-2 a text.",
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    description="Train a GPT-2 on text files, from scratch or from a checkpoint.",
+    formatter_class=cli.HelpFormatter,
   )
   p.add_argument(
     "data",
     type=Path,
     nargs="+",
-    help="text files (also .gz, .xz) or folders of them; <|endoftext|> stands between documents",
+    help="text files (also .gz, .xz) or folders of them; <|endoftext|> separates documents",
   )
   p.add_argument(
     "-o",
     "--out",
     type=Path,
     default=Path("weights/mine"),
-    help="the folder to write: the best model there, the last one in last/",
+    help="output folder of the best model; the last model is saved in its folder last/",
   )
   p.add_argument(
     "--init",
     metavar="MODEL",
-    help="go on from this GPT-2, with its sizes and its vocabulary: gpt2, owner/repo, or a folder",
+    help="start from this GPT-2, with its sizes and vocabulary: gpt2, owner/repo, or a folder",
   )
   p.add_argument(
     "--tokens",
     default="bpe",
-    help="bpe learns a vocabulary from the text, characters takes the text's characters; or a model whose vocabulary it takes, such as gpt2",
+    help="vocabulary: bpe learns one from the text, characters uses the text's characters, and the "
+    "name of a model, such as gpt2, uses its vocabulary",
   )
+  number = cli.number
   p.add_argument(
-    "--vocab",
-    type=cli.number(int, 257),
-    default=2048,
-    help="tokens of the vocabulary that bpe learns",
+    "--vocab", type=number(int, 257), default=2048, help="vocabulary size for --tokens bpe"
   )
-  p.add_argument("--layers", type=cli.number(int, 1), default=4)
-  p.add_argument("--heads", type=cli.number(int, 1), default=4)
-  p.add_argument("--dim", type=cli.number(int, 1), default=128)
+  p.add_argument("--layers", type=number(int, 1), default=4, help="number of blocks")
+  p.add_argument("--heads", type=number(int, 1), default=4, help="attention heads per block")
+  p.add_argument("--dim", type=number(int, 1), default=128, help="model width")
   p.add_argument(
     "--context",
-    type=cli.number(int, 1),
+    type=number(int, 1),
     default=256,
-    help="tokens that the model sees at once; with --init, no more than it was made for",
+    help="context length in tokens; with --init, at most that of the checkpoint",
   )
   p.add_argument(
-    "--batch",
-    type=cli.number(int, 1),
-    default=8,
-    help="texts of --context tokens that are read at once",
+    "--batch", type=number(int, 1), default=8, help="sequences of --context tokens per batch"
   )
   p.add_argument(
     "--grad-accum-steps",
-    type=cli.number(int, 1),
+    type=number(int, 1),
     default=1,
-    help="batches in a step: it learns what it would from one so much larger",
+    help="batches per step, whose gradients are averaged",
   )
-  p.add_argument("--steps", type=cli.number(int, 1), default=2000)
-  p.add_argument("--lr", type=cli.number(float, 0), default=1e-3, help="the highest learning rate")
+  p.add_argument("--steps", type=number(int, 1), default=2000, help="number of training steps")
+  p.add_argument("--lr", type=number(float, 0), default=1e-3, help="maximum learning rate")
   p.add_argument(
     "--warmup",
-    type=cli.number(int, 0),
+    type=number(int, 0),
     default=100,
-    help="steps in which the learning rate rises; a cosine takes it to a tenth after",
+    help="steps of linear warmup, followed by cosine decay to a tenth",
   )
   p.add_argument(
     "--weight-decay",
-    type=cli.number(float, 0),
+    type=number(float, 0),
     default=0.1,
-    help="of the matrices; norms and biases have none",
+    help="weight decay of matrices; norms and biases have none",
   )
-  p.add_argument("--clip", type=cli.number(float, 1e-9), default=1.0, help="the longest gradient")
-  p.add_argument("--dropout", type=cli.number(float, 0, 1), default=0.0)
+  p.add_argument("--clip", type=number(float, 1e-9), default=1.0, help="maximum gradient norm")
+  p.add_argument("--dropout", type=number(float, 0, 1), default=0.0, help="dropout probability")
   p.add_argument(
     "--smoothing",
-    type=cli.number(float, 0, 1),
+    type=number(float, 0, 1),
     default=0.0,
-    help="of the labels: the share that goes to all tokens alike, in what is learned, not in what is held out",
+    help="label smoothing of the train loss; the validation loss is not smoothed",
   )
   p.add_argument(
     "--val-fraction",
-    type=cli.number(float, 1e-9, 0.5),
+    type=number(float, 1e-9, 0.5),
     default=0.05,
-    metavar="SHARE",
-    help="of the text, in whole documents; of a single one, its end",
+    metavar="FRACTION",
+    help="fraction of the text for validation: whole documents, or the end of a single document",
   )
-  p.add_argument("--seed", type=cli.number(int, 0), default=1337)
+  p.add_argument(
+    "--seed",
+    type=number(int, 0),
+    default=1337,
+    help="seed of the initial weights, the batches and the train/validation split",
+  )
   p.add_argument(
     "--eval-interval",
-    type=cli.number(int, 1),
+    type=number(int, 1),
     default=250,
-    help="steps between two looks at the held-out text, each of which saves",
+    metavar="N",
+    help="evaluate and save a checkpoint every N steps",
   )
   p.add_argument(
     "--sample",
-    type=cli.number(int, 0),
+    type=number(int, 0),
     default=60,
-    metavar="TOKENS",
-    help="that it writes at each such look, 0 for none",
+    metavar="N",
+    help="generate a sample of N tokens at each evaluation; 0 generates none",
   )
   p.add_argument(
     "--precision",
     choices=["float32", "bfloat16", "float16"],
     default="float32",
-    help="of the numbers that are multiplied: bfloat16 is meant for a GPU; all else, and what is saved, is computed in float32",
+    help="precision of matrix products; bfloat16 is for GPUs; everything else is float32",
   )
   p.add_argument(
     "--dtype",
     choices=["float32", "float16"],
     default="float32",
-    help="of the weights in the folder",
+    help="data type of the saved weights",
   )
   p.add_argument(
     "--resume",
     action="store_true",
-    help="go on from the folder's last checkpoint, with the settings that it began with; --eval-interval, --sample and --dtype may change",
+    help="continue from the folder's last checkpoint with its settings; --eval-interval, --sample "
+    "and --dtype may change",
   )
-  p.add_argument("--device", help="tinygrad's device, such as CPU, METAL or CUDA")
+  p.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
   p.add_argument(
     "--devices",
-    type=cli.number(int, 1),
+    type=number(int, 1),
     default=1,
-    help="that share each batch: so many of --device",
+    help="number of devices of this kind that share each batch",
   )
-  p.add_argument("--offline", action="store_true", help="ask no hub")
+  p.add_argument("--offline", action="store_true", help="contact no server")
   args = p.parse_args(argv)
   unset = argparse.Namespace(**dict.fromkeys(vars(args)))
-  args.given = [
-    name for name, value in vars(p.parse_args(argv, unset)).items() if value is not None
-  ]  # not left at its default
+  parsed = vars(p.parse_args(argv, unset))
+  args.given = [name for name, value in parsed.items() if value is not None]
   return args
 
 
 def schedule(step: int, steps: int, warmup: int, lr: float) -> float:
-  """The learning rate of a step, the first of which is 0: up in a line, then down along a cosine to a tenth."""
+  """Return the learning rate of a step, counted from 0: linear warmup, then cosine to a tenth."""
   if step < warmup:
     return lr * (step + 1) / warmup
   return lr * (0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def agree(args: argparse.Namespace, source: str, **sizes: int) -> None:
-  """The arguments take these values. Raises Usage where another one was given."""
+def set_sizes(args: argparse.Namespace, source: str, **sizes: int) -> None:
+  """Set arguments to the sizes of `source`. Raises UsageError if other values were given."""
   for name, size in sizes.items():
     if name in args.given and getattr(args, name) != size:
       raise cli.UsageError(f"{source} has --{name} {size}, not {getattr(args, name)}")
     setattr(args, name, size)
 
 
-def make(args: argparse.Namespace, learn: list[str]):
-  """(model, tokenizer, the folder of another model that its vocabulary is from or None). Raises Usage for arguments that do not fit."""
+def make_model(args: argparse.Namespace, train_documents: list[str]):
+  """Return the model, the tokenizer, and the folder that its vocabulary is from, or None.
+
+  Raises UsageError for arguments that contradict each other or the checkpoint.
+  """
   from models import gpt2
-  from tinyformer.checkpoints.config import Config
   from tinyformer.kernels.mixed_precision import MIXED
   from tinyformer.kernels.parts import CPU_KERNELS
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
-  parts = {"dropout": args.dropout} | CPU_KERNELS | (MIXED if args.precision == "bfloat16" else {})
+  mixed = MIXED if args.precision == "bfloat16" else {}
+  parts = {"dropout": args.dropout} | CPU_KERNELS | mixed
   if args.resume:
     return gpt2.load(args.out / "last", **parts), BytePairEncoding.load(args.out), None
   if args.init and "tokens" in args.given:
-    raise cli.UsageError("--init brings its own vocabulary: leave --tokens out")
-  source = (
-    cli.find_model(args, args.init or args.tokens, bool(args.init))
-    if args.init or args.tokens not in ("bpe", "characters")
-    else None
-  )
-  if source:
+    raise cli.UsageError("--init has its own vocabulary: omit --tokens")
+  source = None
+  if args.init or args.tokens not in ("bpe", "characters"):
+    source = cli.find_model(args, args.init or args.tokens, bool(args.init))
     tokenizer = BytePairEncoding.load(source)
+  elif args.tokens == "bpe":
+    tokenizer = BytePairEncoding.train(train_documents, args.vocab)
   else:
-    tokenizer = (
-      BytePairEncoding.train(learn, args.vocab)
-      if args.tokens == "bpe"
-      else BytePairEncoding.characters(learn)
-    )
-  if args.init and source:
-    if (kind := Config.read(source).get("model_type")) != "gpt2":
-      raise cli.UsageError(f"--init {args.init} is a {kind}, only a gpt2 can be taught here")
-    model = gpt2.load(source, **parts)
-    if len(tokenizer) > model.vocab_size:
-      raise ValueError(
-        f"{source}: the vocabulary has {len(tokenizer):,} tokens, the model {model.vocab:,}"
-      )
-    agree(
-      args,
-      f"--init {args.init}",
-      vocab=model.vocab_size,
-      layers=len(model.blocks),
-      heads=model.heads,
-      dim=model.dim,
-    )
-    if "context" not in args.given:
-      args.context = model.context
-    if args.context > model.context:
-      raise cli.UsageError(
-        f"--init {args.init} sees {model.context} tokens at once, not {args.context}"
-      )
-  else:
-    if args.tokens != "bpe":
-      agree(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
-    model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, **parts)
+    tokenizer = BytePairEncoding.characters(train_documents)
+  if args.init:
+    return load_initial_model(args, source, tokenizer, parts), tokenizer, source
+  if args.tokens != "bpe":
+    set_sizes(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
+  model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, **parts)
   return model, tokenizer, source
 
 
-def copy_tokens(source: Path, folder: Path) -> None:
-  """The files of a vocabulary, as they are."""
+def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts: dict[str, Any]):
+  """Return the model of --init. Raises UsageError if it is not a GPT-2 or has other sizes."""
+  from models import gpt2
+  from tinyformer.checkpoints.config import Config
+
+  kind = Config.read(source).get("model_type")
+  if kind != "gpt2":
+    raise cli.UsageError(f"--init {args.init} is a {kind}; only gpt2 can be trained")
+  model = gpt2.load(source, **parts)
+  if len(tokenizer) > model.vocab_size:
+    raise ValueError(
+      f"{source}: the tokenizer has {len(tokenizer):,} tokens, the model only {model.vocab_size:,}"
+    )
+  sizes = {"vocab": model.vocab_size, "layers": len(model.blocks)}
+  sizes |= {"heads": model.heads, "dim": model.dim}
+  set_sizes(args, f"--init {args.init}", **sizes)
+  if "context" not in args.given:
+    args.context = model.context
+  if args.context > model.context:
+    raise cli.UsageError(
+      f"--init {args.init} has a context of {model.context} tokens, less than {args.context}"
+    )
+  return model
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+  """Copy the files of a tokenizer."""
   for name in (
     "tokenizer.json",
     "vocab.json",
@@ -233,225 +245,291 @@ def copy_tokens(source: Path, folder: Path) -> None:
       shutil.copyfile(source / name, folder / name)
 
 
-def begin(args: argparse.Namespace, text: str) -> dict[str, Any]:
-  """Where the run stands: at its first step, or, with --resume, where the folder's checkpoint was saved, with the settings of that run.
+def initial_state(args: argparse.Namespace, text_hash: str) -> dict[str, Any]:
+  """Return the state at the first step or, with --resume, that of the checkpoint.
 
-  text: a hash of the documents. Raises Usage for a folder or arguments that do not fit.
+  With --resume, also set the arguments to the checkpoint's settings. Raises UsageError for a folder
+  or arguments that do not match.
   """
   from tinyformer.checkpoints import safetensors
 
   file = args.out / "training.safetensors"
   if not args.resume:
-    if there := [
-      n
-      for n in ("training.safetensors", "model.safetensors", "config.json", "vocab.json")
-      if (args.out / n).exists()
-    ]:
+    names = ("training.safetensors", "model.safetensors", "config.json", "vocab.json")
+    existing = [name for name in names if (args.out / name).exists()]
+    if existing:
+      resume = "continue with --resume, or " if file.exists() else ""
       raise cli.UsageError(
-        f"{args.out} holds {there[0]}: "
-        + ("go on with --resume, or " if file.exists() else "")
-        + "name another folder with -o"
+        f"{args.out} already contains {existing[0]}: {resume}name another folder with -o"
       )
-    return {"step": 0, "best": math.inf, "recent": [], "text": text}
+    return {"step": 0, "best": math.inf, "recent": [], "text": text_hash}
   if not file.exists():
-    raise cli.UsageError(f"--resume: {file} is not there")
-  saved = json.loads(safetensors.read_metadata(file)["training"])
-  if saved["text"] != text:
-    raise cli.UsageError("--resume: this is not the text that the run began with")
-  for name, value in saved["settings"].items():
-    if name in ("eval_interval", "sample", "dtype") and name in args.given:
+    raise cli.UsageError(f"--resume: {file} does not exist")
+  state = json.loads(safetensors.read_metadata(file)["training"])
+  if state["text"] != text_hash:
+    raise cli.UsageError("--resume: this is not the text on which the run was started")
+  for name, value in state["settings"].items():
+    if name in CHANGEABLE and name in args.given:
       continue
     if name in args.given and getattr(args, name) != value:
-      raise cli.UsageError(f"--resume: the run began with --{name.replace('_', '-')} {value}")
+      flag = name.replace("_", "-")
+      raise cli.UsageError(f"--resume: the run was started with --{flag} {value}")
     setattr(args, name, value)
-  return saved
+  return state
+
+
+class Data:
+  """The tokens of the train and validation text.
+
+  bits_per_byte: bits per byte of the validation text for a loss of one nat per token.
+  """
+
+  def __init__(self, tokenizer, train_documents: list[str], val_documents: list[str]):
+    self.train_ids = tokenizer.encode_documents(train_documents)
+    self.val_ids = tokenizer.encode_documents(val_documents)
+    val_bytes = sum(len(d.encode()) for d in val_documents)
+    self.bits_per_byte = len(self.val_ids) / val_bytes / math.log(2)
+
+  def check_length(self, context: int) -> None:
+    """Raise ValueError if a part has no window of `context` tokens and its targets."""
+    if min(len(self.train_ids), len(self.val_ids)) <= context:
+      raise ValueError(f"the text is too short for a context of {context} tokens")
+
+
+class Sampler:
+  """Generates a sample at each evaluation.
+
+  With several devices, the sample is generated by a copy of the model on one device.
+  """
+
+  def __init__(self, args: argparse.Namespace, model, tokenizer, num_documents: int):
+    from models import gpt2
+    from tinyformer.generation import Engine
+
+    several_documents = num_documents > 1 and tokenizer.end is not None
+    self.prompt = [tokenizer.end] if several_documents else tokenizer.encode("\n")
+    self.args, self.tokenizer = args, tokenizer
+    self.trained = model
+    self.model = model
+    if args.devices > 1 and args.sample:
+      self.model = gpt2.load(args.out / "last")
+    has_room = args.sample and model.context > len(self.prompt)
+    self.engine = Engine(self.model) if has_room else None
+
+  def print_sample(self, trainer) -> None:
+    """Print a sample to standard error, indented."""
+    from tinyformer.generation import generate
+
+    if not self.engine:
+      return
+    if self.model is not self.trained:
+      trainer.copy_to(self.model)
+    self.engine.position = 0
+    seed, end = self.args.seed, self.tokenizer.end
+    tokens = generate(self.engine, self.prompt, self.args.sample, seed=seed, end=end)
+    text = self.tokenizer.decode(t for [t] in tokens if t is not None).strip()
+    cli.note(textwrap.indent(text, "  | ", lambda _: True))
+
+
+class Run:
+  """A training run: its state, its folder and its log."""
+
+  def __init__(self, args: argparse.Namespace, state: dict[str, Any], model, tokenizer, trainer):
+    self.args, self.model, self.tokenizer, self.trainer = args, model, tokenizer, trainer
+    self.out = args.out
+    self.checkpoint_file = args.out / "training.safetensors"
+    self.log_file = args.out / "log.csv"
+    self.text_hash = state["text"]
+    self.step, self.best = state["step"], state["best"]
+    self.recent: list[float] = state["recent"]  # train losses since the last evaluation
+    self.lines = plot_loss.read_log(self.log_file, self.step)
+    self.settings = {name: v for name, v in vars(args).items() if name not in NOT_SETTINGS}
+    self.plotted = False
+
+  @property
+  def tokens_per_step(self) -> int:
+    return self.args.batch * self.args.grad_accum_steps * self.args.context
+
+  def create_folder(self, source: Path | None) -> None:
+    """Write the tokenizer and the initial model, from which --resume constructs the model."""
+    for folder in (self.out, self.out / "last"):
+      folder.mkdir(parents=True, exist_ok=True)
+      if source:
+        copy_tokenizer(source, folder)
+      else:
+        self.tokenizer.save(folder)
+    self.save_model(self.out / "last")
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Restore the trainer from the checkpoint, and delete what a killed run left half-written."""
+    from tinyformer.checkpoints import safetensors
+
+    tensors = safetensors.read_safetensors(self.checkpoint_file)
+    arrays = {name: tensors[name].numpy() for name in self.trainer.state}
+    self.trainer.restore(arrays, state["rng_state"])
+    for part in [*self.out.glob(".*.part"), *self.out.glob("last/.*.part")]:
+      part.unlink()
+
+  def save_model(self, folder: Path) -> None:
+    from models import gpt2
+
+    end = self.tokenizer.end
+    gpt2.save(self.model, folder, self.args.dtype, eos_token_id=end, bos_token_id=end)
+
+  def save(self) -> None:
+    """Save the last model and a checkpoint of the training state."""
+    from tinyformer.checkpoints import safetensors
+
+    self.save_model(self.out / "last")
+    state = {
+      "step": self.step,
+      "best": self.best,
+      "recent": self.recent,
+      "text": self.text_hash,
+      "settings": self.settings,
+      "rng_state": self.trainer.rng_state,
+    }
+    arrays = {name: t.numpy() for name, t in self.trainer.state.items()}
+    metadata = {"training": json.dumps(state)}
+    safetensors.write_safetensors(self.checkpoint_file, arrays, metadata)
+
+  def check_loss(self, value: float) -> None:
+    """Raise ValueError if a loss is NaN or infinite."""
+    if math.isfinite(value):
+      return
+    has_checkpoint = self.checkpoint_file.exists()
+    remedy = f"{self.checkpoint_file} is the last good checkpoint"
+    raise ValueError(
+      f"the loss of step {self.step} is {value}: "
+      + (remedy if has_checkpoint else "try a lower --lr")
+    )
+
+  def is_evaluation_due(self) -> bool:
+    """Return whether this step is to be evaluated and is not in the log yet."""
+    due = self.step % self.args.eval_interval == 0 or self.step == self.args.steps
+    return self.step > 0 and due and not self.lines[-1].startswith(f"{self.step},")
+
+  def evaluate(self, data: Data, seconds: float) -> None:
+    """Compute the validation loss, add a line to the log, and save the model if it is the best."""
+    from tinyformer.training.batches import eval_batches, inputs_and_targets, windows
+
+    batches = eval_batches(windows(data.val_ids, self.args.context), 128, self.args.batch)
+    losses = [self.trainer.evaluate(*inputs_and_targets(batch)) for batch in batches]
+    val_loss = float(np.mean(losses))
+    train_loss = float(np.mean(self.recent))
+    self.recent = []
+    bits_per_byte = val_loss * data.bits_per_byte
+    tokens = self.step * self.tokens_per_step
+    self.lines.append(
+      f"{self.step},{tokens},{train_loss:.4f},{val_loss:.4f},{bits_per_byte:.4f},{seconds:.0f}"
+    )
+    self.check_loss(val_loss)
+    cli.note(
+      f"step {self.step}: train loss {train_loss:.3f}, validation loss {val_loss:.3f} "
+      f"nats per token, {bits_per_byte:.3f} bits per byte"
+    )
+    if val_loss < self.best:
+      self.best = val_loss
+      self.save_model(self.out)
+
+  def write_log(self) -> None:
+    """Write log.csv, and draw it if matplotlib is installed."""
+    from tinyformer.files import write_text
+
+    write_text(self.log_file, "\n".join(self.lines) + "\n")
+    self.plotted = plot_loss.plot(self.lines, self.out / "loss.png")
+
+  def train_step(self, data: Data) -> None:
+    """Train on one batch and advance the step."""
+    from tinyformer.training.batches import inputs_and_targets, sample_batch
+
+    args = self.args
+    rate = schedule(self.step, args.steps, args.warmup, args.lr)
+    count = args.batch * args.grad_accum_steps
+    batch = sample_batch(data.train_ids, args.context, count, args.seed, self.step)
+    self.recent.append(self.trainer.train_step(rate, *inputs_and_targets(batch)))
+    self.step += 1
+    self.check_loss(self.recent[-1])
+
+
+def run_training(run: Run, data: Data, sampler: Sampler) -> int:
+  """Train until the last step or Ctrl-C, and return the exit status."""
+  args, first_step = run.args, run.step
+  bar, start = cli.Bar("train"), time.monotonic()
+  # Ctrl-C waits for the end of a step, because a run cannot be resumed from half a step.
+  with cli.deferred_interrupt() as interrupted:
+    while True:
+      if run.is_evaluation_due():
+        bar.clear()
+        run.evaluate(data, time.monotonic() - start)
+        sampler.print_sample(run.trainer)
+        run.write_log()
+        run.save()
+        start, first_step = time.monotonic(), run.step
+      if run.step >= args.steps or interrupted():
+        break
+      run.train_step(data)
+      speed = (run.step - first_step) * run.tokens_per_step / (time.monotonic() - start)
+      bar(run.step, args.steps, f"loss {run.recent[-1]:.3f} {speed:,.0f} tokens/s")
+  bar.clear()
+  if len(run.lines) > 2 and not run.plotted and cli.fancy(sys.stderr):
+    steps, _, val_losses = plot_loss.parse_losses(run.lines)
+    cli.note(plot_loss.terminal_plot(steps, val_losses))
+  if run.step >= args.steps:
+    return 0
+  run.save()
+  cli.note(f"stopped after step {run.step}: continue with --resume")
+  return 130
 
 
 def main(argv: list[str] | None = None) -> int:
-  args = parse(argv)
+  args = parse_arguments(argv)
   device = select_device(args.device)
   from tinygrad import Tensor
 
-  from models import gpt2
-  from tinyformer.checkpoints import safetensors
-  from tinyformer.files import write_text
-  from tinyformer.generation import Engine, generate
   from tinyformer.kernels.cross_entropy import loss
-  from tinyformer.training.batches import eval_batches, inputs_and_targets, sample_batch, windows
   from tinyformer.training.documents import read_documents, train_val_split
   from tinyformer.training.trainer import Trainer
 
-  out, checkpoint_file, log = args.out, args.out / "training.safetensors", args.out / "log.csv"
   if args.precision == "float16":
-    raise cli.UsageError(
-      "--precision float16 would lose small gradients, which bfloat16 does not: take that"
-    )
+    raise cli.UsageError("--precision float16 would lose small gradients: use bfloat16")
   documents = read_documents(args.data)
-  state = begin(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
+  state = initial_state(args, hashlib.sha256("\0".join(documents).encode()).hexdigest())
   if args.batch % args.devices:
     raise cli.UsageError(
-      f"a batch of {args.batch} cannot be shared by {args.devices} devices: make --batch a multiple"
+      f"a batch of {args.batch} cannot be shared by {args.devices} devices: "
+      "--batch must be a multiple of --devices"
     )
-  learn, held = train_val_split(documents, args.seed, args.val_fraction)
+  train_documents, val_documents = train_val_split(documents, args.seed, args.val_fraction)
   Tensor.manual_seed(args.seed)
-  model, tokenizer, source = make(args, learn)
-  settings = {
-    name: value
-    for name, value in vars(args).items()
-    if name not in ("data", "out", "resume", "device", "offline", "given")
-  }
-  ids, held_ids = tokenizer.encode_documents(learn), tokenizer.encode_documents(held)
-  if min(len(ids), len(held_ids)) <= args.context:
-    raise ValueError(f"the text is too short for a context of {args.context} tokens")
-  bits_per_byte = (
-    len(held_ids) / sum(len(d.encode()) for d in held) / math.log(2)
-  )  # for each nat per token
-  learner = Trainer(
+  model, tokenizer, source = make_model(args, train_documents)
+  data = Data(tokenizer, train_documents, val_documents)
+  data.check_length(args.context)
+  trainer = Trainer(
     model,
     lambda x, y: loss(model(x), y, args.smoothing),
     args.weight_decay,
     args.clip,
-    measured=lambda x, y: loss(model(x), y, smoothing=0),
-    pieces=args.grad_accum_steps,
+    eval_loss=lambda x, y: loss(model(x), y, smoothing=0),
+    grad_accum_steps=args.grad_accum_steps,
     devices=[f"{device}:{i}" for i in range(args.devices)] if args.devices > 1 else (),
   )
-  opening = (
-    [tokenizer.end] if len(documents) > 1 and tokenizer.end is not None else tokenizer.encode("\n")
-  )
   if args.precision == "bfloat16" and device == "CPU":
-    cli.note(
-      "a CPU only rounds to bfloat16 and multiplies float32: that is no faster than float32 throughout"
-    )
+    cli.note("a CPU rounds to bfloat16 and multiplies in float32, which is not faster than float32")
+  parameters = sum(t.numel() for name, t in trainer.state.items() if name.startswith("model."))
   cli.note(
-    f"{len(ids):,} tokens to learn from, {len(held_ids):,} held out, a vocabulary of {len(tokenizer):,}, "
-    f"{sum(t.numel() for name, t in learner.state.items() if name.startswith('model.')):,} parameters"
+    f"{len(data.train_ids):,} train tokens, {len(data.val_ids):,} validation tokens, "
+    f"vocabulary of {len(tokenizer):,}, {parameters:,} parameters"
   )
-
-  def write(folder: Path) -> None:
-    gpt2.save(model, folder, args.dtype, eos_token_id=tokenizer.end, bos_token_id=tokenizer.end)
-
+  run = Run(args, state, model, tokenizer, trainer)
   if not args.resume:
-    for folder in (out, out / "last"):
-      folder.mkdir(parents=True, exist_ok=True)
-      if source:
-        copy_tokens(source, folder)
-      else:
-        tokenizer.save(folder)
-    write(out / "last")  # as it begins: what --resume makes its model from
-  alone = (
-    model if args.devices == 1 or not args.sample else gpt2.load(out / "last")
-  )  # a text is written on one device
-  reader = Engine(alone) if args.sample and model.context > len(opening) else None
-  step, best, lines = state["step"], state["best"], plot_loss.rows(log, state["step"])
-  batch, recent, pictured = (
-    args.batch * args.grad_accum_steps,
-    state["recent"],
-    False,
-  )  # recent: the losses since the last look
+    run.create_folder(source)
+  sampler = Sampler(args, model, tokenizer, len(documents))
   if args.resume:
-    entries = safetensors.read_safetensors(checkpoint_file)
-    learner.restore({name: entries[name].numpy() for name in learner.state}, state["drawn"])
-    for part in [*out.glob(".*.part"), *out.glob("last/.*.part")]:
-      part.unlink()  # of a run that was killed as it wrote
-
-  def save() -> None:
-    write(out / "last")
-    training = json.dumps(
-      {
-        "step": step,
-        "best": best,
-        "recent": recent,
-        "text": state["text"],
-        "settings": settings,
-        "drawn": learner.rng_state,
-      }
-    )
-    safetensors.write_safetensors(
-      checkpoint_file,
-      {name: t.numpy() for name, t in learner.state.items()},
-      {"training": training},
-    )
-
-  def check(step: int, value: float) -> None:
-    if math.isfinite(value):
-      return
-    raise ValueError(
-      f"the loss of step {step} is {value}: "
-      + (
-        f"{checkpoint_file} is the last good one"
-        if checkpoint_file.exists()
-        else "try a lower --lr"
-      )
-    )
-
-  bar, begun, first = cli.Bar("train"), time.monotonic(), step
-  with (
-    cli.deferred_interrupt() as interrupted
-  ):  # Ctrl-C waits for the step to end: half of one could not be gone on from
-    while True:
-      if (
-        step
-        and (step % args.eval_interval == 0 or step == args.steps)
-        and not lines[-1].startswith(f"{step},")
-      ):
-        pieces = eval_batches(windows(held_ids, args.context), 128, args.batch)
-        now, learned, recent = (
-          float(np.mean([learner.evaluate(*inputs_and_targets(p)) for p in pieces])),
-          float(np.mean(recent)),
-          [],
-        )
-        lines.append(
-          f"{step},{step * batch * args.context},{learned:.4f},{now:.4f},{now * bits_per_byte:.4f},{time.monotonic() - begun:.0f}"
-        )
-        bar.clear()
-        check(step, now)
-        cli.note(
-          f"step {step}: learned {learned:.3f}, held out {now:.3f} nats a token, {now * bits_per_byte:.3f} bits a byte"
-        )
-        if now < best:
-          best = now
-          write(out)
-        if reader:
-          if alone is not model:
-            learner.copy_to(alone)
-          reader.position = 0
-          written = generate(reader, opening, args.sample, seed=args.seed, end=tokenizer.end)
-          cli.note(
-            textwrap.indent(
-              tokenizer.decode(t for [t] in written if t is not None).strip(),
-              "  | ",
-              lambda _: True,
-            )
-          )
-        write_text(log, "\n".join(lines) + "\n")
-        pictured = plot_loss.picture(lines, out / "loss.png")
-        save()
-        begun, first = time.monotonic(), step
-      if step >= args.steps or interrupted():
-        break
-      recent.append(
-        learner.train_step(
-          schedule(step, args.steps, args.warmup, args.lr),
-          *inputs_and_targets(sample_batch(ids, args.context, batch, args.seed, step)),
-        )
-      )
-      step += 1
-      check(step, recent[-1])
-      bar(
-        step,
-        args.steps,
-        f"loss {recent[-1]:.3f} {(step - first) * batch * args.context / (time.monotonic() - begun):,.0f} tokens/s",
-      )
-  bar.clear()
-  if len(lines) > 2 and not pictured and cli.fancy(sys.stderr):
-    cli.note(plot_loss.blocks(*plot_loss.losses(lines)[::2]))
-  if step >= args.steps:
-    if state["step"] >= args.steps:
-      cli.note(f"this run was over after step {step}")
-    return 0
-  save()
-  cli.note(f"stopped after step {step}: go on with --resume")
-  return 130
+    run.restore(state)
+    if run.step >= args.steps:
+      cli.note(f"this run was already finished after step {run.step}")
+  return run_training(run, data, sampler)
 
 
 if __name__ == "__main__":

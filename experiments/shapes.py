@@ -127,9 +127,9 @@ def bits_per_byte(folder: Path, documents: list[str]) -> float:
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
   model = checkpoints.load_module(folder)
-  ids, texts = evaluate.begun(BytePairEncoding.load(folder), documents)
+  ids, texts = evaluate.encode_documents(BytePairEncoding.load(folder), documents)
   stride = max(1, model.context // 2)
-  nats = sum(losses.sum() for _, losses in evaluate.nats(model, ids, stride))
+  nats = sum(losses.sum() for _, losses in evaluate.token_losses(model, ids, stride))
   return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 

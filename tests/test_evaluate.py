@@ -28,8 +28,8 @@ class Known:
 
 
 def total(model, ids, stride):
-  return sum(losses.sum() for _, losses in evaluate.nats(model, [ids], stride)), sum(
-    len(losses) for _, losses in evaluate.nats(model, [ids], stride)
+  return sum(losses.sum() for _, losses in evaluate.token_losses(model, [ids], stride)), sum(
+    len(losses) for _, losses in evaluate.token_losses(model, [ids], stride)
   )
 
 
@@ -90,7 +90,7 @@ def test_a_gpt2_that_knows_the_source_has_the_sources_perplexity():
     row[draw.permutation(10)[:3]] = 1 / 3
   for _ in range(99):
     ids.append(int(draw.choice(np.flatnonzero(table[ids[-1]] > 0.1))))
-  losses = np.concatenate([found for _, found in evaluate.nats(bigrams(table), [ids], 4)])
+  losses = np.concatenate([found for _, found in evaluate.token_losses(bigrams(table), [ids], 4)])
   assert len(losses) == 99 and np.exp(losses) == pytest.approx(np.full(99, 3), rel=1e-4)
 
 
@@ -181,7 +181,7 @@ def test_documents_know_nothing_of_each_other():
   model = randomise(GPT2(V, C, 12, 3, 1))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]
   together = [0.0] * 4
-  for i, losses in evaluate.nats(model, ids, 8):
+  for i, losses in evaluate.token_losses(model, ids, 8):
     together[i] += losses.sum()
   for x, got in zip(ids, together):
     assert got == pytest.approx(total(model, x, 8)[0], rel=1e-5)

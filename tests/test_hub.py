@@ -279,7 +279,7 @@ def test_download_with_a_wrong_sha256_is_refused(server):
 def test_insufficient_disk_space_is_reported_before_the_download(server, monkeypatch):
   usage = shutil.disk_usage("/")
   monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage._replace(free=5000))
-  with pytest.raises(OSError, match="needs 0 MB more"):
+  with pytest.raises(OSError, match="needs another 0 MB"):
     hub.find("someone/model")
   assert not (hub.WEIGHTS / "someone--model" / "model.safetensors").exists()
 
