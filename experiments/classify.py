@@ -11,7 +11,7 @@ from tinygrad import Tensor, nn
 
 from experiments import common
 from models.bert import Bert
-from models.heads import Classify, Fill
+from models.heads import MaskedLMHead, SequenceClassificationHead
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm
@@ -244,7 +244,9 @@ def study(lab: common.Lab, name: str, task: Task, steps: int, guesses: int) -> d
     )  # BERT's own GELU would take longer than all the rest
 
   def classifier() -> Bert:
-    model = bert(lambda tokens: Classify(DIM, classes, linear=CPU_KERNELS["linear"]))
+    model = bert(
+      lambda tokens: SequenceClassificationHead(DIM, classes, linear=CPU_KERNELS["linear"])
+    )
     for key, t in nn.state.get_state_dict(model).items():
       if key in trunk:
         t.replace(trunk[key].clone())
@@ -252,7 +254,7 @@ def study(lab: common.Lab, name: str, task: Task, steps: int, guesses: int) -> d
 
   def guesser() -> Bert:
     return bert(
-      lambda tokens: Fill(
+      lambda tokens: MaskedLMHead(
         DIM, vocab + 2, Tensor.relu, lambda: LayerNorm(DIM), CPU_KERNELS["linear"], tokens
       )
     )

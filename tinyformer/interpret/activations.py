@@ -221,7 +221,9 @@ def run(model, recorder: Recorder, *given: Sequence[int] | np.ndarray) -> dict[s
 
   def part(x: Tensor) -> Callable[[np.ndarray], np.ndarray]:
     if model.task == "image-classification":
-      places = array(model.placed(*(int(n) // p for n, p in zip(x.shape[2:], model.patch)))[0])
+      places = array(
+        model.interpolated_positions(*(int(n) // p for n, p in zip(x.shape[2:], model.patch)))[0]
+      )
       return lambda embedded: embedded - places
     return lambda embedded: array(embed(model.tokens, x)[0]) * getattr(model, "scale", 1.0)
 
