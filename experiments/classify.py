@@ -16,7 +16,6 @@ from tinygrad import Tensor, nn
 
 from experiments import common
 from models.bert import Bert
-from models.heads import Classify, Fill
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm
@@ -247,7 +246,7 @@ class Study:
   def make_classifier(self, trunk: dict[str, Tensor]) -> Bert:
     """Return a classifier whose parameters are those in `trunk`, or random."""
     linear = CPU_KERNELS["linear"]
-    model = self.bert(lambda tokens: Classify(DIM, self.classes, linear=linear))
+    model = self.bert(lambda tokens: SequenceClassificationHead(DIM, self.classes, linear=linear))
     for name, t in nn.state.get_state_dict(model).items():
       if name in trunk:
         t.replace(trunk[name].clone())
@@ -256,7 +255,7 @@ class Study:
   def make_masked_lm(self) -> Bert:
     linear = CPU_KERNELS["linear"]
     return self.bert(
-      lambda tokens: Fill(
+      lambda tokens: MaskedLMHead(
         DIM, self.vocab_size + 2, Tensor.relu, lambda: LayerNorm(DIM), linear, tokens
       )
     )

@@ -1,6 +1,8 @@
-"""BERT differs from GPT-2 in that every token sees all others: no causal mask; norms after the sublayers, segments, exact GELU (Devlin et al. 2019, sec. 3).
+"""BERT (Devlin et al. 2019, sec. 3): unlike GPT-2, it has no causal mask, and segment embeddings.
 
-RoBERTa and CamemBERT are BERT with other training and tokens, and positions that begin after the padding's id (Liu et al. 2019; Martin et al. 2020).
+Its norms follow the sublayers, and its GELU is the exact one. RoBERTa and CamemBERT are BERT with
+another training procedure and tokenizer; their position ids begin after the padding id
+(Liu et al. 2019; Martin et al. 2020).
 """
 
 import functools
@@ -9,8 +11,7 @@ from pathlib import Path
 
 from tinygrad import Tensor, nn
 
-from models.heads import KEY_MAP as HEADS
-from models.heads import LEFT, Vectors, for_config
+from models.heads import HEAD_RULES, IGNORED_HEADS, IdentityHead, head_builder
 from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed
@@ -26,80 +27,83 @@ from transformer import (
 )
 
 
-def names(trunk: str, head: dict[str, str]) -> KeyMap:
-  """trunk: what comes before the names of all but the head's tensors."""
-  layer = rf"{trunk}.encoder.layer.\1."
-  return KeyMap(
-    rules={
-      r"tokens": f"{trunk}.embeddings.word_embeddings",
-      r"positions": f"{trunk}.embeddings.position_embeddings",
-      r"segments": f"{trunk}.embeddings.token_type_embeddings",
-      r"norm": f"{trunk}.embeddings.LayerNorm",
-      r"blocks\.(\d+)\.attn\.q": layer + "attention.self.query",
-      r"blocks\.(\d+)\.attn\.k": layer + "attention.self.key",
-      r"blocks\.(\d+)\.attn\.v": layer + "attention.self.value",
-      r"blocks\.(\d+)\.attn\.out": layer + "attention.output.dense",
-      r"blocks\.(\d+)\.attn_norm": layer + "attention.output.LayerNorm",
-      r"blocks\.(\d+)\.ff_norm": layer + "output.LayerNorm",
-      r"blocks\.(\d+)\.ff\.up": layer + "intermediate.dense",
-      r"blocks\.(\d+)\.ff\.down": layer + "output.dense",
-    }
-    | head,
-    legacy={
-      r"^(embeddings|encoder|pooler)\.": rf"{trunk}.\1.",  # saved without a head, and so without the prefix
-      r"LayerNorm\.gamma$": "LayerNorm.weight",
-      r"LayerNorm\.beta$": "LayerNorm.bias",
-    },  # converted from TensorFlow
-    ignored={
-      rf"{trunk}\.embeddings\.(position|token_type)_ids": "0, 1, 2 ... and zeros: hidden makes them"
-    }
-    | LEFT,
-  )
+def key_map(prefix: str, head_rules: dict[str, str]) -> KeyMap:
+  """Return the key map of a checkpoint whose tensor names, except the head's, begin with prefix."""
+  layer = rf"{prefix}.encoder.layer.\1."
+  rules = {
+    r"tokens": f"{prefix}.embeddings.word_embeddings",
+    r"positions": f"{prefix}.embeddings.position_embeddings",
+    r"segments": f"{prefix}.embeddings.token_type_embeddings",
+    r"norm": f"{prefix}.embeddings.LayerNorm",
+    r"blocks\.(\d+)\.attn\.q": layer + "attention.self.query",
+    r"blocks\.(\d+)\.attn\.k": layer + "attention.self.key",
+    r"blocks\.(\d+)\.attn\.v": layer + "attention.self.value",
+    r"blocks\.(\d+)\.attn\.out": layer + "attention.output.dense",
+    r"blocks\.(\d+)\.attn_norm": layer + "attention.output.LayerNorm",
+    r"blocks\.(\d+)\.ff_norm": layer + "output.LayerNorm",
+    r"blocks\.(\d+)\.ff\.up": layer + "intermediate.dense",
+    r"blocks\.(\d+)\.ff\.down": layer + "output.dense",
+  }
+  legacy = {
+    # Checkpoints saved without a head lack the prefix.
+    r"^(embeddings|encoder|pooler)\.": rf"{prefix}.\1.",
+    # Checkpoints converted from TensorFlow use its names for the norm parameters.
+    r"LayerNorm\.gamma$": "LayerNorm.weight",
+    r"LayerNorm\.beta$": "LayerNorm.bias",
+  }
+  ignored = {
+    rf"{prefix}\.embeddings\.(position|token_type)_ids": "constants; the model computes them",
+  }
+  return KeyMap(rules | head_rules, legacy=legacy, ignored=ignored | IGNORED_HEADS)
 
 
-KEY_MAP = names("bert", HEADS | {r"head\.pool": "bert.pooler.dense"})
-ROBERTA = names(
+KEY_MAP = key_map("bert", HEAD_RULES | {r"head\.pooler": "bert.pooler.dense"})
+ROBERTA_KEY_MAP = key_map(
   "roberta",
   {
     r"head\.dense": "lm_head.dense",
     r"head\.norm": "lm_head.layer_norm",
     r"head\.bias": "lm_head.bias",
     r"head\.decoder": "lm_head.decoder",
-    r"head\.pool": "classifier.dense",
-    r"head\.classes": "classifier.out_proj",
-    r"head\.tags": "classifier",
-    r"head\.ends": "qa_outputs",
+    r"head\.pooler": "classifier.dense",
+    r"head\.classifier": "classifier.out_proj",
+    r"head\.token_classifier": "classifier",
+    r"head\.qa_outputs": "qa_outputs",
   },
 )
 
 
-def from_the_first(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-  """(T), or (B, T): which place each token has, 0 the first that is kept."""
-  return (
-    Tensor.arange(ids.shape[1])
-    if attention_mask is None
-    else (attention_mask.int().cumsum(1) - 1).maximum(0)
-  )
+def bert_position_ids(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+  """Return position ids (T), or (B, T) if there is a mask: the first unmasked token has 0."""
+  if attention_mask is None:
+    return Tensor.arange(ids.shape[1])
+  return (attention_mask.int().cumsum(1) - 1).maximum(0)
 
 
-def after_padding(pad: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-  """RoBERTa's places: the tokens that are not `pad` count from pad + 1; those that are have place `pad`, wherever they stand."""
+def roberta_position_ids(padding_id: int) -> Callable[[Tensor, Tensor | None], Tensor]:
+  """Return a function from (ids, attention_mask) to RoBERTa's position ids (B, T).
 
-  def places(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    word = (ids != pad).int()
-    return word.cumsum(1) * word + pad
+  Tokens other than `padding_id` are numbered from padding_id + 1. Padding tokens have position
+  `padding_id` wherever they occur. The attention mask is ignored.
+  """
 
-  return places
+  def position_ids(ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    is_token = (ids != padding_id).int()
+    return is_token.cumsum(1) * is_token + padding_id
+
+  return position_ids
 
 
 class Bert:
-  """Token ids to a vector for each of them, and to what the head says of these.
+  """Compute a vector for each token, and the output of a head (models/heads.py).
 
-  places: (ids, keep) -> rows of the position table, which has `before` rows before that of a text's first token.  head: makes of the token embeddings what reads the vectors (models/heads.py).
-  Matrices start as N(0, 0.02), biases at zero.
+  position_ids: function from (ids, attention_mask) to rows of the position table.
+  position_offset: number of rows of that table before the row of the first token.
+  head: function from the token embeddings to the head.
+  Matrices are initialized from N(0, 0.02) and biases to zero.
   """
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     vocab_size: int,
     context: int,
@@ -110,20 +114,21 @@ class Bert:
     segments: int = 2,
     activation: Callable = ACTIVATIONS["gelu"],
     eps: float = 1e-12,
-    places: Callable = from_the_first,
-    before: int = 0,
-    head: Callable = lambda tokens: Vectors(),
+    position_ids: Callable = bert_position_ids,
+    position_offset: int = 0,
+    head: Callable = lambda tokens: IdentityHead(),
     dropout: float = 0.0,
     linear: type[Linear] = Linear,
     attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.vocab_size, self.context, self.places, self.dropout = vocab_size, context, places, dropout
-    self.tokens, self.positions, self.segments = (
-      nn.Embedding(vocab_size, dim),
-      nn.Embedding(before + context, dim),
-      nn.Embedding(segments, dim),
-    )
+    self.vocab_size = vocab_size
+    self.context = context
+    self.position_ids = position_ids
+    self.dropout = dropout
+    self.tokens = nn.Embedding(vocab_size, dim)
+    self.positions = nn.Embedding(position_offset + context, dim)
+    self.segments = nn.Embedding(segments, dim)
     self.norm = layer_norm(dim, eps)
     self.blocks = [
       Block(
@@ -135,38 +140,44 @@ class Bert:
       for _ in range(num_layers)
     ]
     self.head = head(self.tokens)
-    self.task, self.labels = self.head.task, self.head.labels
-    for t in nn.state.get_parameters(self):
-      if t.ndim == 2:
-        t.replace(Tensor.normal(*t.shape, std=0.02))
+    self.task = self.head.task
+    self.labels = self.head.labels
+    for parameter in nn.state.get_parameters(self):
+      if parameter.ndim == 2:
+        parameter.replace(Tensor.normal(*parameter.shape, std=0.02))
 
   def last_hidden_state(
     self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
-    """ids (B, T) -> (B, T, D), what the head reads.
+    """Return the output (B, T, D) of the last block for ids (B, T).
 
-    keep (B, T): false for padding, which no token sees and which takes no place.  segments (B, T): 0 for a first sentence, 1 for a second; all 0
-    without. Raises ValueError if the text is longer than the context.
+    attention_mask (B, T): 1 for a token, 0 for padding. No token attends to padding.
+    segments (B, T): 0 for the first sentence, 1 for the second; None means all 0.
+    Raises ValueError if the text is longer than the context.
     """
     if ids.shape[1] > self.context:
-      raise ValueError(f"{ids.shape[1]} tokens are more than the context of {self.context}")
-    first = (
-      ids < 0
-    ).int()  # all 0; ids*0 tinygrad would know beforehand, and it sums no gradient for rows whose number it knows
-    x = (
-      embed(self.tokens, ids)
-      + embed(self.positions, self.places(ids, attention_mask))
-      + embed(self.segments, first if segments is None else segments)
-    )
+      raise ValueError(
+        f"{ids.shape[1]} tokens are more than the context of {self.context}: shorten the text"
+      )
+    if segments is None:
+      # Not `ids * 0`: tinygrad folds that into a constant and then omits the table's gradient.
+      segments = (ids < 0).int()
+    x = embed(self.tokens, ids)
+    x = x + embed(self.positions, self.position_ids(ids, attention_mask))
+    x = x + embed(self.segments, segments)
     x = materialize(self.norm(x).dropout(self.dropout))
+    mask = None if attention_mask is None else padding_mask(attention_mask)
     for block in self.blocks:
-      x = block(x, mask=None if attention_mask is None else padding_mask(attention_mask))
+      x = block(x, mask=mask)
     return materialize(x)
 
   def __call__(
     self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
-    """ids (B, T) -> what the head says: see its class. keep and segments as in `hidden`."""
+    """Return the head's output for ids (B, T); its shape is documented in the head's class.
+
+    attention_mask and segments: as in `last_hidden_state`.
+    """
     return self.head(self.last_hidden_state(ids, attention_mask, segments))
 
 
@@ -176,37 +187,38 @@ def from_config(
   attention_fn: Callable = attention,
   layer_norm: Callable = nn.LayerNorm,
 ) -> Bert:
-  """An untrained model of the sizes, and with the head, that a config.json states. Raises ValueError for what is not built here."""
+  """Return an untrained model with the sizes and the head given in config.json.
+
+  Raises ValueError if the configuration is not supported.
+  """
   config.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
-  bert, eps, pad, activation = (
-    is_bert(config),
-    config.get("layer_norm_eps", 1e-12),
-    config.get("pad_token_id", 1),
-    config.activation("hidden_act", "gelu"),
-  )
-  before = 0 if bert else pad + 1
-  dim, rows = config.size("hidden_size"), config.size("max_position_embeddings")
-  head = for_config(
+  bert = is_bert(config)
+  dim = config.size("hidden_size")
+  eps = config.get("layer_norm_eps", 1e-12)
+  activation = config.activation("hidden_act", "gelu")
+  padding_id = config.get("pad_token_id", 1)
+  position_offset = 0 if bert else padding_id + 1
+  head = head_builder(
     config,
-    lambda: layer_norm(dim, eps),
-    activation if bert else ACTIVATIONS["gelu"],
-    Tensor.tanh,
-    linear,
-    config.get("tie_word_embeddings", True),
+    norm=lambda: layer_norm(dim, eps),
+    lm_activation=activation if bert else ACTIVATIONS["gelu"],
+    pooler_activation=Tensor.tanh,
+    linear=linear,
+    tied=config.get("tie_word_embeddings", True),
   )
   return Bert(
-    config.size("vocab_size"),
-    rows - before,
-    dim,
-    config.size("num_attention_heads"),
-    config.size("num_hidden_layers"),
-    config.size("intermediate_size"),
-    config.size("type_vocab_size", 2),
-    activation,
-    eps,
-    from_the_first if bert else after_padding(pad),
-    before,
-    head,
+    vocab_size=config.size("vocab_size"),
+    context=config.size("max_position_embeddings") - position_offset,
+    dim=dim,
+    heads=config.size("num_attention_heads"),
+    num_layers=config.size("num_hidden_layers"),
+    ff_dim=config.size("intermediate_size"),
+    segments=config.size("type_vocab_size", 2),
+    activation=activation,
+    eps=eps,
+    position_ids=bert_position_ids if bert else roberta_position_ids(padding_id),
+    position_offset=position_offset,
+    head=head,
     linear=linear,
     attention_fn=attention_fn,
     layer_norm=layer_norm,
@@ -214,12 +226,11 @@ def from_config(
 
 
 def is_bert(config: Config) -> bool:
-  """Whether it is BERT itself, and none of those that began with RoBERTa."""
+  """Return whether the model is BERT itself, not RoBERTa or one of its descendants."""
   return config.get("model_type", "bert") == "bert"
 
 
 def load(folder: str | Path, dtype: str = "float32", **parts) -> Bert:
-  """As models.config.loader's."""
-  return loader(from_config, KEY_MAP if is_bert(Config.read(folder)) else ROBERTA)(
-    folder, dtype, **parts
-  )
+  """Load a checkpoint; see tinyformer.checkpoints.config.loader."""
+  names = KEY_MAP if is_bert(Config.read(folder)) else ROBERTA_KEY_MAP
+  return loader(from_config, names)(folder, dtype, **parts)

@@ -1,6 +1,9 @@
-"""DeBERTa is BERT whose positions are only relative, and stay apart from the content: queries and keys have scores for each other's distance (He et al. 2021).
+"""DeBERTa versions 2 and 3 (He et al. 2021 and 2023): BERT with disentangled attention.
 
-It differs from GPT-2 as BERT does. Version 2 puts far distances in common buckets and version 3 is trained another way (He et al. 2023).
+Positions are relative only, and content and position stay separate. Attention scores add
+content-to-position and position-to-content terms to the content-to-content term. DeBERTa differs
+from GPT-2 as BERT does. Version 2 puts long distances into shared buckets. Version 3 changes the
+pre-training only.
 """
 
 import math
@@ -9,14 +12,14 @@ from collections.abc import Callable, Collection
 from tinygrad import Tensor, nn
 
 from layers.positions import distances, signed_bucket
-from models.heads import KEY_MAP as HEADS
-from models.heads import LEFT, Vectors, for_config
+from models.heads import HEAD_RULES, IGNORED_HEADS, IdentityHead, head_builder
 from models.key_map import KeyMap
 from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader
 from tinyformer.kernels.linear import embed, to_float32
 from transformer import Block, FeedForward, Linear, attention, materialize, padding_mask
 
-LAYER, OUR = r"deberta.encoder.layer.\1.", r"blocks\.(\d+)\."
+BLOCK = r"blocks\.(\d+)\."
+LAYER = r"deberta.encoder.layer.\1."
 KEY_MAP = KeyMap(
   rules={
     r"tokens": "deberta.embeddings.word_embeddings",
@@ -25,67 +28,70 @@ KEY_MAP = KeyMap(
     r"relative\.norm": "deberta.encoder.LayerNorm",
     r"convolution\.norm": "deberta.encoder.conv.LayerNorm",
     r"convolution\.conv": "deberta.encoder.conv.conv",
-    r"head\.pool": "pooler.dense",
-    OUR + r"attn\.place_q": LAYER + "attention.self.pos_query_proj",
-    OUR + r"attn\.place_k": LAYER + "attention.self.pos_key_proj",
-    OUR + r"attn\.q": LAYER + "attention.self.query_proj",
-    OUR + r"attn\.k": LAYER + "attention.self.key_proj",
-    OUR + r"attn\.v": LAYER + "attention.self.value_proj",
-    OUR + r"attn\.out": LAYER + "attention.output.dense",
-    OUR + r"attn_norm": LAYER + "attention.output.LayerNorm",
-    OUR + r"ff_norm": LAYER + "output.LayerNorm",
-    OUR + r"ff\.up": LAYER + "intermediate.dense",
-    OUR + r"ff\.down": LAYER + "output.dense",
+    r"head\.pooler": "pooler.dense",
+    BLOCK + r"attn\.pos_q": LAYER + "attention.self.pos_query_proj",
+    BLOCK + r"attn\.pos_k": LAYER + "attention.self.pos_key_proj",
+    BLOCK + r"attn\.q": LAYER + "attention.self.query_proj",
+    BLOCK + r"attn\.k": LAYER + "attention.self.key_proj",
+    BLOCK + r"attn\.v": LAYER + "attention.self.value_proj",
+    BLOCK + r"attn\.out": LAYER + "attention.output.dense",
+    BLOCK + r"attn_norm": LAYER + "attention.output.LayerNorm",
+    BLOCK + r"ff_norm": LAYER + "output.LayerNorm",
+    BLOCK + r"ff\.up": LAYER + "intermediate.dense",
+    BLOCK + r"ff\.down": LAYER + "output.dense",
   }
-  | HEADS,
+  | HEAD_RULES,
   legacy={
     r"^(embeddings|encoder)\.": r"deberta.\1.",
     r"^lm_predictions\.lm_head\.(dense|LayerNorm)": r"cls.predictions.transform.\1",
     r"^lm_predictions\.lm_head\.": "cls.predictions.",
   },
   ignored={
-    r"deberta\.embeddings\.position_": "absolute places, added by none of these",
-    r"mask_predictions\.": "a task of pre-training alone",
+    r"deberta\.embeddings\.position_": "absolute positions, which the supported models do not add",
+    r"mask_predictions\.": "a task that only pre-training uses",
   }
-  | LEFT,
+  | IGNORED_HEADS,
 )
 
 
-class Relative:
-  """The vectors of the 2k relative positions, and which of them a query and a key have (He et al. 2021, eq. 3).
+class RelativeEmbedding:
+  """Embed the 2k relative positions, and index them by query and key (He et al. 2021, eq. 3).
 
-  buckets: k, shared by distances up to `most` (signed_bucket); 0: k is `most`, each distance has its own.  norm: makes one of the vectors, or None.
+  max_distance: distances of this size or more share a row.
+  buckets: 0 gives each distance its own row, so k = max_distance. Otherwise k = buckets, and
+    `signed_bucket` maps distances to buckets.
+  norm: function that returns a norm for the vectors, or None.
   """
 
-  def __init__(self, dim: int, most: int, buckets: int = 0, norm: Callable | None = None):
-    self.k, self.most, self.buckets, self.norm = (
-      buckets or most,
-      most,
-      buckets,
-      norm() if norm else None,
-    )
+  def __init__(self, dim: int, max_distance: int, buckets: int = 0, norm: Callable | None = None):
+    self.k = buckets or max_distance
+    self.max_distance = max_distance
+    self.buckets = buckets
+    self.norm = norm() if norm else None
     self.table = nn.Embedding(2 * self.k, dim)
 
+  def row(self, distance: int) -> int:
+    """Return the table's row for a distance i - j between query i and key j."""
+    if self.buckets:
+      distance = signed_bucket(distance, self.buckets, self.max_distance)
+    return min(max(distance + self.k, 0), 2 * self.k - 1)
+
   def __call__(self, T: int) -> tuple[Tensor, Tensor]:
-    """The vectors (2k, D), and delta (T, T): for query i and key j, the row of i - j."""
-    row = [
-      min(
-        max(self.k + (signed_bucket(d, self.buckets, self.most) if self.buckets else d), 0),
-        2 * self.k - 1,
-      )
-      for d in range(1 - T, T)
-    ]
-    vectors = to_float32(self.table.weight)
-    return materialize(self.norm(vectors) if self.norm else vectors), Tensor(row)[
-      distances(T, T) + T - 1
-    ].contiguous()
+    """Return the vectors (2k, D) and delta (T, T), the row of i - j for query i and key j."""
+    weight = to_float32(self.table.weight)
+    vectors = materialize(self.norm(weight) if self.norm else weight)
+    rows = Tensor([self.row(distance) for distance in range(1 - T, T)])
+    delta = rows[distances(T, T) + T - 1].contiguous()
+    return vectors, delta
 
 
 class DisentangledAttention:
-  """Contents attend to contents, contents to positions (c2p) and positions to contents (p2c), by the sum of three scores (He et al. 2021, sec. 3.1).
+  """Attend by the sum of up to three scores (He et al. 2021, sec. 3.1).
 
-  terms: "c2p", "p2c" or both.  shared: the positions' keys and queries are made by what makes the contents'.
-  The score of p2c is of the row of i - j too, as in Microsoft's code; the paper's equation 4 has j - i.
+  The scores are content-to-content, content-to-position (c2p) and position-to-content (p2c).
+  terms: "c2p", "p2c" or both.
+  share_att_key: use the content's key and query projections for the positions too.
+  As in Microsoft's code, p2c uses the row of i - j; the paper's equation 4 has j - i.
   """
 
   def __init__(
@@ -99,70 +105,86 @@ class DisentangledAttention:
   ):
     if dim % heads:
       raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-    self.head_dim, self.attention_fn = dim // heads, attention_fn
+    self.head_dim = dim // heads
+    self.attention_fn = attention_fn
     self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
 
-    def place(term: str, content: Callable) -> Callable | None:
-      return (
-        None if term not in terms else (lambda x: content(x)) if share_att_key else linear(dim, dim)
-      )
+    def position_projection(term: str, content_projection: Callable) -> Callable | None:
+      if term not in terms:
+        return None
+      if share_att_key:
+        # The lambda hides the shared weights, which otherwise would be listed twice.
+        return lambda x: content_projection(x)
+      return linear(dim, dim)
 
-    self.place_k, self.place_q = place("c2p", self.k), place("p2c", self.q)
+    self.pos_k = position_projection("c2p", self.k)
+    self.pos_q = position_projection("p2c", self.q)
 
   def __call__(
     self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: None = None
   ) -> Tensor:
-    """x (B, T, D) -> (B, T, D). turn: what Relative gives for T.  mask: broadcasts to (B, H, T, T).  There is no cache."""
+    """Return the attention output (B, T, D) for x (B, T, D).
 
-    def split(x: Tensor) -> Tensor:
+    rope: the vectors and delta that RelativeEmbedding returns for T.
+    mask: additive; broadcasts to (B, H, T, T).
+    cache: must be None, because an encoder has no KV cache.
+    """
+
+    def split_heads(x: Tensor) -> Tensor:
       return x.rearrange("b t (h k) -> b h t k", k=self.head_dim)
 
-    q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-    vectors, delta = rope[0].unsqueeze(0), rope[1].expand(*q.shape[:3], q.shape[2])
-    scores = []
-    if self.place_k:
-      scores.append(
-        materialize(q @ split(self.place_k(vectors)).transpose(-2, -1)).gather(-1, delta)
-      )
-    if self.place_q:
-      scores.append(
-        materialize(k @ split(self.place_q(vectors)).transpose(-2, -1))
-        .gather(-1, delta.transpose(-2, -1))
-        .transpose(-2, -1)
-      )
-    terms = 1 + len(scores)
-    bias = sum(scores[1:], scores[0]) / math.sqrt(self.head_dim * terms)
-    return self.out(
-      self.attention_fn(
-        q / math.sqrt(terms), k, v, bias if mask is None else bias + mask
-      ).rearrange("b h t k -> b t (h k)")
-    )
+    q = split_heads(self.q(x))
+    k = split_heads(self.k(x))
+    v = split_heads(self.v(x))
+    vectors = rope[0].unsqueeze(0)
+    delta = rope[1].expand(*q.shape[:3], q.shape[2])
+    position_scores = []
+    if self.pos_k:
+      pos_k = split_heads(self.pos_k(vectors))
+      c2p = materialize(q @ pos_k.transpose(-2, -1))
+      position_scores.append(c2p.gather(-1, delta))
+    if self.pos_q:
+      pos_q = split_heads(self.pos_q(vectors))
+      p2c = materialize(k @ pos_q.transpose(-2, -1))
+      position_scores.append(p2c.gather(-1, delta.transpose(-2, -1)).transpose(-2, -1))
+    terms = 1 + len(position_scores)
+    total = sum(position_scores[1:], position_scores[0])
+    bias = total / math.sqrt(self.head_dim * terms)
+    bias = bias if mask is None else bias + mask
+    # attention_fn itself divides by sqrt(head_dim).
+    heads = self.attention_fn(q / math.sqrt(terms), k, v, bias)
+    return self.out(heads.rearrange("b h t k -> b t (h k)"))
 
 
 class Convolution:
-  """Beside the first block, what each token's neighbours say of its embedding (in version 2's two largest)."""
+  """Add a convolution over the token embeddings to the first block's output.
+
+  Only the two largest models of version 2 have one.
+  """
 
   def __init__(self, dim: int, size: int, groups: int, activation: Callable, norm: Callable):
-    self.conv, self.norm, self.activation = (
-      nn.Conv1d(dim, dim, size, padding=(size - 1) // 2, groups=groups),
-      norm(),
-      activation,
-    )
+    self.conv = nn.Conv1d(dim, dim, size, padding=(size - 1) // 2, groups=groups)
+    self.norm = norm()
+    self.activation = activation
 
   def __call__(self, embedded: Tensor, x: Tensor) -> Tensor:
-    """The embeddings and the first block's output, (B, T, D) -> (B, T, D). Padding is zeros in `embedded`."""
-    return materialize(
-      self.norm(x + self.activation(self.conv(embedded.transpose(1, 2)).transpose(1, 2)))
-    )
+    """Return (B, T, D) for the embeddings and the first block's output x, both (B, T, D).
+
+    The embeddings of padding must be zero.
+    """
+    convolved = self.conv(embedded.transpose(1, 2)).transpose(1, 2)
+    return materialize(self.norm(x + self.activation(convolved)))
 
 
 class Deberta:
-  """Token ids to a vector for each of them, and to what the head says of these.
+  """Compute a vector for each token, and the output of a head (models/heads.py).
 
-  attn, norm, head: make a block's attention, a norm, and of the token embeddings what reads the vectors.  convolution: None where a model has none.
+  attn, norm: functions that return a block's attention and a norm.
+  head: function from the token embeddings to the head.
+  convolution: None if the model has none.
   """
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     vocab_size: int,
     context: int,
@@ -171,42 +193,43 @@ class Deberta:
     ff_dim: int,
     attn: Callable,
     norm: Callable,
-    relative: Relative,
+    relative: RelativeEmbedding,
     convolution: Convolution | None = None,
     activation: Callable = ACTIVATIONS["gelu"],
-    head: Callable = lambda tokens: Vectors(),
+    head: Callable = lambda tokens: IdentityHead(),
     linear: type[Linear] = Linear,
   ):
-    self.vocab_size, self.context, self.tokens, self.norm, self.relative = (
-      vocab_size,
-      context,
-      nn.Embedding(vocab_size, dim),
-      norm(),
-      relative,
-    )
-    self.blocks, self.convolution = (
-      [
-        Block(attn(), FeedForward(dim, ff_dim, activation, linear), norm) for _ in range(num_layers)
-      ],
-      convolution,
-    )
+    self.vocab_size = vocab_size
+    self.context = context
+    self.tokens = nn.Embedding(vocab_size, dim)
+    self.norm = norm()
+    self.relative = relative
+    self.blocks = [
+      Block(attn(), FeedForward(dim, ff_dim, activation, linear), norm) for _ in range(num_layers)
+    ]
+    self.convolution = convolution
     self.head = head(self.tokens)
-    self.task, self.labels = self.head.task, self.head.labels
+    self.task = self.head.task
+    self.labels = self.head.labels
 
   def last_hidden_state(
     self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
-    """ids (B, T) -> (B, T, D), what the head reads. keep (B, T): false for padding.  segments: not read, these models know none."""
-    x = self.norm(embed(self.tokens, ids))
-    embedded = x = materialize(
-      x if attention_mask is None else attention_mask.bool().unsqueeze(-1).where(x, 0)
-    )
-    mask, rope = (
-      None if attention_mask is None else padding_mask(attention_mask),
-      self.relative(int(ids.shape[1])),
-    )
+    """Return the output (B, T, D) of the last block for ids (B, T).
+
+    attention_mask (B, T): 1 for a token, 0 for padding.
+    segments: ignored, because these models have no segment embeddings.
+    """
+    embedded = self.norm(embed(self.tokens, ids))
+    mask = None
+    if attention_mask is not None:
+      embedded = attention_mask.bool().unsqueeze(-1).where(embedded, 0)
+      mask = padding_mask(attention_mask)
+    embedded = materialize(embedded)
+    relative = self.relative(int(ids.shape[1]))
+    x = embedded
     for i, block in enumerate(self.blocks):
-      x = block(x, mask=mask, rope=rope)
+      x = block(x, mask=mask, rope=relative)
       if i == 0 and self.convolution:
         x = self.convolution(embedded, x)
     return materialize(x)
@@ -214,8 +237,20 @@ class Deberta:
   def __call__(
     self, ids: Tensor, attention_mask: Tensor | None = None, segments: Tensor | None = None
   ) -> Tensor:
-    """ids (B, T) -> what the head says: see its class. keep and segments as in `hidden`."""
+    """Return the head's output for ids (B, T); its shape is documented in the head's class.
+
+    attention_mask and segments: as in `last_hidden_state`.
+    """
     return self.head(self.last_hidden_state(ids, attention_mask, segments))
+
+
+def attention_terms(config: Config) -> Collection[str]:
+  """Return the position terms of the attention scores. Raises ValueError if one is unknown."""
+  value = config["pos_att_type"]
+  terms = value.replace(" ", "").split("|") if isinstance(value, str) else value
+  if not terms or set(terms) - {"c2p", "p2c"}:
+    raise ValueError(f"{config.source}: pos_att_type {value!r} is not supported; use c2p|p2c")
+  return terms
 
 
 def from_config(
@@ -224,16 +259,15 @@ def from_config(
   attention_fn: Callable = attention,
   layer_norm: Callable = nn.LayerNorm,
 ) -> Deberta:
-  """An untrained model of the sizes, and with the head, that a config.json states. Raises ValueError for what is not built here."""
-  config = Config(
-    {"relative_attention": False, "position_biased_input": True, "pos_att_type": ""} | config,
-    config.source,
-  )
-  dim, heads, context = (
-    config.size("hidden_size"),
-    config.size("num_attention_heads"),
-    config.size("max_position_embeddings", 512),
-  )
+  """Return an untrained model with the sizes and the head given in config.json.
+
+  Raises ValueError if the configuration is not supported.
+  """
+  defaults = {"relative_attention": False, "position_biased_input": True, "pos_att_type": ""}
+  config = Config(defaults | config, config.source)
+  dim = config.size("hidden_size")
+  heads = config.size("num_attention_heads")
+  context = config.size("max_position_embeddings", 512)
   config.only(
     relative_attention=True,
     position_biased_input=False,
@@ -242,54 +276,54 @@ def from_config(
     pooler_hidden_size=dim,
     attention_head_size=dim // heads,
   )
-  terms = (
-    config["pos_att_type"].replace(" ", "").split("|")
-    if isinstance(config["pos_att_type"], str)
-    else config["pos_att_type"]
-  )
-  if not terms or set(terms) - {"c2p", "p2c"}:
-    raise ValueError(
-      f"{config.source}: pos_att_type should be c2p, p2c or both, not {config['pos_att_type']!r}"
-    )
+  terms = attention_terms(config)
+  share_att_key = config.get("share_att_key", False)
 
   def norm():
     return layer_norm(dim, config.get("layer_norm_eps", 1e-7))
 
-  most, buckets, kernel = (
-    max(0, config.get(key) or 0)
-    for key in ("max_relative_positions", "position_buckets", "conv_kernel_size")
-  )  # -1: none
-  return Deberta(
-    config.size("vocab_size"),
-    context,
-    dim,
-    config.size("num_hidden_layers"),
-    config.size("intermediate_size"),
-    lambda: DisentangledAttention(
-      dim, heads, terms, config.get("share_att_key", False), linear, attention_fn
-    ),
-    norm,
-    Relative(
-      dim,
-      most or context,
-      buckets,
-      norm if "layer_norm" in config.get("norm_rel_ebd", "").lower() else None,
-    ),
-    Convolution(
-      dim, kernel, config.size("conv_groups", 1), config.activation("conv_act", "tanh"), norm
+  def attn() -> DisentangledAttention:
+    return DisentangledAttention(
+      dim, heads, terms, share_att_key, linear=linear, attention_fn=attention_fn
     )
-    if kernel
-    else None,
-    config.activation("hidden_act", "gelu"),
-    for_config(
-      config,
-      norm,
-      config.activation("hidden_act", "gelu"),
-      config.activation("pooler_hidden_act", "gelu"),
-      linear,
-      config.get("tie_word_embeddings", True) or not config.get("legacy", True),
-    ),
-    linear,
+
+  def size_or_zero(key: str) -> int:
+    """Return a size, or 0 if config.json says -1 or null."""
+    return max(0, config.get(key) or 0)
+
+  relative = RelativeEmbedding(
+    dim,
+    max_distance=size_or_zero("max_relative_positions") or context,
+    buckets=size_or_zero("position_buckets"),
+    norm=norm if "layer_norm" in config.get("norm_rel_ebd", "").lower() else None,
+  )
+  convolution = None
+  if kernel_size := size_or_zero("conv_kernel_size"):
+    groups = config.size("conv_groups", 1)
+    activation = config.activation("conv_act", "tanh")
+    convolution = Convolution(dim, kernel_size, groups, activation, norm=norm)
+  head = head_builder(
+    config,
+    norm=norm,
+    lm_activation=config.activation("hidden_act", "gelu"),
+    pooler_activation=config.activation("pooler_hidden_act", "gelu"),
+    linear=linear,
+    # The head of `legacy: false` always multiplies by the token embeddings.
+    tied=config.get("tie_word_embeddings", True) or not config.get("legacy", True),
+  )
+  return Deberta(
+    vocab_size=config.size("vocab_size"),
+    context=context,
+    dim=dim,
+    num_layers=config.size("num_hidden_layers"),
+    ff_dim=config.size("intermediate_size"),
+    attn=attn,
+    norm=norm,
+    relative=relative,
+    convolution=convolution,
+    activation=config.activation("hidden_act", "gelu"),
+    head=head,
+    linear=linear,
   )
 
 

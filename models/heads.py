@@ -1,39 +1,46 @@
-"""What an encoder's vectors are read as: words for masked places, labels for a text or for each place, the ends of an answer, or themselves.
+"""Heads of the encoders: masked language modelling, classification, question answering, or none.
 
-A head has a `task`, by which a command knows what to do with what it says, and `labels`, the names of the classes where it has any.
+A head's `task` tells a command how to use its output. Its `labels` are the class names, if any.
 """
 
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 from tinygrad import Tensor, nn
 
 from tinyformer.checkpoints.config import Config
 from transformer import Linear
 
-KEY_MAP = {
+HEAD_RULES = {
   r"head\.dense": "cls.predictions.transform.dense",
   r"head\.norm": "cls.predictions.transform.LayerNorm",
   r"head\.bias": "cls.predictions.bias",
   r"head\.decoder": "cls.predictions.decoder",
-  r"head\.(classes|tags)": "classifier",
-  r"head\.ends": "qa_outputs",
+  r"head\.(classifier|token_classifier)": "classifier",
+  r"head\.qa_outputs": "qa_outputs",
 }
-LEFT = {
-  r"(cls\.predictions|lm_head)\.(decoder\.|bias$)": "of a tied decoder, the embeddings and the bias again; of another, the bias of a tied one",
-  r"cls\.seq_relationship\.": "whether two sentences follow each other: a task of pre-training alone",
-  r"(.*\.)?pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.": "a head for another task than the one that config.json names",
+IGNORED_HEADS = {
+  r"(cls\.predictions|lm_head)\.(decoder\.|bias$)": (
+    "tied decoder: a copy of the embeddings and the bias; untied decoder: the tied one's bias"
+  ),
+  r"cls\.seq_relationship\.": "next-sentence prediction, which only pre-training uses",
+  r"(.*\.)?pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.": (
+    "a head for another task than the one named in config.json"
+  ),
 }
 
 
-class Fill:
-  """Which word a masked token is: a layer and a norm, then how well each token's embedding fits, plus a bias (Devlin et al. 2019, sec. 3.1).
+class MaskedLMHead:
+  """Predict masked tokens: a linear layer, an activation, a norm, then the decoder.
 
-  norm: makes a norm.  tokens: the embeddings, where the decoder is tied to them; None where it is a matrix of its own.
+  norm: function that returns a norm.
+  tokens: the embedding whose weights the decoder shares, or None for a decoder of its own.
+  Source: Devlin et al. 2019, sec. 3.1.
   """
 
   task = "fill-mask"
-  labels: list[str] = []
+  labels: ClassVar[list[str]] = []
 
   def __init__(
     self,
@@ -44,25 +51,30 @@ class Fill:
     linear: type[Linear] = Linear,
     tokens: nn.Embedding | None = None,
   ):
-    self.dense, self.norm, self.activation = linear(dim, dim), norm(), activation
+    self.dense = linear(dim, dim)
+    self.norm = norm()
+    self.activation = activation
+    self.decoder: Callable
     if tokens:
       self.bias = Tensor.zeros(vocab_size)
-    self.decoder: Callable = (
-      (lambda x: linear.product(x, tokens.weight) + self.bias)
-      if tokens
-      else linear(dim, vocab_size)
-    )
+      self.decoder = lambda x: linear.product(x, tokens.weight) + self.bias
+    else:
+      self.decoder = linear(dim, vocab_size)
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(B, T, D) -> logits (B, T, V)."""
+    """Return logits (B, T, V) for x (B, T, D)."""
     return self.decoder(self.norm(self.activation(self.dense(x))))
 
 
-class Classify:
-  """Which of the labels a text has, read at its first token, through a layer (Devlin et al. 2019, sec. 4.1). Padding has to be behind it.
+class SequenceClassificationHead:
+  """Classify a text by the vector of its first token, after a linear layer and an activation.
 
-  problem: single_label_classification, of whose logits a softmax makes chances; multi_label_classification, where a sigmoid of each does; or
-  regression, where they are the numbers themselves.
+  Padding must be on the right.
+  problem: how to read the logits. The value is one of
+    "single_label_classification" (a softmax gives the probabilities),
+    "multi_label_classification" (a sigmoid of each logit gives its probability),
+    "regression" (the logits are the predicted values).
+  Source: Devlin et al. 2019, sec. 4.1.
   """
 
   task = "text-classification"
@@ -75,103 +87,115 @@ class Classify:
     problem: str = "single_label_classification",
     linear: type[Linear] = Linear,
   ):
-    self.pool, self.classes, self.activation, self.labels, self.problem = (
-      linear(dim, dim),
-      linear(dim, len(labels)),
-      activation,
-      labels,
-      problem,
-    )
+    self.pooler = linear(dim, dim)
+    self.classifier = linear(dim, len(labels))
+    self.activation = activation
+    self.labels = labels
+    self.problem = problem
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(B, T, D) -> logits (B, labels)."""
-    return self.classes(self.activation(self.pool(x[:, 0])))
+    """Return logits (B, number of labels) for x (B, T, D)."""
+    return self.classifier(self.activation(self.pooler(x[:, 0])))
 
 
-class Tag:
-  """Which of the labels each token has (Devlin et al. 2019, sec. 5.3)."""
+class TokenClassificationHead:
+  """Classify each token (Devlin et al. 2019, sec. 5.3)."""
 
   task = "token-classification"
 
   def __init__(self, dim: int, labels: list[str], linear: type[Linear] = Linear):
-    self.tags, self.labels = linear(dim, len(labels)), labels
+    self.token_classifier = linear(dim, len(labels))
+    self.labels = labels
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(B, T, D) -> logits (B, T, labels)."""
-    return self.tags(x)
+    """Return logits (B, T, number of labels) for x (B, T, D)."""
+    return self.token_classifier(x)
 
 
-class Answer:
-  """How well each token does as the first of the answer and as its last (Devlin et al. 2019, sec. 4.2)."""
+class QuestionAnsweringHead:
+  """Score each token as the start and as the end of the answer (Devlin et al. 2019, sec. 4.2)."""
 
   task = "question-answering"
-  labels: list[str] = []
+  labels: ClassVar[list[str]] = []
 
   def __init__(self, dim: int, linear: type[Linear] = Linear):
-    self.ends = linear(dim, 2)
+    self.qa_outputs = linear(dim, 2)
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(B, T, D) -> logits (B, T, 2): of the start, of the end."""
-    return self.ends(x)
+    """Return logits (B, T, 2), of the start and of the end, for x (B, T, D)."""
+    return self.qa_outputs(x)
 
 
-class Vectors:
-  """No head: the vectors themselves, (B, T, D)."""
+class IdentityHead:
+  """Return the vectors (B, T, D) unchanged."""
 
   task = "feature-extraction"
-  labels: list[str] = []
+  labels: ClassVar[list[str]] = []
 
   def __call__(self, x: Tensor) -> Tensor:
     return x
 
 
 def mean(x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-  """x (B, T, D) -> (B, D): one vector for a text, the mean over its tokens (Reimers & Gurevych 2019, sec. 3). keep (B, T): false for padding."""
+  """Return one vector per text (B, D): the mean of x (B, T, D) over the tokens.
+
+  attention_mask (B, T): 1 for a token, 0 for padding, which is left out of the mean.
+  Source: Reimers & Gurevych 2019, sec. 3.
+  """
   if attention_mask is None:
     return x.mean(1)
-  kept = attention_mask.bool().unsqueeze(-1)
-  return kept.where(x, 0).sum(1) / kept.sum(1).maximum(1)
+  is_token = attention_mask.bool().unsqueeze(-1)
+  return is_token.where(x, 0).sum(1) / is_token.sum(1).maximum(1)
 
 
 def labels(config: Config) -> list[str]:
-  """The names of a model's classes, in the order of its logits."""
+  """Return the class names in the order of the logits."""
   if names := config.get("id2label"):
     return [names[i] for i in sorted(names, key=int)]
   return [f"LABEL_{i}" for i in range(config.size("num_labels", 2))]
 
 
-def for_config(
+def head_builder(
   config: Config,
   norm: Callable,
-  fill: Callable,
-  pool: Callable,
+  lm_activation: Callable,
+  pooler_activation: Callable,
   linear: type[Linear] = Linear,
   tied: bool = True,
 ) -> Callable:
-  """What makes, of a model's token embeddings, the head that config.json's `architectures` names; where none is named, Vectors.
+  """Return a function from the token embeddings to the head named in config.json's `architectures`.
 
-  fill, pool: the activations of Fill and Classify.  tied: Fill's decoder is the embeddings.  Raises ValueError for a head that is not built here.
+  The function returns an IdentityHead if config.json names no architecture.
+  lm_activation, pooler_activation: of MaskedLMHead and of SequenceClassificationHead.
+  tied: whether MaskedLMHead's decoder shares the weights of the token embeddings.
+  Raises ValueError if the head is not supported.
   """
-  dim, vocab_size, names = config.size("hidden_size"), config.size("vocab_size"), labels(config)
-  problem = config.get("problem_type") or (
-    "regression" if len(names) == 1 else "single_label_classification"
-  )
+  dim = config.size("hidden_size")
+  vocab_size = config.size("vocab_size")
+  names = labels(config)
+  default_problem = "regression" if len(names) == 1 else "single_label_classification"
+  problem = config.get("problem_type") or default_problem
 
-  def words(tokens: nn.Embedding) -> Fill:
-    return Fill(dim, vocab_size, fill, norm, linear, tokens if tied else None)
+  def masked_lm(tokens: nn.Embedding) -> MaskedLMHead:
+    shared_tokens = tokens if tied else None
+    return MaskedLMHead(dim, vocab_size, lm_activation, norm, linear=linear, tokens=shared_tokens)
+
+  def sequence_classification(tokens: nn.Embedding) -> SequenceClassificationHead:
+    return SequenceClassificationHead(dim, names, pooler_activation, problem, linear=linear)
 
   heads: dict[str, Callable] = {
-    "ForMaskedLM": words,
-    "ForPreTraining": words,
-    "ForSequenceClassification": lambda tokens: Classify(dim, names, pool, problem, linear),
-    "ForTokenClassification": lambda tokens: Tag(dim, names, linear),
-    "ForQuestionAnswering": lambda tokens: Answer(dim, linear),
-    "Model": lambda tokens: Vectors(),
+    "ForMaskedLM": masked_lm,
+    "ForPreTraining": masked_lm,
+    "ForSequenceClassification": sequence_classification,
+    "ForTokenClassification": lambda tokens: TokenClassificationHead(dim, names, linear),
+    "ForQuestionAnswering": lambda tokens: QuestionAnsweringHead(dim, linear),
+    "Model": lambda tokens: IdentityHead(),
   }
-  name = (config.get("architectures") or ["Model"])[0]
-  kind = re.search(r"(For[A-Z]\w*|LMHeadModel|Model)$", name)
-  if kind and kind[0] in heads:
-    return heads[kind[0]]
+  architecture = (config.get("architectures") or ["Model"])[0]
+  suffix = re.search(r"(For[A-Z]\w*|LMHeadModel|Model)$", architecture)
+  if suffix and suffix[0] in heads:
+    return heads[suffix[0]]
   raise ValueError(
-    f"{config.source}: the architecture {name} is not built here, only those whose names end in {', '.join(heads)}"
+    f"{config.source}: the architecture {architecture} is not supported; "
+    f"use one whose name ends in {', '.join(heads)}"
   )

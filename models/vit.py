@@ -1,4 +1,7 @@
-"""The Vision Transformer: BERT's encoder with norms before the sublayers, on patches of a picture in place of words (Dosovitskiy et al. 2021, sec. 3.1)."""
+"""The Vision Transformer (Dosovitskiy et al. 2021, sec. 3.1): BERT's encoder on image patches.
+
+Unlike BERT, it normalizes before each sublayer, and embeds patches instead of words.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,65 +39,73 @@ KEY_MAP = KeyMap(
     r"blocks\.(\d+)\.ff\.up": r"vit.encoder.layer.\1.intermediate.dense",
     r"blocks\.(\d+)\.ff\.down": r"vit.encoder.layer.\1.output.dense",
   },
-  legacy={
-    r"^(?!vit\.|classifier)": "vit."
-  },  # a checkpoint without a head is saved without the prefix
+  # Checkpoints saved without a head lack the prefix.
+  legacy={r"^(?!vit\.|classifier)": "vit."},
   ignored={
-    r"vit\.pooler\.": "a tanh layer on the class row, which transformers' ViTModel has beside its hidden states: no classifier reads it"
+    r"vit\.pooler\.": (
+      "transformers' ViTModel has a tanh layer on the class token, which no classifier reads"
+    ),
   },
 )
 
 
 class Patches:
-  """A picture cut into patches from the left to the right, row after row, each a linear map of its pixels: x_p E of equation 1.
+  """Split images into patches, and project each one linearly: x_p E of equation 1.
 
-  A patch's pixels are taken channel by channel, in each from the left to the right, row after row.
+  Patches are in row-major order. A patch's pixels are ordered by channel, then row, then column.
+  patch: height and width in pixels.
   """
 
   def __init__(
     self, channels: int, patch: tuple[int, int], dim: int, linear: type[Linear] = Linear
   ):
-    self.weight, self.bias, self.product = (
-      Tensor.glorot_uniform(dim, channels, *patch),
-      Tensor.zeros(dim),
-      linear.product,
-    )
+    self.weight = Tensor.glorot_uniform(dim, channels, *patch)
+    self.bias = Tensor.zeros(dim)
+    self.product = linear.product
 
   def __call__(self, pixels: Tensor) -> Tensor:
-    """(B, C, height, width) -> (B, N, D). What is left of a side that is no multiple of the patch's is not seen."""
+    """Return the embeddings (B, N, D) of the N patches of images (B, C, height, width).
+
+    Pixels beyond the last whole patch of a row or column are ignored.
+    """
     p, q = self.weight.shape[2:]
-    rows, columns = pixels.shape[2] // p, pixels.shape[3] // q
-    x = pixels[:, :, : rows * p, : columns * q].rearrange(
-      "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q
-    )
+    rows = pixels.shape[2] // p
+    columns = pixels.shape[3] // q
+    pixels = pixels[:, :, : rows * p, : columns * q]
+    x = pixels.rearrange("b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
     return materialize(self.product(materialize(x), self.weight.flatten(1)) + self.bias)
 
 
 def cubic(new: int, old: int) -> Tensor:
-  """(new, old): how much of each of `old` points in a row is in each of `new` ones on the same length, by cubic convolution (Keys 1981, eq. 4).
+  """Return the matrix (new, old) that resamples `old` points to `new` points by cubic convolution.
 
-  Points are the middles of equal cells; beyond the ends the last ones go on. Keys's a is -3/4, as torch has it.
+  Both sets of points are the centres of equal cells of the same interval. Beyond the ends, the
+  first and the last point repeat. Keys's parameter a is -3/4, as in PyTorch.
+  Source: Keys 1981, eq. 4.
   """
-  a, points = -0.75, np.arange(-2, old + 2)
-  d = np.abs((np.arange(new)[:, None] + 0.5) * old / new - 0.5 - points)
-  weights = np.where(
-    d <= 1,
-    (a + 2) * d**3 - (a + 3) * d**2 + 1,
-    np.where(d < 2, a * (d**3 - 5 * d**2 + 8 * d - 4), 0),
-  )
-  return Tensor((weights @ (points.clip(0, old - 1)[:, None] == np.arange(old))).astype(np.float32))
+  a = -0.75
+  points = np.arange(-2, old + 2)
+  centers = (np.arange(new)[:, None] + 0.5) * old / new - 0.5
+  d = np.abs(centers - points)
+  near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+  far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+  weights = np.where(d <= 1, near, np.where(d < 2, far, 0))
+  is_source = points.clip(0, old - 1)[:, None] == np.arange(old)
+  return Tensor((weights @ is_source).astype(np.float32))
 
 
 class ViT:
-  """Pixels to logits for what the picture shows; the class is read from a token of its own, which stands before the patches.
+  """Classify images by the final vector of a class token, which precedes the patches.
 
-  labels: names of the classes, none of a model without a head.  image, patch: height and width in pixels.
-  Weights start as Linear's do, positions as N(0, 0.02), the class token and the head at zero.
+  labels: the class names; empty for a model without a head.
+  image, patch: height and width in pixels.
+  Weights are initialized as in Linear, positions from N(0, 0.02), the class token and the head
+  to zero.
   """
 
   task = "image-classification"
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     labels: Sequence[str],
     image: tuple[int, int] = (224, 224),
@@ -110,20 +121,17 @@ class ViT:
     attention_fn: Callable = attention,
     layer_norm: Callable = nn.LayerNorm,
   ):
-    self.image, self.patch, self.channels, self.dim, self.heads, self.ff_dim = (
-      image,
-      patch,
-      channels,
-      dim,
-      heads,
-      ff_dim,
-    )
-    self.activation, self.linear, self.grid = (
-      activation,
-      linear,
-      (image[0] // patch[0], image[1] // patch[1]),
-    )
-    self.patches, self.class_token = Patches(channels, patch, dim, linear), Tensor.zeros(1, 1, dim)
+    self.image = image
+    self.patch = patch
+    self.channels = channels
+    self.dim = dim
+    self.heads = heads
+    self.ff_dim = ff_dim
+    self.activation = activation
+    self.linear = linear
+    self.grid = (image[0] // patch[0], image[1] // patch[1])
+    self.patches = Patches(channels, patch, dim, linear)
+    self.class_token = Tensor.zeros(1, 1, dim)
     self.positions = Tensor.normal(1, 1 + self.grid[0] * self.grid[1], dim, std=0.02)
     self.blocks = [
       Block(
@@ -138,72 +146,89 @@ class ViT:
     self.new_head(labels)
 
   def new_head(self, labels: Sequence[str]) -> None:
-    """Puts a head for other classes in the place of the one that there is, all zeros, to be taught with the rest (sec. 3.2)."""
-    self.labels, self.head = list(labels), self.linear(self.dim, len(labels)) if labels else None
+    """Replace the head by an all-zero one for other classes, for fine-tuning (sec. 3.2)."""
+    self.labels = list(labels)
+    self.head = self.linear(self.dim, len(labels)) if labels else None
     if self.head:
       self.head.weight = Tensor.zeros(len(labels), self.dim)
 
-  def placed(self, rows: int, columns: int) -> Tensor:
-    """(1, 1 + rows columns, D): the positions, those of the patches stretched to another grid than the model's own (sec. 3.2)."""
+  def interpolated_positions(self, rows: int, columns: int) -> Tensor:
+    """Return the position embeddings (1, 1 + rows * columns, D) for a grid of patches.
+
+    The embeddings of the patches are interpolated if the grid is not the model's own (sec. 3.2).
+    """
     if (rows, columns) == self.grid:
       return self.positions
+    class_position = self.positions[:, :1]
     grid = self.positions[0, 1:].reshape(*self.grid, self.dim)
-    stretched = (cubic(rows, self.grid[0]) @ grid.flatten(1)).reshape(rows, self.grid[1], self.dim)
-    return self.positions[:, :1].cat(
-      (cubic(columns, self.grid[1]) @ stretched).reshape(1, rows * columns, self.dim), dim=1
-    )
+    grid = cubic(rows, self.grid[0]) @ grid.flatten(1)
+    grid = cubic(columns, self.grid[1]) @ grid.reshape(rows, self.grid[1], self.dim)
+    return class_position.cat(grid.reshape(1, rows * columns, self.dim), dim=1)
 
   def last_hidden_state(self, pixels: Tensor) -> Tensor:
-    """(B, C, height, width), the pixels as the checkpoint's preprocessor makes them (models/pictures.py) -> (B, 1 + N, D): the class's row, then a row a patch.
+    """Return the normalized output (B, 1 + N, D): the class token first, then the N patches.
 
-    A picture of another size than the model's has its positions stretched. Raises ValueError for other channels, or a picture smaller than a patch.
+    pixels (B, C, height, width): preprocessed as the checkpoint demands
+    (tinyformer/vision/image_processor.py). The positions are interpolated for images of another
+    size than the model's.
+    Raises ValueError for a wrong number of channels or an image smaller than a patch.
     """
     B, C, height, width = pixels.shape
-    rows, columns = int(height) // self.patch[0], int(width) // self.patch[1]
+    rows = int(height) // self.patch[0]
+    columns = int(width) // self.patch[1]
     if self.channels != C or not rows * columns:
       raise ValueError(
-        f"pictures of {C} x {height} x {width} pixels are not {self.channels} x {self.patch[0]} x {self.patch[1]} or more"
+        f"images of {C} x {height} x {width} pixels do not fit the model: "
+        f"use {self.channels} channels and at least {self.patch[0]} x {self.patch[1]} pixels"
       )
-    x = materialize(
-      self.class_token.expand(B, 1, self.dim).cat(self.patches(pixels), dim=1)
-      + self.placed(rows, columns)
-    )
+    class_token = self.class_token.expand(B, 1, self.dim)
+    x = class_token.cat(self.patches(pixels), dim=1)
+    x = materialize(x + self.interpolated_positions(rows, columns))
     for block in self.blocks:
       x = block(x)
     return materialize(self.norm(x))
 
   def __call__(self, pixels: Tensor) -> Tensor:
-    """(B, C, height, width) -> logits (B, labels). Raises ValueError for a model without a head."""
+    """Return logits (B, number of labels) for pixels (B, C, height, width).
+
+    Raises ValueError if the model has no head.
+    """
     if not self.head:
-      raise ValueError("this model has no head that tells classes apart: give it one and teach it")
+      raise ValueError(
+        "the model has no head, so it cannot classify: add one with new_head and train it"
+      )
     return self.head(self.last_hidden_state(pixels)[:, 0])
 
 
-def pair(config: Config, name: str, default: int) -> tuple[int, int]:
-  """(height, width) from a number or a list of two. Raises ValueError for what is neither."""
-  sides = value if isinstance(value := config.get(name, default), list) else [value, value]
+def height_and_width(config: Config, name: str, default: int) -> tuple[int, int]:
+  """Return (height, width) from a number or a list of two. Raises ValueError for other values."""
+  value = config.get(name, default)
+  sides = value if isinstance(value, list) else [value, value]
   if len(sides) == 2 and all(type(n) is int and n > 0 for n in sides):
     return sides[0], sides[1]
   raise ValueError(
-    f"{config.source}: {name} should be a whole number above 0 or two, not {value!r}"
+    f"{config.source}: {name} must be one or two positive integers, but it is {value!r}"
   )
 
 
 def from_config(config: Config, **parts) -> ViT:
-  """An untrained model of the sizes that a config.json states. parts: linear, attend and layer_norm. Raises ValueError for what is not built here."""
+  """Return an untrained model with the sizes given in config.json.
+
+  parts: linear, attention_fn and layer_norm. Raises ValueError for an unsupported configuration.
+  """
   config.only(qkv_bias=True)
   names = [] if config.get("architectures") == ["ViTModel"] else labels(config)
   return ViT(
     names,
-    pair(config, "image_size", 224),
-    pair(config, "patch_size", 16),
-    config.size("num_channels", 3),
-    config.size("hidden_size", 768),
-    config.size("num_attention_heads", 12),
-    config.size("num_hidden_layers", 12),
-    config.size("intermediate_size", 3072),
-    config.activation("hidden_act", "gelu"),
-    config.get("layer_norm_eps", 1e-12),
+    image=height_and_width(config, "image_size", 224),
+    patch=height_and_width(config, "patch_size", 16),
+    channels=config.size("num_channels", 3),
+    dim=config.size("hidden_size", 768),
+    heads=config.size("num_attention_heads", 12),
+    num_layers=config.size("num_hidden_layers", 12),
+    ff_dim=config.size("intermediate_size", 3072),
+    activation=config.activation("hidden_act", "gelu"),
+    eps=config.get("layer_norm_eps", 1e-12),
     **parts,
   )
 
@@ -212,32 +237,27 @@ load = loader(from_config, KEY_MAP)
 
 
 def save(model: ViT, folder: str | Path, dtype: str = "float32", **config) -> None:
-  """Writes a folder that `load`, and transformers, read; the preprocessor's file is not in it. config: more keys for config.json."""
-  image, patch = (
-    side[0] if side[0] == side[1] else list(side) for side in (model.image, model.patch)
-  )
-  heads = {
+  """Save a checkpoint that `load` and transformers can read, without preprocessor_config.json.
+
+  config: additional keys for config.json.
+  """
+
+  def number_or_list(sides: tuple[int, int]) -> int | list[int]:
+    return sides[0] if sides[0] == sides[1] else list(sides)
+
+  values = {
+    "model_type": "vit",
+    "image_size": number_or_list(model.image),
+    "patch_size": number_or_list(model.patch),
+    "num_channels": model.channels,
+    "hidden_size": model.dim,
+    "num_attention_heads": model.heads,
+    "num_hidden_layers": len(model.blocks),
+    "intermediate_size": model.ff_dim,
+    "hidden_act": name_of(model.activation),
+    "layer_norm_eps": model.norm.eps,
     "architectures": ["ViTForImageClassification" if model.head else "ViTModel"],
     "id2label": dict(enumerate(model.labels)),
     "label2id": {label: i for i, label in enumerate(model.labels)},
   }
-  safetensors.write(
-    model,
-    Path(folder),
-    {
-      "model_type": "vit",
-      "image_size": image,
-      "patch_size": patch,
-      "num_channels": model.channels,
-      "hidden_size": model.dim,
-      "num_attention_heads": model.heads,
-      "num_hidden_layers": len(model.blocks),
-      "intermediate_size": model.ff_dim,
-      "hidden_act": name_of(model.activation),
-      "layer_norm_eps": model.norm.eps,
-    }
-    | heads
-    | config,
-    KEY_MAP,
-    dtype,
-  )
+  safetensors.write(model, Path(folder), values | config, KEY_MAP, dtype)

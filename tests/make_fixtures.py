@@ -1,7 +1,8 @@
-"""Writes tests/fixtures: small models as transformers saves them, every parameter random, with what transformers computes from them.
+"""Write tests/fixtures: small random models saved by transformers, and their outputs.
 
-Needs the extra `reference`. The scales are such that a wrong epsilon or a swapped name shows: norm weights from 0.5 to 1.5, biases of 0.5,
-embeddings so small that the first norm divides by little.
+Needs the extra `reference`. The scales are chosen so that a wrong epsilon or a swapped name changes
+the outputs: norm weights lie in (0.5, 1.5), biases have standard deviation 0.5, and embeddings are
+so small that the first norm divides by a small number.
 """
 
 import tempfile
@@ -12,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+FIXTURES = Path(__file__).parent / "fixtures"
 SHAPES = {
   "gpt2-a": dict(vocab_size=97, n_positions=32, n_embd=24, n_head=3, n_layer=2, n_inner=60),
   "gpt2-b": dict(
@@ -31,7 +33,7 @@ COMMON = dict(
   bos_token_id=None,
   eos_token_id=None,
 )
-OTHERS = {
+LLAMAS = {
   "llama-a": transformers.LlamaConfig(
     **COMMON,
     num_key_value_heads=2,
@@ -86,9 +88,8 @@ ENCODERS = {
   ),
 }
 
-PAIR = dict(
-  vocab_size=61, d_model=12, decoder_start_token_id=0
-)  # T5's and BART's: everything else that can differ does
+# What T5 and BART have in common. All sizes that can differ within a model do.
+PAIR = dict(vocab_size=61, d_model=12, decoder_start_token_id=0)
 T5 = dict(
   **PAIR,
   d_kv=5,
@@ -112,7 +113,9 @@ BART = dict(
   pad_token_id=1,
   eos_token_id=2,
 )
-PAIRS = {  # config, the words of generation_config.json, and a seed with which two sources are answered by two texts of many tokens
+# Each value: a config, the settings of generation_config.json, and a seed. The seeds were chosen so
+# that the model generates different texts of many tokens for the two sources.
+ENCODER_DECODERS = {
   "t5-a": (transformers.T5Config(**T5), dict(num_beams=3, no_repeat_ngram_size=3), 1),
   "t5-b": (
     transformers.T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
@@ -145,12 +148,13 @@ PAIRS = {  # config, the words of generation_config.json, and a seed with which 
 
 
 def randomise(model, seed: int) -> None:
-  """Gives every parameter random numbers, and BART's bias of the logits, which is none; not Marian's positions, which are computed."""
+  """Fill every parameter with random numbers, and the buffer final_logits_bias of BART.
+
+  Marian's position embeddings are excluded, because they are computed.
+  """
   generator = torch.Generator().manual_seed(seed)
-  for name, p in [
-    *model.named_parameters(),
-    *((n, b) for n, b in model.named_buffers() if n == "final_logits_bias"),
-  ]:
+  buffers = [(n, b) for n, b in model.named_buffers() if n == "final_logits_bias"]
+  for name, p in [*model.named_parameters(), *buffers]:
     if "embed_positions" in name and not p.requires_grad:
       continue
     if name.endswith("bias"):
@@ -160,46 +164,57 @@ def randomise(model, seed: int) -> None:
     elif "wte" in name or "wpe" in name or ("embed" in name and p.ndim == 2):
       p.data = torch.randn(p.shape, generator=generator) * 0.02
     else:
-      p.data = torch.randn(p.shape, generator=generator) * (
-        1.0 if "encoder_attn" in name else 0.25
-      )  # a source should show in what is made of it
+      # Larger weights in cross-attention make the output depend visibly on the source.
+      scale = 1.0 if "encoder_attn" in name else 0.25
+      p.data = torch.randn(p.shape, generator=generator) * scale
 
 
-def make(name: str, kind: type, sizes: dict, folder: Path) -> None:
+def random_ids(low: int, high: int, shape: tuple[int, int]) -> torch.Tensor:
+  return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(1))
+
+
+def save_expected(folder: Path, arrays: dict) -> None:
+  """Write the inputs and outputs that the tests compare with."""
+  np.savez_compressed(folder / "expected.npz", **arrays)
+
+
+def save_causal_lm(config, folder: Path):
+  """Save a random decoder-only model and return it."""
+  model = transformers.AutoModelForCausalLM.from_config(config).eval()
+  randomise(model, seed=len(folder.name))
+  model.save_pretrained(folder)
+  (folder / "generation_config.json").unlink(missing_ok=True)
+  return model
+
+
+def make_gpt(name: str, kind: type, sizes: dict, folder: Path) -> None:
+  """Write a GPT or GPT-2 with its logits, hidden states and gradients."""
   config = kind(
     **sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None
   )
-  model = transformers.AutoModelForCausalLM.from_config(config).eval()
-  randomise(model, seed=len(name))
-  model.save_pretrained(folder / name)
-  (folder / name / "generation_config.json").unlink(missing_ok=True)
-  ids = torch.randint(0, sizes["vocab_size"], (2, 13), generator=torch.Generator().manual_seed(1))
+  model = save_causal_lm(config, folder / name)
+  ids = random_ids(0, sizes["vocab_size"], (2, 13))
   out = model(ids, labels=ids, output_hidden_states=True)
   out.loss.backward()
-  hidden = {
-    f"hidden.{i}": h for i, h in enumerate(out.hidden_states)
-  }  # embeddings, each block, and the last after the final norm
-  grads = {f"grad.{n}": p.grad for n, p in model.named_parameters()}
-  np.savez_compressed(
-    folder / name / "expected.npz",
-    ids=ids,
-    loss=out.loss.detach(),
-    logits=out.logits.detach(),
-    **{n: t.detach().numpy() for n, t in (hidden | grads).items()},
-  )
+  # The embeddings, the output of each block, and the last one after the final norm.
+  hidden = {f"hidden.{i}": h.detach().numpy() for i, h in enumerate(out.hidden_states)}
+  grads = {f"grad.{n}": p.grad.numpy() for n, p in model.named_parameters()}
+  outputs = {"ids": ids, "loss": out.loss.detach(), "logits": out.logits.detach()}
+  save_expected(folder / name, outputs | hidden | grads)
 
 
-def make_other(name: str, config, folder: Path) -> None:
-  model = transformers.AutoModelForCausalLM.from_config(config).eval()
-  randomise(model, seed=len(name))
-  model.save_pretrained(folder / name)
-  (folder / name / "generation_config.json").unlink(missing_ok=True)
-  ids = torch.randint(0, config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
-  np.savez_compressed(folder / name / "expected.npz", ids=ids, logits=model(ids).logits.detach())
+def make_llama(name: str, config, folder: Path) -> None:
+  """Write a model of Llama's family with its logits."""
+  model = save_causal_lm(config, folder / name)
+  ids = random_ids(0, config.vocab_size, (2, 40))
+  save_expected(folder / name, {"ids": ids, "logits": model(ids).logits.detach()})
 
 
 def make_vit(name: str, folder: Path) -> None:
-  """With what it computes from pictures of its own size and, its positions interpolated, of another."""
+  """Write a ViT with its outputs for images of its own size and of another size.
+
+  The positions are interpolated for the other size.
+  """
   config = transformers.ViTConfig(
     image_size=12,
     patch_size=4,
@@ -218,130 +233,121 @@ def make_vit(name: str, folder: Path) -> None:
     for shape in ((2, 3, 12, 12), (2, 3, 20, 17))
   )
   with torch.no_grad():
-    hidden, stretched = (
-      model.vit(pixels, output_hidden_states=True),
-      model(wide, interpolate_pos_encoding=True),
-    )
-    np.savez_compressed(
-      folder / name / "expected.npz",
-      pixels=pixels,
-      logits=model(pixels).logits,
-      wide=wide,
-      wide_logits=stretched.logits,
-      last=hidden.last_hidden_state,
-      **{f"hidden.{i}": h for i, h in enumerate(hidden.hidden_states)},
-    )
+    out = model.vit(pixels, output_hidden_states=True)
+    outputs = {
+      "pixels": pixels,
+      "logits": model(pixels).logits,
+      "wide": wide,
+      "wide_logits": model(wide, interpolate_pos_encoding=True).logits,
+      "last": out.last_hidden_state,
+    }
+  hidden = {f"hidden.{i}": h for i, h in enumerate(out.hidden_states)}
+  save_expected(folder / name, outputs | hidden)
 
 
 def encoders(config, seed: int) -> dict:
-  """A model of each of HEADS, by that name, every parameter random, and what two of them have the same in both."""
+  """Return a random model with each head in HEADS, by that name.
+
+  Parameters that two of the models have in common are equal.
+  """
   architecture = transformers.AutoModel.from_config(config).__class__.__name__.removesuffix("Model")
-  spans = type(config)(**config.to_dict() | {"id2label": {0: "start", 1: "end"}, "label2id": None})
-  models = {
-    head: getattr(transformers, architecture + head)(
-      spans if head == "ForQuestionAnswering" else config
-    ).eval()
-    for head in HEADS
-  }
+  start_end = {"id2label": {0: "start", 1: "end"}, "label2id": None}
+  qa_config = type(config)(**config.to_dict() | start_end)
+  models = {}
+  for head in HEADS:
+    head_config = qa_config if head == "ForQuestionAnswering" else config
+    models[head] = getattr(transformers, architecture + head)(head_config).eval()
   for model in models.values():
     randomise(model, seed)
   first = models["ForSequenceClassification"]
   for head, model in models.items():
-    model.load_state_dict(
-      (first.base_model if head == "Model" else first).state_dict(), strict=False
-    )
+    source = first.base_model if head == "Model" else first
+    model.load_state_dict(source.state_dict(), strict=False)
   return models
 
 
+def head_output(out, head: str) -> torch.Tensor:
+  """Return the logits, or the last hidden state of a bare model."""
+  if head == "ForQuestionAnswering":
+    return torch.stack([out.start_logits, out.end_logits], -1)
+  return out[0]
+
+
 def make_encoder(name: str, config, folder: Path) -> None:
-  """One file for all heads, each of which leaves behind what the others read."""
+  """Write one checkpoint with the tensors of all heads, and the output of each head."""
   models = encoders(config, seed=len(name))
   models["ForMaskedLM"].save_pretrained(folder / name)
   tensors: dict = {}
   for head, model in models.items():
+    # The names in the checkpoint of a bare model lack the prefix.
+    if head == "Model":
+      continue
     with tempfile.TemporaryDirectory() as saved:
       model.save_pretrained(saved)
-      if head != "Model":
-        tensors = (
-          load_file(Path(saved) / "model.safetensors") | tensors
-        )  # saved alone, its names lack the prefix
+      tensors = load_file(Path(saved) / "model.safetensors") | tensors
   save_file(tensors, folder / name / "model.safetensors", {"format": "pt"})
-  ids = torch.randint(3, config.vocab_size, (3, 11), generator=torch.Generator().manual_seed(1))
-  keep = torch.ones_like(ids)
-  ids[1, 7:], keep[1, 7:] = config.pad_token_id, 0
-  given = dict(
-    input_ids=ids,
-    attention_mask=keep,
-    token_type_ids=(torch.arange(11) > 4).long().expand(3, 11) % max(1, config.type_vocab_size),
-  )
-  expected = {}
-  for head, model in models.items():
-    out = model(**given)
-    expected[head] = (
-      torch.stack([out.start_logits, out.end_logits], -1)
-      if head == "ForQuestionAnswering"
-      else out[0]
-    )
-  loss = models["ForMaskedLM"](**given, labels=torch.where(keep.bool(), ids, -100)).loss
+  ids = random_ids(3, config.vocab_size, (3, 11))
+  attention_mask = torch.ones_like(ids)
+  ids[1, 7:] = config.pad_token_id
+  attention_mask[1, 7:] = 0
+  segments = (torch.arange(11) > 4).long().expand(3, 11) % max(1, config.type_vocab_size)
+  batch = dict(input_ids=ids, attention_mask=attention_mask, token_type_ids=segments)
+  outputs = {head: head_output(model(**batch), head).detach() for head, model in models.items()}
+  masked_lm = models["ForMaskedLM"]
+  loss = masked_lm(**batch, labels=torch.where(attention_mask.bool(), ids, -100)).loss
   loss.backward()
   grads = {
     f"grad.{n}": p.grad
-    for n, p in models["ForMaskedLM"].named_parameters()
+    for n, p in masked_lm.named_parameters()
     if p.grad is not None and ("layer.0" in n or "embedding" in n)
   }
-  np.savez_compressed(
-    folder / name / "expected.npz",
-    ids=ids,
-    keep=keep,
-    segments=given["token_type_ids"],
-    loss=loss.detach(),
-    **{n: t.detach().numpy() for n, t in (expected | grads).items()},
-  )
+  inputs = {"ids": ids, "keep": attention_mask, "segments": segments}
+  save_expected(folder / name, inputs | {"loss": loss.detach()} | outputs | grads)
 
 
-def pair(config, words: dict, seed: int):
-  """An encoder-decoder that writes as generation_config.json's words say."""
+def pair(config, generation_settings: dict, seed: int):
+  """Return a random encoder-decoder with the given settings in its generation_config.json."""
   model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
   if getattr(config, "scale_decoder_outputs", True) is False:
-    model.lm_head.weight = torch.nn.Parameter(
-      model.lm_head.weight.detach().clone()
-    )  # transformers 5 ties it
+    # transformers 5 ties the head; untie it.
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
   randomise(model, seed)
-  for word, value in ({"max_length": 24} | words).items():
-    setattr(model.generation_config, word, value)
+  for key, value in ({"max_length": 24} | generation_settings).items():
+    setattr(model.generation_config, key, value)
   return model
 
 
-def make_pair(name: str, config, words: dict, seed: int, folder: Path) -> None:
-  model = pair(config, words, seed)
+def make_encoder_decoder(
+  name: str, config, generation_settings: dict, seed: int, folder: Path
+) -> None:
+  """Write an encoder-decoder with its logits and its greedy and beam-search ids."""
+  model = pair(config, generation_settings, seed)
   model.save_pretrained(folder / name)
-  draw, keep = torch.Generator().manual_seed(1), torch.ones(2, 14, dtype=torch.long)
-  source, target = (torch.randint(3, config.vocab_size, (2, T), generator=draw) for T in (14, 11))
-  keep[1, 9:] = 0
+  generator = torch.Generator().manual_seed(1)
+  source = torch.randint(3, config.vocab_size, (2, 14), generator=generator)
+  target = torch.randint(3, config.vocab_size, (2, 11), generator=generator)
+  attention_mask = torch.ones(2, 14, dtype=torch.long)
+  attention_mask[1, 9:] = 0
   with torch.no_grad():
-    logits = model(input_ids=source, attention_mask=keep, decoder_input_ids=target).logits
-    greedy, beams = (
-      model.generate(source, attention_mask=keep, **n) for n in ({"num_beams": 1}, {})
-    )
-  np.savez_compressed(
-    folder / name / "expected.npz",
-    source=source,
-    keep=keep,
-    target=target,
-    logits=logits,
-    greedy=greedy,
-    beams=beams,
-  )
+    out = model(input_ids=source, attention_mask=attention_mask, decoder_input_ids=target)
+    greedy = model.generate(source, attention_mask=attention_mask, num_beams=1)
+    beams = model.generate(source, attention_mask=attention_mask)
+  inputs = {"source": source, "keep": attention_mask, "target": target}
+  save_expected(folder / name, inputs | {"logits": out.logits, "greedy": greedy, "beams": beams})
+
+
+def main(folder: Path = FIXTURES) -> None:
+  for name, sizes in SHAPES.items():
+    make_gpt(name, transformers.GPT2Config, sizes, folder)
+  make_gpt("gpt1-a", transformers.OpenAIGPTConfig, FIRST, folder)
+  make_vit("vit-a", folder)
+  for name, config in LLAMAS.items():
+    make_llama(name, config, folder)
+  for name, config in ENCODERS.items():
+    make_encoder(name, config, folder)
+  for name, (config, generation_settings, seed) in ENCODER_DECODERS.items():
+    make_encoder_decoder(name, config, generation_settings, seed, folder)
 
 
 if __name__ == "__main__":
-  for name, sizes in SHAPES.items():
-    make(name, transformers.GPT2Config, sizes, Path(__file__).parent / "fixtures")
-  make("gpt1-a", transformers.OpenAIGPTConfig, FIRST, Path(__file__).parent / "fixtures")
-  make_vit("vit-a", Path(__file__).parent / "fixtures")
-  for name, config in OTHERS.items():
-    make_other(name, config, Path(__file__).parent / "fixtures")
-  for name, config in ENCODERS.items():
-    make_encoder(name, config, Path(__file__).parent / "fixtures")
-  for name, parts in PAIRS.items():
-    make_pair(name, *parts, Path(__file__).parent / "fixtures")
+  main()

@@ -1,4 +1,7 @@
-"""Every encoder of text, with every head, against what transformers computed: a batch with padding, of which nothing is asked."""
+"""Every text encoder, with every head, equals transformers on a padded batch.
+
+Outputs at padding positions are not compared.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ HEADS = [
   "ForQuestionAnswering",
   "Model",
 ]
-# two of DeBERTa's: shared keys, buckets, a norm of the relative vectors; and keys of their own, no buckets, a convolution
+# deberta-a: share_att_key, buckets, a norm of the relative vectors.
+# deberta-b: separate key projections, no buckets, a convolution.
 CASES = [
   (case, parts)
   for case in ("bert-a", "roberta-a", "deberta-a", "deberta-b")
@@ -29,33 +33,32 @@ CASES = [
 ]
 
 
-def expected(case):
+def load_expected(case):
   return np.load(FIXTURES / case / "expected.npz")
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def vectors(request):
-  """A fixture's name, parts, and the vectors that all heads read."""
-  case, parts = request.param[0], PARTS[request.param[1]]
-  want = expected(case)
-  return (
-    case,
-    parts,
-    checkpoints.load_module(FIXTURES / case, **parts)
-    .last_hidden_state(*(Tensor(want[name]) for name in ("ids", "keep", "segments")))
-    .realize(),
-  )
+  """Return a fixture's name, the parts, and the vectors that all heads read."""
+  case = request.param[0]
+  parts = PARTS[request.param[1]]
+  expected = load_expected(case)
+  inputs = [Tensor(expected[name]) for name in ("ids", "keep", "segments")]
+  model = checkpoints.load_module(FIXTURES / case, **parts)
+  return case, parts, model.last_hidden_state(*inputs).realize()
 
 
-def test_vectors_are_hugging_faces(vectors):
+def test_last_hidden_states_equal_hugging_faces(vectors):
   case, _, x = vectors
-  want = expected(case)
-  close(x.numpy()[want["keep"] == 1], want["Model"][want["keep"] == 1])
+  expected = load_expected(case)
+  is_token = expected["keep"] == 1
+  close(x.numpy()[is_token], expected["Model"][is_token])
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_what_each_head_says_is_hugging_faces(tmp_path, vectors, head):
+def test_head_outputs_equal_hugging_faces(tmp_path, vectors, head):
   case, parts, x = vectors
-  want, model = expected(case), checkpoints.load_module(with_head(case, head, tmp_path), **parts)
-  rows = np.s_[:] if model.task == "text-classification" else want["keep"] == 1
-  close(model.head(x).numpy()[rows], want[head][rows])
+  expected = load_expected(case)
+  model = checkpoints.load_module(with_head(case, head, tmp_path), **parts)
+  rows = np.s_[:] if model.task == "text-classification" else expected["keep"] == 1
+  close(model.head(x).numpy()[rows], expected[head][rows])

@@ -1,3 +1,5 @@
+"""Image files to pixels: the preprocessor's steps, image modes, orientation and damaged files."""
+
 import importlib.util
 import json
 import struct
@@ -9,30 +11,30 @@ import pytest
 from conftest import ROOT
 
 Image = pytest.importorskip("PIL.Image")
-from tinyformer.vision.image_processor import Preprocessor, read
+from tinyformer.vision.image_processor import Preprocessor, read  # noqa: E402
 
-AS_IT_IS = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+UNCHANGED = {"do_resize": False, "do_rescale": False, "do_normalize": False}
 
 
 def noise(height, width):
   return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def saved(picture, path, **how):
-  picture.save(path, **how)
+def saved(image, path, **options):
+  image.save(path, **options)
   return path
 
 
-def test_without_settings_levels_become_numbers_from_minus_1_to_1():
-  """Those of ViT: a square of 224 by 224, minus 1/2, by 1/2."""
+def test_default_settings_map_levels_to_minus_1_to_1():
+  """ViT's defaults: resize to 224 by 224, subtract 1/2, divide by 1/2."""
   pixels = Preprocessor({})(Image.new("RGB", (30, 20), (0, 51, 255)))
   assert pixels.shape == (1, 3, 224, 224) and pixels.dtype == np.float32
-  for channel, want in enumerate((-1, -0.6, 1)):
-    np.testing.assert_allclose(pixels[0, channel], want, atol=1e-6)
+  for channel, expected in enumerate((-1, -0.6, 1)):
+    np.testing.assert_allclose(pixels[0, channel], expected, atol=1e-6)
 
 
-def test_mean_and_deviation_are_each_channels_own():
-  settings = AS_IT_IS | {
+def test_each_channel_has_its_own_mean_and_standard_deviation():
+  settings = UNCHANGED | {
     "do_rescale": True,
     "rescale_factor": 0.01,
     "do_normalize": True,
@@ -43,10 +45,10 @@ def test_mean_and_deviation_are_each_channels_own():
   np.testing.assert_allclose(pixels[0, :, 0, 0], [0, 0.1 / 4, 1.6 / 8], atol=1e-7)
 
 
-def test_pixels_stay_where_they_are():
+def test_pixels_are_unchanged_if_every_step_is_disabled():
   levels = noise(3, 5)
   np.testing.assert_array_equal(
-    Preprocessor(AS_IT_IS)(Image.fromarray(levels)),
+    Preprocessor(UNCHANGED)(Image.fromarray(levels)),
     levels.transpose(2, 0, 1)[None].astype(np.float32),
   )
 
@@ -60,38 +62,33 @@ def test_pixels_stay_where_they_are():
     ({"shortest_edge": 7}, (7, 10)),
   ],
 )
-def test_a_size_is_a_square_or_both_sides_or_the_shorter_one(size, shape):
-  """Of a picture 20 high and 30 wide; the longer side is rounded down."""
-  assert Preprocessor({"size": size})(Image.fromarray(noise(20, 30))).shape == (1, 3, *shape)
+def test_size_is_a_square_or_height_and_width_or_the_shortest_edge(size, shape):
+  """The image has height 20 and width 30; the longer side is rounded down."""
+  preprocessor = Preprocessor({"size": size})
+  assert preprocessor(Image.fromarray(noise(20, 30))).shape == (1, 3, *shape)
   if "shortest_edge" in str(size):
-    assert Preprocessor({"size": size})(Image.fromarray(noise(30, 20))).shape == (
-      1,
-      3,
-      *shape[::-1],
-    )
+    assert preprocessor(Image.fromarray(noise(30, 20))).shape == (1, 3, *shape[::-1])
 
 
 @pytest.mark.parametrize("resample, row", [(0, [10, 10, 90, 90]), (2, [10, 30, 70, 90])])
-def test_the_way_of_resizing_is_the_settings(resample, row):
-  """Two pixels of 10 and 90 as four: the nearest one's, or in proportion to the distance."""
-  picture = Image.fromarray(np.repeat(np.array([[[10], [90]]], np.uint8), 3, 2))
-  pixels = Preprocessor(
-    AS_IT_IS | {"do_resize": True, "size": {"height": 1, "width": 4}, "resample": resample}
-  )(picture)
+def test_resample_selects_the_interpolation(resample, row):
+  """Resize pixels of 10 and 90 to four pixels: nearest neighbour, or linear interpolation."""
+  image = Image.fromarray(np.repeat(np.array([[[10], [90]]], np.uint8), 3, 2))
+  resize = {"do_resize": True, "size": {"height": 1, "width": 4}, "resample": resample}
+  pixels = Preprocessor(UNCHANGED | resize)(image)
   np.testing.assert_array_equal(pixels[0, :, 0], [row] * 3)
 
 
-def test_a_crop_takes_the_middle_and_is_black_where_there_is_nothing():
+def test_center_crop_takes_the_center_and_pads_with_black():
   levels = noise(4, 7)
-  pixels = Preprocessor(
-    AS_IT_IS | {"do_center_crop": True, "crop_size": {"height": 7, "width": 4}}
-  )(Image.fromarray(levels))[0].transpose(1, 2, 0)
+  crop = {"do_center_crop": True, "crop_size": {"height": 7, "width": 4}}
+  pixels = Preprocessor(UNCHANGED | crop)(Image.fromarray(levels))[0].transpose(1, 2, 0)
   np.testing.assert_array_equal(pixels[2:6], levels[:, 1:5])
   assert not pixels[:2].any() and not pixels[6:].any()
 
 
 @pytest.mark.parametrize(
-  "mode, colour, want",
+  "mode, color, expected",
   [
     ("L", 7, (7, 7, 7)),
     ("LA", (7, 0), (7, 7, 7)),
@@ -100,23 +97,23 @@ def test_a_crop_takes_the_middle_and_is_black_where_there_is_nothing():
     ("CMYK", (255, 0, 0, 0), (0, 255, 255)),
   ],
 )
-def test_every_kind_of_picture_becomes_red_green_and_blue(tmp_path, mode, colour, want):
-  """What is transparent keeps its colour."""
-  path = saved(Image.new(mode, (2, 2), colour), tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-  assert read(path).getpixel((1, 1)) == want
+def test_images_of_every_mode_become_rgb(tmp_path, mode, color, expected):
+  """Transparent pixels retain their color."""
+  path = saved(Image.new(mode, (2, 2), color), tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
+  assert read(path).getpixel((1, 1)) == expected
 
 
-def test_a_palette_is_looked_up(tmp_path):
-  picture = Image.new("P", (2, 1))
-  picture.putpalette([9, 8, 7, 200, 100, 50])
-  picture.putpixel((1, 0), 1)
-  loaded = read(saved(picture, tmp_path / "x.png", transparency=b"\0\xff"))
+def test_palette_images_become_rgb(tmp_path):
+  image = Image.new("P", (2, 1))
+  image.putpalette([9, 8, 7, 200, 100, 50])
+  image.putpixel((1, 0), 1)
+  loaded = read(saved(image, tmp_path / "x.png", transparency=b"\0\xff"))
   assert [loaded.getpixel((x, 0)) for x in (0, 1)] == [(9, 8, 7), (200, 100, 50)]
 
 
-def test_a_picture_is_turned_as_the_camera_says(tmp_path):
+def test_images_are_rotated_by_their_exif_orientation(tmp_path):
   exif = Image.Exif()
-  exif[0x0112] = 6  # the first row is the right side
+  exif[0x0112] = 6  # The first stored row is the right side of the upright image.
   levels = noise(2, 3)
   np.testing.assert_array_equal(
     np.asarray(read(saved(Image.fromarray(levels), tmp_path / "x.png", exif=exif))),
@@ -124,19 +121,20 @@ def test_a_picture_is_turned_as_the_camera_says(tmp_path):
   )
 
 
-# what cannot be read
+# Errors
 
 
-def refused(path, words):
-  with pytest.raises(ValueError, match=words) as e:
+def assert_value_error(path, message):
+  """Check that reading raises a one-line ValueError that matches message and names the file."""
+  with pytest.raises(ValueError, match=message) as e:
     read(path)
   assert str(path) in str(e.value) and "\n" not in str(e.value)
 
 
-def test_what_is_no_picture_is_told(tmp_path):
+def test_files_that_are_not_images_raise_an_error(tmp_path):
   for data in (b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"%PDF-1.4"):
     (tmp_path / "x").write_bytes(data)
-    refused(tmp_path / "x", "picture")
+    assert_value_error(tmp_path / "x", "not an image in a format|as an image: ")
   with pytest.raises(FileNotFoundError):
     read(tmp_path / "nothing")
   with pytest.raises(IsADirectoryError):
@@ -144,28 +142,29 @@ def test_what_is_no_picture_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "gif", "bmp", "tiff", "webp"])
-def test_a_picture_that_ends_early_is_told(tmp_path, kind):
-  whole = saved(Image.fromarray(noise(40, 40)), tmp_path / f"x.{kind}").read_bytes()
-  for share in (0.1, 0.5, 0.9):
-    (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
-    refused(tmp_path / "cut", "picture")
+def test_truncated_images_raise_an_error(tmp_path, kind):
+  data = saved(Image.fromarray(noise(40, 40)), tmp_path / f"x.{kind}").read_bytes()
+  for fraction in (0.1, 0.5, 0.9):
+    (tmp_path / "truncated").write_bytes(data[: int(fraction * len(data))])
+    assert_value_error(tmp_path / "truncated", "not an image in a format|as an image: ")
 
 
-def test_a_small_file_that_claims_many_pixels_is_told_at_once(tmp_path):
+def test_a_small_file_with_a_huge_image_size_raises_an_error_before_decoding(tmp_path):
   def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-  for side in (10_000, 50_000):  # Pillow itself warns of the first
+  # Pillow only warns of the first size.
+  for side in (10_000, 50_000):
     (tmp_path / "x.png").write_bytes(
       b"\x89PNG\r\n\x1a\n"
       + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
       + chunk(b"IDAT", zlib.compress(b""))
       + chunk(b"IEND", b"")
     )
-    refused(tmp_path / "x.png", "exceeds limit")
+    assert_value_error(tmp_path / "x.png", "exceeds limit")
 
 
-def test_a_picture_that_would_become_huge_is_told():
+def test_resizing_to_too_many_pixels_raises_an_error():
   with pytest.raises(ValueError, match="too many"):
     Preprocessor({"size": {"shortest_edge": 224}})(Image.new("RGB", (10_000, 1)))
 
@@ -185,19 +184,19 @@ def test_a_picture_that_would_become_huge_is_told():
     {"do_center_crop": True, "crop_size": {"shortest_edge": 3}},
   ],
 )
-def test_settings_that_cannot_be_followed_are_told(tmp_path, settings):
+def test_invalid_settings_raise_an_error_that_names_the_file(tmp_path, settings):
   (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-  with pytest.raises(ValueError, match="preprocessor_config.json") as e:
+  with pytest.raises(ValueError, match=r"preprocessor_config\.json") as e:
     Preprocessor.load(tmp_path)
   assert "\n" not in str(e.value)
 
 
-def test_settings_are_saved_as_they_were_read(tmp_path):
+def test_saved_settings_equal_the_loaded_ones(tmp_path):
   Preprocessor({"size": 9, "more": "words"}).save(tmp_path)
   assert Preprocessor.load(tmp_path).settings == {"size": 9, "more": "words"}
 
 
-def test_without_pillow_the_extra_is_named(monkeypatch):
+def test_the_import_error_without_pillow_names_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "PIL", None)
   spec = importlib.util.spec_from_file_location(
     "without", ROOT / "tinyformer" / "vision" / "image_processor.py"

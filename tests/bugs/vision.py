@@ -4,15 +4,17 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "mean and deviation swapped",
+    "mean and standard deviation are swapped",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.__init__",
-    '(("mean", 0), ("std", 1))',
-    '(("std", 0), ("mean", 1))',
+    'mean = settings.get("image_mean", 0.5) if normalize else 0 '
+    'std = settings.get("image_std", 0.5) if normalize else 1',
+    'mean = settings.get("image_std", 0.5) if normalize else 0; '
+    'std = settings.get("image_mean", 0.5) if normalize else 1',
     "image_processor",
   ),
   Bug(
-    "a picture's height taken for its width",
+    "an image's height and width are swapped",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.resized",
     'width, height = self.size["width"], self.size["height"]',
@@ -20,15 +22,15 @@ BUGS = [
     "image_processor",
   ),
   Bug(
-    "the longer side for the shorter",
+    "shortest_edge resizes the longer side",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.resized",
-    "/ min(picture.size)",
-    "/ max(picture.size)",
+    "/ min(image.size)",
+    "/ max(image.size)",
     "image_processor",
   ),
   Bug(
-    "pictures as the camera held them",
+    "the EXIF orientation is ignored",
     "tinyformer/vision/image_processor.py",
     "read",
     "ImageOps.exif_transpose(Image.open(f))",
@@ -36,11 +38,11 @@ BUGS = [
     "image_processor",
   ),
   Bug(
-    "black in the wrong half of an odd rim",
+    "an odd number of padding rows is split the wrong way",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.cropped",
-    "((lack + 1) // 2, lack // 2)",
-    "(lack // 2, (lack + 1) // 2)",
+    "((missing + 1) // 2, missing // 2)",
+    "(missing // 2, (missing + 1) // 2)",
     "image_processor",
   ),
 ]

@@ -238,7 +238,7 @@ def token_embeddings(model, inputs: Tensor, embeddings: np.ndarray) -> np.ndarra
   """Return the part of embeddings (T, D) that comes from tokens or patches, without positions."""
   if model.task == "image-classification":
     rows, columns = (int(n) // p for n, p in zip(inputs.shape[2:], model.patch, strict=True))
-    return embeddings - to_numpy(model.placed(rows, columns)[0])
+    return embeddings - to_numpy(model.interpolated_positions(rows, columns)[0])
   return to_numpy(embed(model.tokens, inputs)[0]) * getattr(model, "scale", 1.0)
 
 

@@ -1,0 +1,1 @@
+"""Image preprocessing for vision models."""
