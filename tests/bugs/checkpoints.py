@@ -4,7 +4,7 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "exact GELU for the tanh form",
+    "gelu_new is the exact GELU",
     "tinyformer/checkpoints/config.py",
     "ACTIVATIONS",
     '"gelu_new": gelu',
@@ -12,7 +12,7 @@ BUGS = [
     "gpt2",
   ),
   Bug(
-    "experts in the order of their names",
+    "experts are concatenated in reverse order",
     "tinyformer/checkpoints/safetensors.py",
     "join",
     "ConcatenatedTensor([by_number[i] for i in range(len(by_number))])",
@@ -20,7 +20,7 @@ BUGS = [
     "llama",
   ),
   Bug(
-    "tanh GELU for the exact form",
+    "gelu is the tanh form in BERT",
     "tinyformer/checkpoints/config.py",
     "ACTIVATIONS",
     '"gelu": functools.partial(Tensor.gelu, approximate="none")',
@@ -28,7 +28,7 @@ BUGS = [
     "bert",
   ),
   Bug(
-    "the tanh form of GELU for the exact one",
+    "gelu is the tanh form in ViT",
     "tinyformer/checkpoints/config.py",
     "ACTIVATIONS",
     'functools.partial(Tensor.gelu, approximate="none")',
@@ -36,25 +36,26 @@ BUGS = [
     "vit",
   ),
   Bug(
-    "a bias kept in 16 bits",
+    "biases are stored in 16 bits",
     "tinyformer/checkpoints/safetensors.py",
-    "load_weights",
-    ' and "bias" not in o',
+    "load_weights.new_writer",
+    ' and "bias" not in target',
     "",
     "encoder_decoders",
   ),
   Bug(
-    "weights before their config.json",
+    "the weights are written before config.json",
     "tinyformer/checkpoints/safetensors.py",
     "write",
     '  write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) '
-    '+ "\\n")\n  write_safetensors(folder / "model.safetensors", tensors)',
+    '+ "\\n")\n  # The weights come last: if they exist, everything else does.\n  '
+    'write_safetensors(folder / "model.safetensors", tensors)',
     '  write_safetensors(folder / "model.safetensors", tensors)\n  write_text(folder / '
     '"config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")',
     "train",
   ),
   Bug(
-    "weights that come with a vocabulary",
+    "the weights are downloaded with a vocabulary",
     "tinyformer/checkpoints/hub.py",
     "download",
     "  if not weights: return\n",
