@@ -199,7 +199,7 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
     tokenizer = BytePairEncoding.train(train_documents, args.vocab)
   else:
     tokenizer = BytePairEncoding.characters(train_documents)
-  if args.init:
+  if args.init and source:
     return load_initial_model(args, source, tokenizer, parts), tokenizer, source
   if args.tokens != "bpe":
     set_sizes(args, f"--tokens {args.tokens}", vocab=len(tokenizer))

@@ -16,6 +16,7 @@ from tinygrad import Tensor, nn
 
 from experiments import common
 from models.bert import Bert
+from models.heads import MaskedLMHead, SequenceClassificationHead
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm

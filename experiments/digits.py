@@ -101,8 +101,8 @@ def load_digits(folder: Path, download: bool) -> Digits:
   """Load MNIST from a folder, or download it.
 
   If the folder lacks the training images, a random nine tenths of the test images (seed 0) are the
-  training set. The other tenth is the test set. Raises cli.UsageError if it contains neither split, and
-  RuntimeError if the download fails.
+  training set. The other tenth is the test set. Raises cli.UsageError if the folder contains
+  neither split, and RuntimeError if the download fails.
   """
   if download:
     try:

@@ -1,3 +1,6 @@
+"""evaluate.py: windows, losses and units, against models with known probabilities."""
+
+import itertools
 import math
 import re
 
@@ -15,8 +18,8 @@ from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 V, C = 11, 16
 
 
-class Known:
-  """A "model" that gives every token the probabilities of a table, from the token before it."""
+class TableModel:
+  """A model whose probabilities depend on the previous token only, as in a table."""
 
   context = C
 
@@ -36,29 +39,30 @@ def total(model, ids, stride):
 @pytest.mark.parametrize("stride", [1, 5, 8, C])
 @pytest.mark.parametrize("length", [2, C, C + 1, C + 2, 50])
 def test_every_token_but_the_first_counts_once(length, stride):
-  seen = []
+  predicted = []
   for begin, first, end in evaluate.windows(length, C, stride):
     assert 0 <= begin < first < end <= length and end - 1 - begin <= C
-    seen += range(first, end)
-  assert seen == list(range(1, length))
+    predicted += range(first, end)
+  assert predicted == list(range(1, length))
 
 
-def test_pairs_have_their_entropy():
-  """A Markov chain's text costs, token by token, what its own table says."""
+def test_the_loss_of_a_markov_chain_is_its_entropy():
+  """The model has the transition probabilities of the Markov chain that generated the text."""
   draw = np.random.default_rng(1)
   table, ids = draw.dirichlet(np.ones(V), V), [0]
   for _ in range(400):
     ids.append(int(draw.choice(V, p=table[ids[-1]])))
-  want = -sum(math.log(table[a, b]) for a, b in zip(ids, ids[1:]))
+  expected = -sum(math.log(table[a, b]) for a, b in itertools.pairwise(ids))
   for stride in (1, 9, C):
-    assert total(Known(table), ids, stride)[0] == pytest.approx(want, rel=1e-5)
+    assert total(TableModel(table), ids, stride)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def bigrams(table: np.ndarray) -> GPT2:
-  """A GPT-2 whose weights are worked out so that token b follows a with probability table[a, b].
+  """Construct a GPT-2 in which token b follows token a with probability table[a, b].
 
-  Token a is the a-th unit vector; the feed-forward network turns it into log table[a], less its mean, and two numbers r and -r, with which all rows
-  are of one length for the last norm to divide by. GELU is the identity where its input is large: 20 is added before it and taken off after.
+  The embedding of token a is the a-th unit vector. The feed-forward network maps it to log table[a]
+  minus its mean, and to two numbers r and -r, which give all rows the same length before the last
+  norm. GELU is the identity for large inputs, so 20 is added before it and subtracted after it.
   """
   N = len(table)
   model = GPT2(N, C, N + 2, 1, 1, ff_dim=N)
@@ -66,7 +70,7 @@ def bigrams(table: np.ndarray) -> GPT2:
   lengths = (logs**2).sum(1)
   r = np.sqrt((lengths.max() - lengths) / 2)[:, None]
   target, unit = np.concatenate([logs, r, -r], 1), np.eye(N, N + 2)
-  spread = math.sqrt(unit.var(1)[0] + 1e-5)  # of a unit vector, as the first norm sees it
+  spread = math.sqrt(unit.var(1)[0] + 1e-5)  # the first norm divides a unit vector by this
   values = {name: np.zeros(t.shape) for name, t in nn.state.get_state_dict(model).items()}
   values |= {
     "tokens.weight": unit,
@@ -82,20 +86,20 @@ def bigrams(table: np.ndarray) -> GPT2:
   return model
 
 
-def test_a_gpt2_that_knows_the_source_has_the_sources_perplexity():
-  """Three tokens may follow each one, all as likely: whatever the text, a token costs log 3."""
+def test_a_gpt2_with_the_sources_probabilities_has_its_perplexity():
+  """Each token is followed by one of three with equal probability, so its loss is log 3."""
   draw = np.random.default_rng(3)
   table, ids = np.full((10, 10), 1e-9), [0]
   for row in table:
     row[draw.permutation(10)[:3]] = 1 / 3
   for _ in range(99):
     ids.append(int(draw.choice(np.flatnonzero(table[ids[-1]] > 0.1))))
-  losses = np.concatenate([found for _, found in evaluate.token_losses(bigrams(table), [ids], 4)])
+  losses = np.concatenate([x for _, x in evaluate.token_losses(bigrams(table), [ids], 4)])
   assert len(losses) == 99 and np.exp(losses) == pytest.approx(np.full(99, 3), rel=1e-4)
 
 
-def test_the_command_says_what_weights_of_zero_cost_in_each_unit(tmp_path, capsys):
-  """Every one of V tokens is as likely: log V nats a token, log2 V bits for each token that a byte is."""
+def test_the_command_prints_the_loss_of_zero_weights_in_each_unit(tmp_path, capsys):
+  """All V tokens have equal probability: log V nats per token, log2 V bits per token."""
   text = "Ö is an å or ü"
   tokenizer = BytePairEncoding.characters([text])
   model, size = GPT2(len(tokenizer), C, 12, 3, 1), len(tokenizer)
@@ -105,20 +109,21 @@ def test_the_command_says_what_weights_of_zero_cost_in_each_unit(tmp_path, capsy
   tokenizer.save(tmp_path)
   (tmp_path / "a.txt").write_text(f"{text}<|endoftext|>{text[:9]}")
   assert evaluate.main([str(tmp_path / "a.txt"), "-m", str(tmp_path), "--stride", "6"]) == 0
-  said = capsys.readouterr()
+  captured = capsys.readouterr()
   tokens, words, length = len(text) + 9, 6 + 4, len(text.encode()) + 11
   assert (
-    f"2 documents, {tokens} tokens, {words} words between blanks, {length} bytes of UTF-8, as they stand (nothing detokenised)"
-    in said.err
+    f"2 documents, {tokens} tokens, {words} words separated by white space, "
+    f"{length} bytes of UTF-8 (not detokenized)" in captured.err
   )
   assert (
-    f"windows of {C} tokens, 6 new ones in each; a document's first token is predicted from <|endoftext|>"
-    in said.err
+    f"windows of {C} tokens with a stride of 6; "
+    "the first token of a document is predicted from <|endoftext|>" in captured.err
   )
   nats, a_token, a_word, bits = map(
     float,
     re.fullmatch(
-      r"(.*) nats a token, perplexity (.*) a token, (.*) a word; (.*) bits a byte\n", said.out
+      r"(.*) nats per token, perplexity (.*) per token, (.*) per word; (.*) bits per byte\n",
+      captured.out,
     ).groups(),
   )
   assert [nats, bits] == pytest.approx(
@@ -128,8 +133,8 @@ def test_the_command_says_what_weights_of_zero_cost_in_each_unit(tmp_path, capsy
 
 
 @pytest.mark.slow
-def test_it_is_transformers_loss_of_the_same_windows(tmp_path):
-  """On a random checkpoint that transformers wrote, over every window, with the tokens that are context alone left out of its loss."""
+def test_the_loss_equals_that_of_transformers_for_the_same_windows(tmp_path):
+  """On a random checkpoint of transformers, whose loss ignores the tokens that are only context."""
   torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
   torch.manual_seed(0)
   theirs = transformers.GPT2LMHeadModel(
@@ -139,22 +144,22 @@ def test_it_is_transformers_loss_of_the_same_windows(tmp_path):
     torch.nn.init.normal_(p, std=0.5)
   theirs.save_pretrained(tmp_path)
   ours, ids = gpt2.load(tmp_path), np.random.default_rng(4).integers(0, V, 75).tolist()
-  ours.context = C  # transformers' windows hold the last token's answer too
+  ours.context = C  # transformers' windows also contain the last target
   for stride in (1, 5, C):
-    want, counted = 0.0, 1
-    while counted < len(ids):  # each token but the first once, as far back as the window reaches
+    expected, counted = 0.0, 1
+    while counted < len(ids):
       new = min(len(ids) - counted, C if counted == 1 else stride)
       end = counted + new
       window = ids[max(0, end - 1 - C) : end]
       labels = [-100] * (len(window) - new) + window[-new:]
       with torch.no_grad():
-        want += theirs(torch.tensor([window]), labels=torch.tensor([labels])).loss.item() * new
+        expected += theirs(torch.tensor([window]), labels=torch.tensor([labels])).loss.item() * new
       counted = end
-    got, count = total(ours, ids, stride)
-    assert count == len(ids) - 1 and got == pytest.approx(want, rel=1e-5)
+    actual, count = total(ours, ids, stride)
+    assert count == len(ids) - 1 and actual == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_window_of_a_model_is_what_the_model_says_of_it():
+def test_the_loss_of_a_window_is_that_of_the_model():
   model, ids = (
     randomise(GPT2(V, C, 12, 3, 1)),
     np.random.default_rng(2).integers(0, V, 2 * C + 3).tolist(),
@@ -170,41 +175,44 @@ def test_a_window_of_a_model_is_what_the_model_says_of_it():
     + cost(ids[-C - 1 :])[-2:].sum(),
     rel=1e-5,
   )
-  want = sum(
+  expected = sum(
     cost(ids[begin:end])[first - end :].sum()
     for begin, first, end in evaluate.windows(len(ids), C, 5)
   )
-  assert total(model, ids, 5)[0] == pytest.approx(want, rel=1e-5)
+  assert total(model, ids, 5)[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_documents_know_nothing_of_each_other():
+def test_documents_are_independent():
   model = randomise(GPT2(V, C, 12, 3, 1))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]
   together = [0.0] * 4
   for i, losses in evaluate.token_losses(model, ids, 8):
     together[i] += losses.sum()
-  for x, got in zip(ids, together):
-    assert got == pytest.approx(total(model, x, 8)[0], rel=1e-5)
+  for x, actual in zip(ids, together, strict=True):
+    assert actual == pytest.approx(total(model, x, 8)[0], rel=1e-5)
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys):
+def test_the_command_evaluates_the_shipped_model(tmp_path, capsys):
   (tmp_path / "a.txt").write_text(
     "Once upon a time there was a king.<|endoftext|>The end of it, naïvely."
   )
   assert evaluate.main([str(tmp_path / "a.txt"), "--stride", "64", "--offline"]) == 0
-  said = capsys.readouterr()
+  captured = capsys.readouterr()
   assert (
-    "2 documents" in said.err
-    and "13 words" in said.err
-    and "256 tokens, 64 new ones" in said.err
-    and "bits a byte" in said.out
+    "2 documents" in captured.err
+    and "13 words" in captured.err
+    and "256 tokens with a stride of 64" in captured.err
+    and "bits per byte" in captured.out
   )
-  loss, perplexity = float(said.out.split()[0]), float(said.out.split("perplexity ")[1].split()[0])
+  loss, perplexity = (
+    float(captured.out.split()[0]),
+    float(captured.out.split("perplexity ")[1].split()[0]),
+  )
   assert perplexity == pytest.approx(math.exp(loss), rel=1e-3) and 2 < loss < 7
 
 
-def test_a_stride_that_leaves_tokens_out_is_a_usage_error(tmp_path):
+def test_a_stride_longer_than_the_context_is_a_usage_error(tmp_path):
   (tmp_path / "a.txt").write_text("Once")
   with pytest.raises(cli.UsageError, match="context is 256"):
     evaluate.main([str(tmp_path / "a.txt"), "--stride", "257"])

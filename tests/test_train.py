@@ -1,3 +1,5 @@
+"""train.py: resuming, checkpoints, settings, and the learning-rate schedule."""
+
 import csv
 import hashlib
 import json
@@ -52,33 +54,32 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  draw, words = (
+  rng, words = (
     random.Random(0),
     ["the", "king", "queen", "had", "saw", "a", "golden", "ball", "horse", "and", "in", "wood"],
   )
   path = tmp_path_factory.mktemp("data") / "tales.txt"
   path.write_text(
-    "<|endoftext|>".join(" ".join(draw.choice(words) for _ in range(60)) for _ in range(60))
+    "<|endoftext|>".join(" ".join(rng.choice(words) for _ in range(60)) for _ in range(60))
   )
   return path
 
 
 def content(path):
-  return hashlib.sha256(
-    path.read_bytes()
-  ).hexdigest()  # of two files that differ, pytest would show each byte
+  """Return a hash: pytest would print every byte of two files that differ."""
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def log(out):
   return [
     {name: value for name, value in row.items() if name != "seconds"}
-    for row in csv.DictReader(open(out / "log.csv"))
+    for row in csv.DictReader((out / "log.csv").read_text().splitlines())
   ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_picture():
-  """tests/test_plot_loss.py draws them; here each look would take a fifth of a second."""
+  """Do not draw the losses: it takes a fifth of a second. tests/test_plot_loss.py draws them."""
   with pytest.MonkeyPatch.context() as m:
     m.setitem(sys.modules, "matplotlib.figure", None)
     yield
@@ -96,13 +97,13 @@ def finished(data, tmp_path_factory):
   return out
 
 
-def test_it_learns(finished):
+def test_training_lowers_the_validation_loss(finished):
   rows = log(finished)
   assert [r["step"] for r in rows] == ["10", "20", "30", "40"]
-  assert float(rows[-1]["held_out"]) < 0.8 * float(rows[0]["held_out"])
+  assert float(rows[-1]["val_loss"]) < 0.8 * float(rows[0]["val_loss"])
 
 
-def test_what_it_writes_is_a_folder_that_loads(finished):
+def test_the_output_folder_can_be_loaded(finished):
   model, tokenizer = gpt2.load(finished), BytePairEncoding.load(finished)
   assert (
     model.vocab_size == len(tokenizer)
@@ -111,17 +112,17 @@ def test_what_it_writes_is_a_folder_that_loads(finished):
   assert model(Tensor([tokenizer.encode("the king")])).shape[-1] == model.vocab_size
 
 
-def test_bits_per_byte_are_those_of_the_held_out_text(finished, data):
+def test_bits_per_byte_are_those_of_the_validation_text(finished, data):
   _, held = train_val_split(read_documents([data]), 1337)
   tokens = len(BytePairEncoding.load(finished).encode_documents(held))
   last = log(finished)[-1]
   assert float(last["bits_per_byte"]) == pytest.approx(
-    float(last["held_out"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3
+    float(last["val_loss"]) * tokens / sum(len(d.encode()) for d in held) / math.log(2), abs=1e-3
   )
 
 
 @pytest.mark.parametrize("stopped_at", [17, pytest.param(10, marks=pytest.mark.slow)])
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+def test_a_resumed_run_equals_an_uninterrupted_one(
   data, finished, tmp_path, monkeypatch, stopped_at
 ):
   def stop(bar, done, *_):
@@ -136,15 +137,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
       )
       == 130
     )
-  assert (
-    train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0
-  )  # the settings are those that it began with
+  assert train.main([str(data), "-o", str(tmp_path / "x"), "--resume"]) == 0
   assert content(tmp_path / "x" / "model.safetensors") == content(finished / "model.safetensors")
   assert log(tmp_path / "x") == log(finished)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint(data, finished, tmp_path):
   out = tmp_path / "x"
   p = subprocess.Popen(
     [
@@ -173,27 +172,26 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(data, finished, tmp_path)
   assert content(out / "model.safetensors") == content(finished / "model.safetensors")
 
 
-def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, monkeypatch):
-  """Whenever a file is about to take its name, what lies on the disk is kept: there a kill would leave it."""
-  out, kept, fsync = tmp_path / "x", list[str](), os.fsync
+def test_a_kill_during_a_write_leaves_loadable_folders(data, finished, tmp_path, monkeypatch):
+  """Copy the folder whenever a file is about to be renamed: this is what a kill would leave."""
+  out, renamed, fsync = tmp_path / "x", list[str](), os.fsync
 
-  def keep(number):
+  def copy_folder(number):
     fsync(number)
-    shutil.copytree(out, tmp_path / str(len(kept)))
-    kept.append(next(f.name for f in out.rglob(".*.part")))
+    shutil.copytree(out, tmp_path / str(len(renamed)))
+    renamed.append(next(f.name for f in out.rglob(".*.part")))
 
   with monkeypatch.context() as m:
-    m.setattr(os, "fsync", keep)
+    m.setattr(os, "fsync", copy_folder)
     train.main([str(data), "-o", str(out), *SMALL, "--steps", "40", "--eval-interval", "20"])
-  for i in range(len(kept)):
+  for i in range(len(renamed)):
     for folder in (tmp_path / str(i), tmp_path / str(i) / "last"):
       if (folder / "model.safetensors").exists():
         assert hub.is_complete(folder) and gpt2.load(folder).vocab_size == len(
           BytePairEncoding.load(folder)
         )
-  last = max(
-    i for i, name in enumerate(kept) if ".training." in name
-  )  # the best and the last model are of step 40, what --resume reads of step 20
+  # Here the best and the last model are those of step 40, but the training state is of step 20.
+  last = max(i for i, name in enumerate(renamed) if ".training." in name)
   assert train.main([str(data), "-o", str(tmp_path / str(last)), "--resume"]) == 0
   assert not list((tmp_path / str(last)).rglob(".*.part"))
   for folder in (".", "last"):
@@ -202,15 +200,13 @@ def test_a_kill_at_any_moment_leaves_whole_folders(data, finished, tmp_path, mon
     )
 
 
-def test_the_best_model_is_in_the_folder_and_the_last_in_last(
-  data, finished, tmp_path, monkeypatch
-):
+def test_the_best_and_the_last_model_are_saved(data, finished, tmp_path, monkeypatch):
   losses = iter([3.0, 2.0, 2.5])
   monkeypatch.setattr("tinyformer.training.trainer.Trainer.evaluate", lambda *_: next(losses))
   monkeypatch.setattr(
-    "tinyformer.training.batches.eval_batches", lambda pieces, most, batch: pieces[None, :batch]
+    "tinyformer.training.batches.eval_batches", lambda windows, limit, batch: windows[None, :batch]
   )
-  best, last, told, notes = (
+  best, last, hashes, notes = (
     tmp_path / "x" / "model.safetensors",
     tmp_path / "x" / "last" / "model.safetensors",
     list[str](),
@@ -220,34 +216,34 @@ def test_the_best_model_is_in_the_folder_and_the_last_in_last(
   def note(text: str) -> None:
     notes.append(text)
     if text.startswith("step 30"):
-      told.append(content(last))
+      hashes.append(content(last))
 
   monkeypatch.setattr(cli, "note", note)
   monkeypatch.setattr(cli, "fancy", lambda _: True)
   train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "30"])
-  assert (
-    content(best) == told[0] != content(last)
-  )  # when step 30 is told, the last is still that of step 20
-  assert (
-    notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()
-  )  # without matplotlib, at a terminal
+  # When step 30 is reported, the last model is still that of step 20.
+  assert content(best) == hashes[0] != content(last)
+  # Without matplotlib, the losses are drawn in the terminal.
+  assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()
 
 
-def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
-  main = lambda *more: train.main(
-    [
-      str(data),
-      "-o",
-      str(tmp_path / "x"),
-      "--init",
-      str(finished),
-      "--batch",
-      "4",
-      "--eval-interval",
-      "1",
-      *more,
-    ]
-  )
+def test_init_starts_from_a_checkpoint(data, finished, tmp_path, capsys):
+  def main(*more):
+    return train.main(
+      [
+        str(data),
+        "-o",
+        str(tmp_path / "x"),
+        "--init",
+        str(finished),
+        "--batch",
+        "4",
+        "--eval-interval",
+        "1",
+        *more,
+      ]
+    )
+
   assert main("--steps", "1", "--lr", "0", "--sample", "5", "--smoothing", "0.5") == 0
   assert "\n  | " in capsys.readouterr().err
   for name in ("model.safetensors", "vocab.json", "merges.txt", "config.json"):
@@ -256,10 +252,9 @@ def test_it_goes_on_from_a_checkpoint(data, finished, tmp_path, capsys):
       == content(tmp_path / "x" / name)
       == content(finished / name)
     ), name
-  assert log(tmp_path / "x")[0]["held_out"] == min(r["held_out"] for r in log(finished))
-  assert (
-    float(log(tmp_path / "x")[0]["learned"]) > float(log(finished)[-1]["learned"]) + 0.5
-  )  # what is held out is not smoothed
+  assert log(tmp_path / "x")[0]["val_loss"] == min(r["val_loss"] for r in log(finished))
+  # The validation loss is not smoothed.
+  assert float(log(tmp_path / "x")[0]["train_loss"]) > float(log(finished)[-1]["train_loss"]) + 0.5
   shutil.rmtree(tmp_path / "x")
   for wrong in (
     ["--vocab", "400"],
@@ -286,18 +281,15 @@ def bert(folder, finished):
   return folder
 
 
-def test_the_vocabulary_may_be_the_characters_or_another_models(
-  data, finished, tmp_path, monkeypatch
-):
+def test_tokens_may_be_characters_or_another_models(data, finished, tmp_path, monkeypatch):
   args = [*SMALL[2:], "--steps", "1"]
   assert train.main([str(data), "-o", str(tmp_path / "c"), *args, "--tokens", "characters"]) == 0
   assert (
     gpt2.load(tmp_path / "c").vocab_size == 257
     and len(BytePairEncoding.load(tmp_path / "c").encode("a ball")) == 6
   )
-  assert float(log(tmp_path / "c")[0]["learned"]) == pytest.approx(
-    math.log(257), rel=0.02
-  )  # that of knowing nothing
+  # The initial loss is that of a uniform prediction.
+  assert float(log(tmp_path / "c")[0]["train_loss"]) == pytest.approx(math.log(257), rel=0.02)
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   assert train.main([str(data), "-o", str(tmp_path / "f"), *args, "--tokens", str(finished)]) == 0
   assert BytePairEncoding.load(tmp_path / "f").vocab == BytePairEncoding.load(finished).vocab
@@ -307,7 +299,7 @@ def test_the_vocabulary_may_be_the_characters_or_another_models(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [["--batch", "2", "--grad-accum-steps", "2"], ["--devices", "2"]])
-def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, capsys, way):
+def test_gradient_accumulation_and_devices_equal_one_batch(data, tmp_path, capsys, way):
   for name, more in (("one", []), ("x", way)):
     assert (
       train.main(
@@ -318,13 +310,13 @@ def test_batches_added_up_or_shared_out_teach_what_one_does(data, tmp_path, caps
   assert capsys.readouterr().err.count("\n  | ") == 8
   one, other = log(tmp_path / "one"), log(tmp_path / "x")
   assert [r["tokens"] for r in other] == [r["tokens"] for r in one]
-  assert [float(r["learned"]) for r in other] == pytest.approx(
-    [float(r["learned"]) for r in one], abs=1e-3
+  assert [float(r["train_loss"]) for r in other] == pytest.approx(
+    [float(r["train_loss"]) for r in one], abs=1e-3
   )
 
 
 class Idle:
-  """A learner that only counts. Its 15th loss is no number."""
+  """A trainer that only counts its steps. Its 15th loss is NaN."""
 
   rng_state, steps = dict[str, list[int]](), 0
 
@@ -342,15 +334,15 @@ class Idle:
     return 1.0 if self.steps < 15 else math.nan
 
 
-def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_path, monkeypatch):
-  """At each look the model that writes gets what was learned."""
+def test_samples_use_the_weights_trained_on_several_devices(data, tmp_path, monkeypatch):
+  """At each evaluation the sampling model gets the trained weights."""
   seen = list[int]()
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   monkeypatch.setattr("tinyformer.generation.Engine", lambda model: SimpleNamespace(model=model))
   monkeypatch.setattr(
     "tinyformer.generation.generate",
     lambda reader, *_, **__: iter(seen.append(reader.model.steps) or ()),
-  )  # type: ignore[func-returns-value]
+  )
   assert (
     train.main(
       [
@@ -373,14 +365,16 @@ def test_what_several_devices_have_learned_is_what_one_writes_with(data, tmp_pat
   assert seen == [1, 2, 3]
 
 
-def test_a_batch_that_the_devices_cannot_share_is_told(data, tmp_path):
+def test_a_batch_that_devices_cannot_share_is_a_usage_error(data, tmp_path):
   with pytest.raises(cli.UsageError, match="a batch of 4 cannot be shared by 3 devices"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--devices", "3"])
 
 
-def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_path):
-  args = train.parse([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
-  model = train.make(args, [])[0]
+def test_precision_may_be_bfloat16_but_not_float16(data, finished, tmp_path):
+  args = train.parse_arguments(
+    [str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"]
+  )
+  model = train.make_model(args, [])[0]
   assert (
     type(model.blocks[0].ff.up) is MixedLinear
     and model.blocks[0].attn.attention_fn is attention
@@ -388,33 +382,37 @@ def test_what_is_multiplied_may_be_bfloat16_and_not_float16(data, finished, tmp_
   )
   with pytest.raises(cli.UsageError, match="small gradients"):
     train.main([str(data), "-o", str(tmp_path / "x"), "--precision", "float16"])
-  with pytest.raises(cli.UsageError, match="the run began with --precision float32"):
+  with pytest.raises(cli.UsageError, match=r"the run was started with --precision float32"):
     train.main([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
 
 
 @pytest.mark.slow
-def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_stopped(
+def test_a_bfloat16_run_is_close_to_float32_and_can_be_resumed(
   data, finished, tmp_path, monkeypatch, capsys
 ):
-  main = lambda out, *more: train.main(
-    [
-      str(data),
-      "-o",
-      str(tmp_path / out),
-      *SMALL,
-      "--steps",
-      "40",
-      "--dropout",
-      "0.2",
-      "--precision",
-      "bfloat16",
-      *more,
-    ]
-  )
-  assert main("whole") == 0 and "a CPU only rounds to bfloat16" in capsys.readouterr().err
-  for column in ("learned", "held_out"):
-    got, want = ([float(r[column]) for r in log(out)] for out in (tmp_path / "whole", finished))
-    assert got != want and got == pytest.approx(want, rel=0.01)
+  def main(out, *more):
+    return train.main(
+      [
+        str(data),
+        "-o",
+        str(tmp_path / out),
+        *SMALL,
+        "--steps",
+        "40",
+        "--dropout",
+        "0.2",
+        "--precision",
+        "bfloat16",
+        *more,
+      ]
+    )
+
+  assert main("full") == 0 and "a CPU rounds to bfloat16" in capsys.readouterr().err
+  for column in ("train_loss", "val_loss"):
+    actual, expected = (
+      [float(r[column]) for r in log(out)] for out in (tmp_path / "full", finished)
+    )
+    assert actual != expected and actual == pytest.approx(expected, rel=0.01)
 
   def stop(bar, done, *_):
     if done == 17:
@@ -424,43 +422,44 @@ def test_a_run_in_bfloat16_is_near_float32s_and_goes_on_as_if_it_had_not_been_st
     m.setattr(cli.Bar, "__call__", stop)
     assert main("x") == 130
   assert main("x", "--resume") == 0
-  assert log(tmp_path / "x") == log(tmp_path / "whole")
+  assert log(tmp_path / "x") == log(tmp_path / "full")
   for file in ("model.safetensors", "training.safetensors"):
-    assert content(tmp_path / "x" / file) == content(tmp_path / "whole" / file)
+    assert content(tmp_path / "x" / file) == content(tmp_path / "full" / file)
   assert (
     read_safetensors(tmp_path / "x" / "training.safetensors")["model.tokens.weight"].numpy().dtype
     == np.float32
   )
 
 
-def test_a_run_is_neither_overwritten_nor_imagined(data, finished, tmp_path):
+def test_an_existing_run_is_not_overwritten(data, finished, tmp_path):
   with pytest.raises(cli.UsageError, match="--resume, or name another folder"):
     train.main([str(data), "-o", str(finished), *SMALL])
-  with pytest.raises(cli.UsageError, match="the run began with --lr 0.01"):
+  with pytest.raises(cli.UsageError, match=r"the run was started with --lr 0.01"):
     train.main([str(data), "-o", str(finished), "--lr", "0.5", "--resume"])
   (tmp_path / "model").mkdir()
   (tmp_path / "model" / "vocab.json").write_text("{}")
-  with pytest.raises(cli.UsageError, match="holds vocab.json: name another folder"):
+  with pytest.raises(cli.UsageError, match=r"already contains vocab.json: name another folder"):
     train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
-  with pytest.raises(cli.UsageError, match="is not there"):
+  with pytest.raises(cli.UsageError, match="does not exist"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
 
 
-def test_a_run_goes_on_with_its_own_text_alone(data, finished, tmp_path):
+def test_resume_requires_the_same_text(data, finished, tmp_path):
   (tmp_path / "other.txt").write_text(data.read_text() + " more")
-  with pytest.raises(cli.UsageError, match="not the text"):
+  with pytest.raises(cli.UsageError, match="not the text on which"):
     train.main([str(tmp_path / "other.txt"), "-o", str(finished), "--resume"])
 
 
-def test_a_loss_that_is_no_number_stops_it(data, tmp_path):
-  with pytest.raises(ValueError, match="the loss of step .* is (nan|inf)"):
+def test_a_nan_loss_stops_the_run(data, tmp_path):
+  with pytest.raises(ValueError, match=r"the loss of step .* is (nan|inf)"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--lr", "1e30", "--clip", "1e30"])
 
 
-def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_path, monkeypatch):
+def test_a_nan_loss_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   with pytest.raises(
-    ValueError, match="the loss of step 15 is nan: .*training.safetensors is the last good one"
+    ValueError,
+    match=r"the loss of step 15 is nan: .*training.safetensors is the last good checkpoint",
   ):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL])
   assert (
@@ -471,7 +470,7 @@ def test_the_last_good_checkpoint_is_kept_when_a_loss_is_no_number(data, tmp_pat
   ).vocab_size > 256
 
 
-def test_the_rate_rises_and_falls():
+def test_the_learning_rate_warms_up_and_decays():
   rates = [train.schedule(s, 1000, 100, 2.0) for s in range(1000)]
   assert (
     rates[0] == 0.02
@@ -493,7 +492,7 @@ def test_the_rate_rises_and_falls():
     ("--dropout", "2"),
   ],
 )
-def test_a_flag_that_cannot_be_used_is_a_usage_error(data, flag, capsys):
+def test_an_invalid_value_of_an_option_is_a_usage_error(data, flag, capsys):
   with pytest.raises(SystemExit) as e:
     train.main([str(data), *flag])
   assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
@@ -504,7 +503,7 @@ def test_windows_use_each_token_once_as_a_target():
   assert pieces.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
 
-def test_a_text_that_is_too_short_is_told(tmp_path):
+def test_a_text_shorter_than_the_context_is_rejected(tmp_path):
   (tmp_path / "a.txt").write_text("hello")
   with pytest.raises(ValueError, match="too short"):
     train.main([str(tmp_path / "a.txt"), "-o", str(tmp_path / "x"), *SMALL])
