@@ -1,0 +1,1 @@
+"""Training: documents, batches, the optimizer step, metrics, and plots of the loss."""

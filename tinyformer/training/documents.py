@@ -1,4 +1,4 @@
-"""Text files as documents, and which of them are held out."""
+"""Read text files as documents, and split the documents into training and validation sets."""
 
 import gzip
 import lzma
@@ -9,40 +9,58 @@ from pathlib import Path
 
 import numpy as np
 
+OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
+
 
 def read_documents(paths: list[Path]) -> list[str]:
-  """The documents of files and folders, in a fixed order. Raises OSError, or ValueError where there is no text."""
-  openers: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
-  files = [
-    f
-    for path in paths
-    for f in (sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path])
-  ]
-  texts = []
-  for f in files:
-    try:
-      with openers.get(f.suffix, open)(f, "rt", encoding="utf-8") as stream:
-        texts.append(stream.read())
-    except (UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as e:
-      raise ValueError(f"{f} is not a whole UTF-8 text: {e}") from e
-  documents = [d.strip() for text in texts for d in text.split("<|endoftext|>") if d.strip()]
+  """Return the documents of files and folders, in a fixed order.
+
+  Folders are read recursively, and files ending in .gz or .xz are decompressed. "<|endoftext|>"
+  separates the documents of a file. Raises OSError if a file cannot be read. Raises ValueError if
+  a file is damaged or not UTF-8, or if there is no text.
+  """
+  files: list[Path] = []
+  for path in paths:
+    files += sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+  texts = [read_text(file) for file in files]
+  parts = [part.strip() for text in texts for part in text.split("<|endoftext|>")]
+  documents = [part for part in parts if part]
   if not documents:
-    raise ValueError(f"there is no text in {', '.join(map(str, paths))}")
+    names = ", ".join(map(str, paths))
+    raise ValueError(f"no text found in {names}: pass files or folders that contain text")
   return documents
 
 
+def read_text(file: Path) -> str:
+  """Return the text of a file. Raises OSError, or ValueError if it is damaged or not UTF-8."""
+  try:
+    with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
+      return stream.read()
+  except (UnicodeDecodeError, lzma.LZMAError, zlib.error, EOFError) as e:
+    raise ValueError(
+      f"cannot read {file} as UTF-8 text: {e}; convert it to UTF-8, or replace it if it is damaged"
+    ) from e
+
+
 def train_val_split(
-  documents: list[str], seed: int, share: float = 0.05
+  documents: list[str], seed: int, val_fraction: float = 0.05
 ) -> tuple[list[str], list[str]]:
-  """(to learn, held out): whole documents by lot, until they make `share` of the text; of a single document, its end."""
+  """Return (training documents, validation documents).
+
+  Random documents go to the validation set until they have `val_fraction` of all characters. At
+  least one document remains for training. A single document is split instead: its end becomes the
+  validation set.
+  """
   total = sum(map(len, documents))
   if len(documents) == 1:
-    end = math.ceil(total * share)
-    return [documents[0][: total - end]], [documents[0][total - end :]]
-  held, size = set(), 0
+    split = total - math.ceil(total * val_fraction)
+    return [documents[0][:split]], [documents[0][split:]]
+  val_indices = set()
+  val_size = 0
   for i in np.random.default_rng(seed).permutation(len(documents))[:-1]:
-    if size >= total * share:
+    if val_size >= total * val_fraction:
       break
-    held.add(int(i))
-    size += len(documents[i])
-  return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in sorted(held)]
+    val_indices.add(int(i))
+    val_size += len(documents[i])
+  train = [d for i, d in enumerate(documents) if i not in val_indices]
+  return train, [documents[i] for i in sorted(val_indices)]
