@@ -1,4 +1,7 @@
-"""The log of a run of train.py, and its losses as a picture or in the terminal: `python -m tinyformer.training.plot_loss LOG.csv -o FILE.png`."""
+"""Read the log of a training run, and plot its losses as a PNG file or in the terminal.
+
+Usage: `python -m tinyformer.training.plot_loss LOG.csv -o FILE.png`
+"""
 
 import argparse
 import sys
@@ -9,49 +12,65 @@ import numpy as np
 
 from tinyformer import cli
 
+HEADER = "step,tokens,train_loss,val_loss,bits_per_byte,seconds"
+# Block characters of 0 to 8 eighths of a line's height.
+BLOCKS = " ▁▂▃▄▅▆▇█"
 
-def rows(path: Path, step: int) -> list[str]:
-  """The log's lines up to a step; of a new log, its head."""
-  lines = (
-    path.read_text().splitlines()
-    if path.exists()
-    else ["step,tokens,learned,held_out,bits_per_byte,seconds"]
-  )
+# Name, steps and validation losses of a run.
+Points = tuple[str, list[float], list[float]]
+
+
+def read_log(path: Path, step: int) -> list[str]:
+  """Return the header of a log and its lines up to a step, or only HEADER if there is no file."""
+  lines = path.read_text().splitlines() if path.exists() else [HEADER]
   return lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
 
 
-def losses(lines: list[str]) -> tuple[list[int], list[float], list[float]]:
-  """Of a log: steps, and the nats a token of what was learned from and of what was held out."""
-  cells = [line.split(",") for line in lines[1:]]
-  return [int(c[0]) for c in cells], [float(c[2]) for c in cells], [float(c[3]) for c in cells]
+def parse_losses(lines: list[str]) -> tuple[list[int], list[float], list[float]]:
+  """Return the steps, training losses and validation losses of a log, in nats per token.
+
+  Raises ValueError or IndexError if a line has no such numbers.
+  """
+  rows = [line.split(",") for line in lines[1:]]
+  steps = [int(row[0]) for row in rows]
+  train_losses = [float(row[2]) for row in rows]
+  val_losses = [float(row[3]) for row in rows]
+  return steps, train_losses, val_losses
 
 
-def points(text: str) -> tuple[str, list[float], list[float]]:
-  """NAME=STEP:LOSS,STEP:LOSS... -> the name, the steps, the losses. Raises ArgumentTypeError for anything else."""
+def parse_points(text: str) -> Points:
+  """Parse NAME=STEP:LOSS,STEP:LOSS,... as an argument's type.
+
+  Raises ArgumentTypeError if the text has another format.
+  """
   try:
     name, pairs = text.split("=")
-    steps, values = zip(*(map(float, pair.split(":")) for pair in pairs.split(",")))
+    numbers = [map(float, pair.split(":")) for pair in pairs.split(",")]
+    steps, losses = zip(*numbers, strict=True)
   except ValueError as e:
-    raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STEP:LOSS,STEP:LOSS and so on") from e
-  return name, list(steps), list(values)
+    raise argparse.ArgumentTypeError(
+      f"{text!r} is not NAME=STEP:LOSS,STEP:LOSS,...: write one name, then pairs of numbers"
+    ) from e
+  return name, list(steps), list(losses)
 
 
-def picture(
-  lines: list[str], path: Path, others: Sequence[tuple[str, list[float], list[float]]] = ()
-) -> bool:
-  """Draws a log's losses as a PNG, and those of others, whole or not at all. False where there is no matplotlib to do it."""
+def plot(lines: list[str], path: Path, other_runs: Sequence[Points] = ()) -> bool:
+  """Plot the losses of a log, and points of other runs, as a PNG file that is written atomically.
+
+  Returns False if matplotlib is not installed.
+  """
   from tinyformer.files import atomic_write
 
   try:
     from matplotlib.figure import Figure
   except ImportError:
     return False
-  steps, learned, held = losses(lines)
+  steps, train_losses, val_losses = parse_losses(lines)
   figure = Figure(figsize=(7, 4), layout="constrained")
-  axes = figure.add_subplot(xlabel="step", ylabel="nats a token")
-  axes.plot(steps, learned, ".-", label="learned")
-  axes.plot(steps, held, ".-", label="held out")
-  for name, x, y in others:
+  axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
+  axes.plot(steps, train_losses, ".-", label="train loss")
+  axes.plot(steps, val_losses, ".-", label="validation loss")
+  for name, x, y in other_runs:
     axes.plot(x, y, "x" if len(x) > 1 else "*", markersize=8, label=name)
   axes.legend()
   with atomic_write(path) as part:
@@ -59,41 +78,49 @@ def picture(
   return True
 
 
-def blocks(steps: Sequence[int], values: Sequence[float], width: int = 60, height: int = 6) -> str:
-  """A curve as lines of block characters, the largest value at their top and the least at their foot."""
-  at = np.interp(np.linspace(steps[0], steps[-1], width), steps, values)
-  low, high = min(values), max(values)
-  eighths = np.rint((at - low) / ((high - low) or 1) * (8 * height - 1)).astype(int) + 1
-  lines = [
-    "".join(" ▁▂▃▄▅▆▇█"[n] for n in (eighths - 8 * row).clip(0, 8))
-    for row in reversed(range(height))
-  ]
-  return (
-    "\n".join(
-      f"{name:>7} {line}"
-      for name, line in zip([f"{high:.3f}", *[""] * (height - 2), f"{low:.3f}"], lines)
-    )
-    + f"\n{'step':>7} {steps[0]:<{width - len(str(steps[-1]))}}{steps[-1]}"
-  )
+def terminal_plot(
+  steps: Sequence[int], values: Sequence[float], width: int = 60, height: int = 6
+) -> str:
+  """Return a curve as `height` lines of block characters, and a line with the first and last step.
+
+  The curve spans the full height: the first line shows the maximum, and the last line the minimum.
+  """
+  low = min(values)
+  high = max(values)
+  columns = np.interp(np.linspace(steps[0], steps[-1], width), steps, values)
+  # For a constant curve, high - low is 0.
+  scaled = (columns - low) / ((high - low) or 1)
+  eighths = np.rint(scaled * (8 * height - 1)).astype(int) + 1
+  labels = [f"{high:.3f}", *[""] * (height - 2), f"{low:.3f}"]
+  lines = []
+  for label, row in zip(labels, reversed(range(height)), strict=False):
+    line = "".join(BLOCKS[n] for n in (eighths - 8 * row).clip(0, 8))
+    lines.append(f"{label:>7} {line}")
+  axis = f"{steps[0]:<{width - len(str(steps[-1]))}}{steps[-1]}"
+  return "\n".join([*lines, f"{'step':>7} {axis}"])
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-  p = argparse.ArgumentParser(prog="plot_loss", description="Draw the losses of a run of train.py.")
-  p.add_argument("log", type=Path, help="the log.csv that the run wrote")
+  p = argparse.ArgumentParser(
+    prog="python -m tinyformer.training.plot_loss",
+    description="Plot the losses of a training run of train.py.",
+    formatter_class=cli.HelpFormatter,
+  )
+  p.add_argument("log", type=Path, help="log.csv in the output folder of the run")
   p.add_argument(
     "-o",
     "--out",
     type=Path,
     metavar="PNG",
-    help="the picture to write; without it the held-out loss is drawn in the terminal",
+    help="file for the plot; without -o, the validation loss is plotted in the terminal",
   )
   p.add_argument(
     "--points",
-    type=points,
+    type=parse_points,
     action="append",
     default=[],
     metavar="NAME=STEP:LOSS,...",
-    help="held-out losses of another run, to stand beside it; more than once for more of them",
+    help="validation losses of another run, added to the plot; repeat the option for more runs",
   )
   return p.parse_args(argv)
 
@@ -103,17 +130,21 @@ def main(argv: list[str] | None = None) -> int:
   try:
     lines = args.log.read_text().splitlines()
   except OSError as e:
-    raise cli.UsageError(f"{args.log} cannot be read: {e.strerror}") from e
+    raise cli.UsageError(
+      f"cannot read {args.log}: {e.strerror}; pass the log.csv of a training run"
+    ) from e
   try:
-    steps, _, held = losses(lines)
+    steps, _, val_losses = parse_losses(lines)
   except (ValueError, IndexError) as e:
-    raise cli.UsageError(f"{args.log} is no log of train.py") from e
+    raise cli.UsageError(
+      f"{args.log} is not a log of train.py; pass the log.csv of a training run"
+    ) from e
   if not steps:
-    raise cli.UsageError(f"{args.log} has no losses yet")
+    raise cli.UsageError(f"{args.log} has no losses yet; wait for the first evaluation")
   if not args.out:
-    print(blocks(steps, held))
-  elif not picture(lines, args.out, args.points):
-    raise cli.UsageError("there is no matplotlib to draw with: pip install -e '.[plot]'")
+    print(terminal_plot(steps, val_losses))
+  elif not plot(lines, args.out, args.points):
+    raise cli.UsageError("matplotlib is not installed: run pip install -e '.[plot]'")
   return 0
 
 
