@@ -20,7 +20,7 @@ SENTENCES = [
 
 
 def random_corpus(count: int, seed: int) -> list[str]:
-  """Return `count` lines: 40% are random words of SENTENCES, and the others are SENTENCES in order.
+  """Return `count` lines: the SENTENCES in order, with 40% of them replaced by random words.
 
   Two of these corpora have matches of every n-gram order.
   """

@@ -28,8 +28,8 @@ class Trainer:
   clip: the maximum norm of the gradient; infinity turns clipping off.
   eval_loss: the loss that `evaluate` returns, if it differs from `loss`.
   grad_accum_steps: the number of micro-batches that each batch is split into. It must divide the
-  batch size, and the loss must be a mean over the batch. A step needs the memory of one micro-batch,
-  plus the accumulated gradient.
+  batch size, and the loss must be a mean over the batch. A step needs the memory of one
+  micro-batch, plus the accumulated gradient.
   devices: devices for data parallelism. Each holds all parameters and an equal share of each batch.
 
   To resume training in another process, save `state`, a dict of tensors, and `rng_state`, and pass
