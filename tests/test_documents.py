@@ -1,3 +1,5 @@
+"""Documents: files, folders and compressed files, and the training and validation split."""
+
 import gzip
 import lzma
 
@@ -6,7 +8,7 @@ import pytest
 from tinyformer.training.documents import read_documents, train_val_split
 
 
-def test_text_is_read_from_files_folders_and_archives(tmp_path):
+def test_documents_are_read_from_files_folders_and_compressed_files(tmp_path):
   (tmp_path / "f").mkdir()
   (tmp_path / "f" / "a.txt").write_text("one<|endoftext|> two \n<|endoftext|>\n")
   with gzip.open(tmp_path / "f" / "b.txt.gz", "wt") as f:
@@ -27,20 +29,28 @@ def test_text_is_read_from_files_folders_and_archives(tmp_path):
     ("b.txt", None),
   ],
 )
-def test_what_is_no_text_is_told(tmp_path, name, data):
+def test_missing_damaged_and_empty_files_are_errors_that_name_the_file(tmp_path, name, data):
   if data is not None:
     (tmp_path / name).write_bytes(data)
   with pytest.raises((OSError, ValueError), match=name):
     read_documents([tmp_path / name])
 
 
-def test_whole_documents_are_held_out():
+def test_validation_set_has_full_documents_and_the_requested_fraction_of_the_text():
   documents = [f"document {i} " * 10 for i in range(100)]
-  learn, held = train_val_split(documents, 1)
-  assert sorted(learn + held) == sorted(documents) and 4 <= len(held) <= 7
-  assert train_val_split(documents, 1) == (learn, held) != train_val_split(documents, 2)
-  [learn], [held] = train_val_split(["x" * 1000], 1)
-  assert (len(learn), len(held)) == (950, 50)
-  assert [len(part[0]) for part in train_val_split(["x" * 1000], 1, 0.1)] == [900, 100]
+  train, val = train_val_split(documents, 1)
+  assert sorted(train + val) == sorted(documents)
+  assert 4 <= len(val) <= 7
+  assert train_val_split(documents, 1) == (train, val)
+  assert train_val_split(documents, 2) != (train, val)
   assert 9 <= len(train_val_split(documents, 1, 0.1)[1]) <= 11
-  assert len(train_val_split(["a" * 5, "b" * 5], 1)[0]) == 1  # something is left to learn from
+
+
+def test_the_end_of_a_single_document_is_the_validation_set():
+  [train], [val] = train_val_split(["x" * 1000], 1)
+  assert (len(train), len(val)) == (950, 50)
+  assert [len(part[0]) for part in train_val_split(["x" * 1000], 1, 0.1)] == [900, 100]
+
+
+def test_at_least_one_document_remains_for_training():
+  assert len(train_val_split(["a" * 5, "b" * 5], 1)[0]) == 1

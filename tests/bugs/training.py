@@ -1,26 +1,26 @@
-"""Bugs planted in tinyformer/training; see tests/planted_bugs.py."""
+"""Planted bugs of tinyformer/training; see tests/planted_bugs.py."""
 
 from planted_bugs import Bug
 
 BUGS = [
   Bug(
-    "gradients of pieces added up, not averaged",
+    "accumulated gradients are summed, not averaged",
     "tinyformer/training/trainer.py",
-    "Trainer.__init__.add",
-    "+ g / pieces)",
+    "Trainer.accumulate",
+    "+ g / self.grad_accum_steps)",
     "+ g)",
     "trainer",
   ),
   Bug(
-    "the gradient of the last step added to",
+    "accumulated gradients of the previous step are not reset",
     "tinyformer/training/trainer.py",
-    "Trainer.__init__.add",
-    "s.assign(s * self.copied(keep) + g / pieces)",
-    "s.assign(s + g / pieces)",
+    "Trainer.accumulate",
+    "s.assign(s * self.replicate(previous) + g / self.grad_accum_steps)",
+    "s.assign(s + g / self.grad_accum_steps)",
     "trainer",
   ),
   Bug(
-    "random numbers that are the same in each step",
+    "dropout uses the same random numbers in each step",
     "tinyformer/training/trainer.py",
     "Trainer.__init__",
     "for device in self.devices or (Device.DEFAULT,): "
@@ -29,35 +29,35 @@ BUGS = [
     "trainer",
   ),
   Bug(
-    "parameters kept in bfloat16",
+    "the parameters are stored in bfloat16",
     "tinyformer/training/trainer.py",
     "Trainer.__init__",
-    "for p in params: p.replace(self.copied(p))",
-    "for p in params: p.replace(self.copied(p).cast(dtypes.bfloat16).contiguous())",
+    "for p in self.params: p.replace(self.replicate(p))",
+    "for p in self.params: p.replace(self.replicate(p).cast(dtypes.bfloat16).contiguous())",
     "mixed_precision",
   ),
   Bug(
-    "a word counted as often as it is said",
+    "n-gram counts are not clipped to those of the reference",
     "tinyformer/training/metrics.py",
     "bleu",
-    "(grams(t, n) & grams(r, n)).total()",
-    "sum(c for g, c in grams(t, n).items() if g in grams(r, n))",
+    "(ngrams(t, n) & ngrams(r, n)).total()",
+    "sum(c for g, c in ngrams(t, n).items() if g in ngrams(r, n))",
     "metrics",
   ),
   Bug(
-    "no brevity penalty",
+    "BLEU has no brevity penalty",
     "tinyformer/training/metrics.py",
     "bleu",
-    "min(0.0, 1 - wanted / length)",
+    "min(0.0, 1 - reference_length / length)",
     "0",
     "metrics",
   ),
   Bug(
-    "a half for every length without a hit",
+    "every n-gram order without a match counts half a match",
     "tinyformer/training/metrics.py",
     "bleu",
-    "half /= 2",
-    "half = 0.5",
+    "smoothed_matches /= 2",
+    "smoothed_matches = 0.5",
     "metrics",
   ),
 ]

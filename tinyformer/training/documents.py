@@ -17,7 +17,7 @@ def read_documents(paths: list[Path]) -> list[str]:
 
   Folders are read recursively, and files ending in .gz or .xz are decompressed. "<|endoftext|>"
   separates the documents of a file. Raises OSError if a file cannot be read. Raises ValueError if
-  a file is damaged or not UTF-8, or if there is no text.
+  a file is damaged or not UTF-8, or if the files contain no text.
   """
   files: list[Path] = []
   for path in paths:

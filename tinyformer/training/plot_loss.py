@@ -49,7 +49,7 @@ def parse_points(text: str) -> Points:
     steps, losses = zip(*numbers, strict=True)
   except ValueError as e:
     raise argparse.ArgumentTypeError(
-      f"{text!r} is not NAME=STEP:LOSS,STEP:LOSS,...: write one name, then pairs of numbers"
+      f"{text!r} is not NAME=STEP:LOSS,STEP:LOSS,...: pass one name, then pairs of numbers"
     ) from e
   return name, list(steps), list(losses)
 

@@ -1,6 +1,7 @@
-"""Training steps with AdamW and gradient clipping.
+"""The training step: gradients, clipping and AdamW, compiled once and replayed.
 
-Sources: Loshchilov & Hutter 2019, algorithm 2 (AdamW); Pascanu et al. 2013, algorithm 1 (clipping).
+Gradients are clipped by their norm (Pascanu et al. 2013, algorithm 1). AdamW is by Loshchilov &
+Hutter (2019, algorithm 2).
 """
 
 import math
@@ -12,17 +13,27 @@ from tinygrad import Context, Device, Tensor, dtypes, nn
 from tinyformer.kernels.compiled_step import CompiledStep
 
 
-def training_context() -> Context:
-  """Return the context in which the training steps are traced."""
-  # With atomics, the gradient of an embedding is a sum into rows. Without, it is a matmul.
+def training_mode() -> Context:
+  """Return tinygrad's training mode.
+
+  On the CPU, the gradient of an embedding is added to its rows instead of computed by a matmul.
+  """
   return Context(TRAINING=1, USE_ATOMICS=int(Device.DEFAULT == "CPU"))
 
 
 class Trainer:
-  """Train a model's parameters in place.
+  """Train a model with AdamW. Weight decay applies to matrices only, not to norms and biases.
 
-  `state` maps names to the tensors of the model and the optimizer, and `rng_state` is the state of
-  the random number generators. Save both to continue the training in a later process (`restore`).
+  loss: (*tensors of a batch) -> scalar. The first call fixes the shapes of the batches.
+  clip: the maximum norm of the gradient; infinity turns clipping off.
+  eval_loss: the loss that `evaluate` returns, if it differs from `loss`.
+  grad_accum_steps: the number of micro-batches that each batch is split into. It must divide the
+  batch size, and the loss must be a mean over the batch. A step needs the memory of one
+  micro-batch, plus the accumulated gradient.
+  devices: devices for data parallelism. Each holds all parameters and an equal share of each batch.
+
+  To resume training in another process, save `state`, a dict of tensors, and `rng_state`, and pass
+  both to `restore`.
   """
 
   def __init__(  # noqa: PLR0913
@@ -36,16 +47,6 @@ class Trainer:
     grad_accum_steps: int = 1,
     devices: Sequence[str] = (),
   ):
-    """Move the model's parameters to the devices and create the optimizer.
-
-    loss: the tensors of a batch to a scalar. The first batch determines the shapes of all batches.
-    weight_decay: applies to matrices only, not to norms and biases.
-    clip: the maximum L2 norm of the gradient.  b2: AdamW's decay rate of the second moments.
-    eval_loss: the loss that `evaluate` returns, if it is not `loss`.
-    grad_accum_steps: split each batch into N micro-batches and average their gradients, which
-    needs the memory of one micro-batch. The loss must be a mean over the batch.
-    devices: replicate the parameters on these devices and shard each batch among them.
-    """
     self.loss = loss
     self.eval_loss = eval_loss or loss
     self.clip = clip
@@ -54,7 +55,7 @@ class Trainer:
     self.params = nn.state.get_parameters(model)
     for p in self.params:
       p.replace(self.replicate(p))
-    # A random counter that is created while a step is traced would be created anew in each step.
+    # A counter that is created during tracing would be created again in each step.
     for device in self.devices or (Device.DEFAULT,):
       Tensor._next_counter(Device.canonicalize(device), 0)
     counters = Tensor._device_rng_counters.values()
@@ -65,76 +66,78 @@ class Trainer:
       nn.optim.AdamW(matrices, b2=b2, weight_decay=weight_decay),
       nn.optim.AdamW(vectors, b2=b2, weight_decay=0),
     ]
-    self.optimizer_group = nn.optim.OptimizerGroup(*self.optimizers)
+    self.optimizer = nn.optim.OptimizerGroup(*self.optimizers)
     self.gradient_sums: list[Tensor] = []
     if grad_accum_steps > 1:
-      zeros = [Tensor.zeros(*p.shape).contiguous() for p in self.params]
-      self.gradient_sums = [self.replicate(z).realize() for z in zeros]
-    self.compiled_step = CompiledStep(self.single_step)
-    self.compiled_accumulation = CompiledStep(self.accumulate_gradients)
-    self.compiled_update = CompiledStep(self.apply_sums)
-    self.compiled_evaluation = CompiledStep(self.evaluation)
-    self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
-    for i, o in enumerate(self.optimizers):
-      optimizer_state = nn.state.get_state_dict([o.m, o.v, o.b1_t, o.b2_t])
-      self.state |= {f"optimizer.{i}.{name}": t for name, t in optimizer_state.items()}
+      zeros = [self.replicate(Tensor.zeros(*p.shape).contiguous()) for p in self.params]
+      self.gradient_sums = [t.realize() for t in zeros]
+    self.compiled_step = CompiledStep(self.full_step)
+    self.compiled_accumulation = CompiledStep(self.accumulate)
+    self.compiled_update = CompiledStep(self.update_from_sums)
+    self.compiled_evaluation = CompiledStep(self.evaluation_step)
+    self.state = self.named_state(model)
     Tensor.realize(*self.state.values())
 
+  def named_state(self, model) -> dict[str, Tensor]:
+    """Return the tensors of the model and of the optimizers, by name."""
+    state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
+    for i, o in enumerate(self.optimizers):
+      tensors = nn.state.get_state_dict([o.m, o.v, o.b1_t, o.b2_t])
+      state |= {f"optimizer.{i}.{name}": t for name, t in tensors.items()}
+    return state
+
   def replicate(self, t: Tensor) -> Tensor:
-    """Return t replicated on every device, or t itself if there is only one device."""
+    """Return a tensor with a copy on each device, or the tensor itself on the default device."""
     return t.shard(self.devices) if self.devices else t
 
-  def shard(self, batch: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors of a batch, with the first axis sharded if there are several devices."""
-    return [b.shard(self.devices, 0) if self.devices else b for b in batch]
+  def split_across_devices(self, batch: Sequence[Tensor]) -> list[Tensor]:
+    """Split the first axis of each tensor of a batch across the devices."""
+    return [t.shard(self.devices, 0) if self.devices else t for t in batch]
 
-  def loss_and_gradients(self, batch: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the loss of a batch and the gradients of the parameters."""
-    self.optimizer_group.zero_grad()
-    value = self.loss(*self.shard(batch)).backward()
+  def gradients(self, batch: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss of a batch, and its gradients in the order of the parameters."""
+    self.optimizer.zero_grad()
+    value = self.loss(*self.split_across_devices(batch)).backward()
     return value, [p.grad for p in self.params if p.grad is not None]
 
-  def update(self, learning_rate: Tensor, gradients: list[Tensor]) -> list[Tensor]:
-    """Clip the gradients and schedule AdamW's update.
-
-    Returns the L2 norm of all gradients, and the tensors that must be realized.
-    """
+  def schedule_update(self, learning_rate: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+    """Return the tensors to realize for an AdamW update: the gradient's norm comes first."""
     for o in self.optimizers:
       o.lr = self.replicate(learning_rate)
     norm = Tensor.stack(*[g.square().sum() for g in gradients]).sum().sqrt()
     for p, g in zip(self.params, gradients, strict=False):
       p.grad = g * (self.clip / norm).minimum(1).contiguous() if math.isfinite(self.clip) else g
-    return [norm, *self.optimizer_group.schedule_step()]
+    return [norm, *self.optimizer.schedule_step()]
 
-  def single_step(self, learning_rate: Tensor, *batch: Tensor) -> Tensor:
-    """Update the parameters with the gradient of one batch, and return the loss before it."""
-    with training_context():
-      value, gradients = self.loss_and_gradients(batch)
-      return value.realize(*self.update(learning_rate, gradients))
+  def full_step(self, learning_rate: Tensor, *batch: Tensor) -> Tensor:
+    """Update the parameters from one batch, and return its loss before the update."""
+    with training_mode():
+      value, gradients = self.gradients(batch)
+      return value.realize(*self.schedule_update(learning_rate, gradients))
 
-  def accumulate_gradients(self, accumulate: Tensor, *batch: Tensor) -> Tensor:
-    """Add the gradients of a micro-batch to `gradient_sums`, and return its loss.
+  def accumulate(self, previous: Tensor, *batch: Tensor) -> Tensor:
+    """Add a micro-batch to the mean gradient, and return its loss.
 
-    accumulate: 1, or 0 for the first micro-batch, whose gradients replace the previous sums.
+    previous: weight of the sums so far, 0 for the first micro-batch of a batch, otherwise 1.
     """
-    with training_context():
-      value, gradients = self.loss_and_gradients(batch)
-      for total, g in zip(self.gradient_sums, gradients, strict=False):
-        total.assign(total * self.replicate(accumulate) + g / self.grad_accum_steps)
+    with training_mode():
+      value, gradients = self.gradients(batch)
+      for s, g in zip(self.gradient_sums, gradients, strict=False):
+        s.assign(s * self.replicate(previous) + g / self.grad_accum_steps)
       return value.realize(*self.gradient_sums)
 
-  def apply_sums(self, learning_rate: Tensor) -> Tensor:
-    """Update the parameters with `gradient_sums`, and return their norm."""
-    with training_context():
-      norm, *tensors = self.update(learning_rate, self.gradient_sums)
-      return norm.realize(*tensors)
+  def update_from_sums(self, learning_rate: Tensor) -> Tensor:
+    """Update the parameters from the accumulated gradient, and return the gradient's norm."""
+    with training_mode():
+      norm, *updates = self.schedule_update(learning_rate, self.gradient_sums)
+      return norm.realize(*updates)
 
-  def evaluation(self, *batch: Tensor) -> Tensor:
-    """Return the evaluation loss of a batch."""
-    return self.eval_loss(*self.shard(batch)).realize()
+  def evaluation_step(self, *batch: Tensor) -> Tensor:
+    """Return `eval_loss` of a batch, outside training mode."""
+    return self.eval_loss(*self.split_across_devices(batch)).realize()
 
   def restore(self, state: dict[str, np.ndarray], rng_state: dict[str, list[int]]) -> None:
-    """Restore saved values of `state` and `rng_state`."""
+    """Set the tensors and random number generators to a saved `state` and `rng_state`."""
     for name, t in self.state.items():
       t.assign(self.replicate(Tensor(state[name]))).realize()
     for device, count in rng_state.items():
@@ -142,34 +145,34 @@ class Trainer:
       Tensor._device_rng_counters[device].assign(counter).realize()
 
   def copy_to(self, model) -> None:
-    """Copy the trained parameters to a model with the same parameters on one device.
+    """Copy the trained parameters to another model with the same parameters, on one device.
 
-    The copy is in place, because the model's compiled steps read the existing buffers.
+    The model's tensors are assigned in place, because compiled steps of the model read them.
     """
     for name, t in nn.state.get_state_dict(model).items():
       t.assign(Tensor(self.state[f"model.{name}"].numpy())).realize()
 
   @property
   def rng_state(self) -> dict[str, list[int]]:
-    """The number of random values drawn on each device, as low and high 32 bits.
+    """Return the number of random numbers generated on each device, as low and high 32 bits.
 
-    tinygrad's generators are counters, which initialization and dropout advance.
+    Initialization and dropout use them. The state of tinygrad's generators is this counter.
     """
     return {device: count.numpy().tolist() for device, count in Tensor._device_rng_counters.items()}
 
   def train_step(self, learning_rate: float, *batch: np.ndarray) -> float:
-    """Train on one batch, and return the loss before the update."""
+    """Update the parameters once, and return the loss of the batch before the update."""
     rate = np.array([learning_rate], np.float32)
     if self.grad_accum_steps == 1:
       return self.compiled_step(rate, *batch).item()
-    micro_batches = zip(*(np.split(b, self.grad_accum_steps) for b in batch), strict=True)
+    arrays = [np.split(a, self.grad_accum_steps) for a in batch]
     losses = []
-    for i, micro_batch in enumerate(micro_batches):
-      accumulate = np.array([i > 0], np.float32)
-      losses.append(self.compiled_accumulation(accumulate, *micro_batch).item())
+    for i, micro_batch in enumerate(zip(*arrays, strict=True)):
+      previous = np.array([i > 0], np.float32)
+      losses.append(self.compiled_accumulation(previous, *micro_batch).item())
     self.compiled_update(rate)
     return sum(losses) / self.grad_accum_steps
 
   def evaluate(self, *batch: np.ndarray) -> float:
-    """Return the evaluation loss of a batch, without training."""
+    """Return the loss of a batch without updating the parameters."""
     return self.compiled_evaluation(*batch).item()
