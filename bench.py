@@ -4,8 +4,8 @@ All systems use the same random weights. Each runs in its own process. Decoding 
 computes the head at the last position only, in every peer that supports this. tinyformer selects
 only the most likely token, as `gpt.py -t 0` does (tinyformer/kernels/exact_top_k.py).
 
-Runs are interleaved, so background load affects all systems equally. While one process runs, the
-others are stopped. Each figure is the median of its runs, with the minimum and maximum in
+Runs are interleaved, so background load affects all systems equally. While one process runs, all
+other processes are stopped. Each figure is the median of its runs, with the minimum and maximum in
 parentheses. Peers are measured with one thread and with all threads, and the better result counts.
 A percentage compares the figure with the best that numpy reaches on the same machine.
 
