@@ -1,6 +1,7 @@
 """Test the tests: plant one bug at a time in a copy of the project and check that a test fails.
 
-`python tests/planted_bugs.py` runs all bugs and prints one line per bug, with the test that caught it.
+`python tests/planted_bugs.py` runs all bugs and prints one line per bug, with the test that
+caught it.
 `python tests/planted_bugs.py kernels gelu` runs only the bugs whose file name or title contains one
 of these words. The exit status is 1 if a bug was not caught. The bugs are listed in tests/bugs/.
 """
@@ -32,7 +33,7 @@ class Bug(NamedTuple):
   old: the correct code, which occurs once under that name.  new: the bug.
   tests: names of the test modules, one of which must fail, separated by blanks ("gpt2 kv_cache").
 
-  White space, line breaks, kinds of quotes and trailing commas do not matter when `old` is searched.
+  White space, line breaks, kinds of quotes and trailing commas of `old` do not matter.
   """
 
   title: str
@@ -50,9 +51,9 @@ def load_bugs() -> list[Bug]:
 
 
 def named_span(source: str, name: str) -> tuple[int, int]:
-  """Return the first and the last character (exclusive) of a definition or assignment in Python code.
+  """Return the start and end offsets of a definition or assignment in Python code.
 
-  Raises ValueError if there is none of this name.
+  Raises ValueError if the name is not defined.
   """
   offsets = [0]
   for line in source.splitlines(keepends=True):
@@ -102,7 +103,10 @@ def pattern(code: str) -> re.Pattern[str]:
 
 
 def find(bug: Bug, source: str) -> tuple[int, int]:
-  """Return where the bug's old code begins and ends. Raises ValueError if it does not occur once."""
+  """Return the start and end offsets of the bug's old code.
+
+  Raises ValueError if the code does not occur exactly once.
+  """
   first, last = named_span(source, bug.name) if bug.name else (0, len(source))
   matches = list(pattern(bug.old).finditer(source, first, last))
   if len(matches) != 1:

@@ -143,7 +143,7 @@ def test_the_command_evaluates_all_three_models_on_the_same_bytes(tmp_path, caps
   monkeypatch.setattr(checkpoints, "load_module", lambda _: SimpleNamespace(context=16))
   monkeypatch.setattr(
     evaluate,
-    "nats",
+    "token_losses",
     lambda model, ids, stride: ((i, np.full(len(x) - 1, 2.0)) for i, x in enumerate(ids)),
   )
   monkeypatch.setattr(cli, "note", lambda _: None)

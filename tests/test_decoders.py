@@ -199,7 +199,7 @@ def rounded(x, dtype):
   """Round float32 numbers to 16 bits and return them as float32."""
   if dtype == "float16":
     return x.astype(np.float16).astype(np.float32)
-  return (safetensors.bfloat16(x).astype(np.uint32) << 16).view(np.float32)
+  return (safetensors.to_bfloat16(x).astype(np.uint32) << 16).view(np.float32)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])

@@ -60,8 +60,8 @@ def test_the_command_draws_such_a_picture_and_a_page(tmp_path):
   result = run(sys.executable, *argv)
   assert result.returncode == 0, result.stderr
   assert (tmp_path / "hat.html").stat().st_size < 1_000_000
-  drawn, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
-  assert abs(drawn.width / drawn.height - shown.width / shown.height) < 0.05
+  actual, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
+  assert abs(actual.width / actual.height - shown.width / shown.height) < 0.05
 
 
 def test_the_python_example_runs(monkeypatch):

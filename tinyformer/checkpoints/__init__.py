@@ -9,15 +9,14 @@ from tinyformer.kernels.parts import CPU_KERNELS
 
 
 def load_module(folder: str | Path, dtype: str = "float32", **parts):
-  """Load the architecture in a folder written by `save_pretrained`, with CPU_KERNELS or the given parts.
+  """Load the architecture in a folder written by `save_pretrained`.
 
-  Raises FileNotFoundError, or ValueError for a model_type that is not in models.FAMILIES.
+  parts: replace those of CPU_KERNELS.  Raises FileNotFoundError, and ValueError if the model_type
+  of config.json is not in models.FAMILIES.
   """
-  kind = read_json(Path(folder) / "config.json").get("model_type")
-  if kind not in FAMILIES:
-    raise ValueError(
-      f"{Path(folder) / 'config.json'}: model_type {kind!r} is not one of {', '.join(FAMILIES)}"
-    )
-  return importlib.import_module(f"models.{FAMILIES[kind]}").load(
-    folder, dtype, **(CPU_KERNELS | parts)
-  )
+  path = Path(folder) / "config.json"
+  model_type = read_json(path).get("model_type")
+  if model_type not in FAMILIES:
+    raise ValueError(f"{path}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}")
+  module = importlib.import_module(f"models.{FAMILIES[model_type]}")
+  return module.load(folder, dtype, **(CPU_KERNELS | parts))

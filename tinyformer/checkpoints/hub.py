@@ -209,7 +209,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
   def __init__(self):
     self.first: Any = None
 
-  def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: PLR0913
+  def redirect_request(self, req, fp, code, msg, headers, newurl):
     self.first = self.first or headers
     request = super().redirect_request(req, fp, code, msg, headers, newurl)
     old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
