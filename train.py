@@ -409,8 +409,11 @@ class Run:
     due = self.step % self.args.eval_interval == 0 or self.step == self.args.steps
     return self.step > 0 and due and not self.lines[-1].startswith(f"{self.step},")
 
-  def evaluate(self, data: Data, seconds: float) -> None:
-    """Compute the validation loss, add a line to the log, and save the model if it is the best."""
+  def evaluate(self, data: Data, start: float) -> None:
+    """Compute the validation loss, add a line to the log, and save the model if it is the best.
+
+    start: when the steps since the last evaluation began; the log has their duration.
+    """
     from tinyformer.training.batches import eval_batches, inputs_and_targets, windows
 
     batches = eval_batches(windows(data.val_ids, self.args.context), 128, self.args.batch)
@@ -420,6 +423,7 @@ class Run:
     self.recent = []
     bits_per_byte = val_loss * data.bits_per_byte
     tokens = self.step * self.tokens_per_step
+    seconds = time.monotonic() - start
     self.lines.append(
       f"{self.step},{tokens},{train_loss:.4f},{val_loss:.4f},{bits_per_byte:.4f},{seconds:.0f}"
     )
@@ -461,7 +465,7 @@ def run_training(run: Run, data: Data, sampler: Sampler) -> int:
     while True:
       if run.is_evaluation_due():
         bar.clear()
-        run.evaluate(data, time.monotonic() - start)
+        run.evaluate(data, start)
         sampler.print_sample(run.trainer)
         run.write_log()
         run.save()

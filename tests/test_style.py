@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-SUFFIXES = (".py", ".js", ".css", ".html", ".c", ".h")
+SUFFIXES = (".py", ".js", ".css", ".c", ".h")
 
 
 def source_files(*suffixes: str) -> list[str]:
