@@ -405,7 +405,7 @@ class Run:
     )
 
   def is_evaluation_due(self) -> bool:
-    """Return whether this step is to be evaluated and is not in the log yet."""
+    """Return whether this step needs an evaluation that is not in the log yet."""
     due = self.step % self.args.eval_interval == 0 or self.step == self.args.steps
     return self.step > 0 and due and not self.lines[-1].startswith(f"{self.step},")
 

@@ -86,3 +86,13 @@ def test_the_code_in_questions_md_prints_what_the_text_says(n):
   else:
     assert "' before'" in process.stdout
     assert "' twenty'" in process.stdout
+
+
+def test_the_glossary_names_existing_identifiers():
+  glossary = (ROOT / "docs" / "glossary.md").read_text()
+  folders = ("layers", "models", "tinyformer", "experiments", "tests")
+  sources = [*ROOT.glob("*.py"), *(f for name in folders for f in (ROOT / name).rglob("*.py"))]
+  words = set(re.findall(r"\w+", " ".join(f.read_text(encoding="utf-8") for f in sources)))
+  for code in re.findall(r"`([^`]+)`", glossary):
+    missing = set(re.findall(r"[A-Za-z_]\w{2,}", code)) - words
+    assert not missing, f"{code}: {missing}"

@@ -499,8 +499,8 @@ def test_an_invalid_value_of_an_option_is_a_usage_error(data, flag, capsys):
 
 
 def test_windows_use_each_token_once_as_a_target():
-  pieces = windows(np.arange(11), 3)
-  assert pieces.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+  sequences = windows(np.arange(11), 3)
+  assert sequences.tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
 
 
 def test_a_text_shorter_than_the_context_is_rejected(tmp_path):
