@@ -338,7 +338,7 @@ def test_wordpiece_equals_tokenizers(lowercase, strip_accents):
     lowercase=lowercase, strip_accents=strip_accents
   )
   reference.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  tokenizer = WordPiece(vocab, lowercase, None if strip_accents is None else not strip_accents)
+  tokenizer = WordPiece(vocab, lowercase, strip_accents=strip_accents)
   for i in range(0, len(text), 1000):
     chunk = text[i : i + 1000]
     assert tokenizer.encode(chunk) == reference.encode(chunk).ids, repr(chunk)
