@@ -88,7 +88,7 @@ class Encoder:
   LENGTH_MULTIPLE = 32
 
   def __init__(self, model, tokenizer, key: str):
-    """key: everything except the weights that determines the kernels (see CompiledStep)."""
+    """key: identifies what determines the kernels, apart from the weights (see CompiledStep)."""
     from tinygrad import Tensor, nn
 
     from tinyformer.kernels.compiled_step import CompiledStep

@@ -67,7 +67,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_output_files(args: argparse.Namespace) -> None:
-  """Raise Usage if a file cannot be written, before anything is computed."""
+  """Raise UsageError if a file cannot be written, before anything is computed."""
   for path in (args.html, args.png):
     if path and path.is_dir():
       raise cli.UsageError(f"{path} is a folder: pass the name of a file")
@@ -87,7 +87,7 @@ def check_output_files(args: argparse.Namespace) -> None:
 def inspect(args: argparse.Namespace, folder: Path, prompt: str):
   """Run the model and return its Inspection.
 
-  Raises Usage if the model does not support an argument, or if the input cannot be displayed.
+  Raises UsageError if the model does not support an argument, or if the input cannot be displayed.
   """
   from tinyformer import checkpoints
   from tinyformer.interpret import inspection
@@ -142,7 +142,7 @@ def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[
 
 
 def check_layer_and_head(inspection, layer: int | None, head: int | None) -> None:
-  """Raise Usage if no attention map has this layer or head."""
+  """Raise UsageError if no attention map has this layer or head."""
   for axis, name, index in ((0, "layer", layer), (1, "head", head)):
     count = max(m.weights.shape[axis] for m in inspection.maps)
     if index is not None and index >= count:
@@ -169,7 +169,7 @@ def write_page(inspection, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Run the command and return its exit status. Raises Usage for invalid arguments."""
+  """Run the command and return its exit status. Raises UsageError for invalid arguments."""
   args = parse(argv)
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")

@@ -243,7 +243,7 @@ def interactive_loop(generator: TextGenerator) -> None:
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives input() line editing and a history
   if not generator.args.quiet:
-    cli.note("Type a text to continue. Ctrl-C stops a continuation, Ctrl-D ends the session.")
+    cli.note("Type a prompt. Ctrl-C stops a continuation, Ctrl-D ends the session.")
   while True:
     try:
       line = input("> " if sys.stdout.isatty() else "")

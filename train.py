@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--out",
     type=Path,
     default=Path("weights/mine"),
-    help="output folder of the best model; the last model is saved in its folder last/",
+    help="output folder of the best model; the latest model is saved in its subfolder last/",
   )
   p.add_argument(
     "--init",
@@ -76,7 +76,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--grad-accum-steps",
     type=number(int, 1),
     default=1,
-    help="batches per step, whose gradients are averaged",
+    help="micro-batches of --batch sequences per step; their gradients are averaged",
   )
   p.add_argument("--steps", type=number(int, 1), default=2000, help="number of training steps")
   p.add_argument("--lr", type=number(float, 0), default=1e-3, help="maximum learning rate")
@@ -131,7 +131,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--precision",
     choices=["float32", "bfloat16", "float16"],
     default="float32",
-    help="precision of matrix products; bfloat16 is for GPUs; everything else is float32",
+    help="precision of matrix products; all other operations use float32 (bfloat16 is for GPUs)",
   )
   p.add_argument(
     "--dtype",
@@ -150,7 +150,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--devices",
     type=number(int, 1),
     default=1,
-    help="number of devices of this kind that share each batch",
+    help="number of --device devices across which each batch is split",
   )
   p.add_argument("--offline", action="store_true", help="contact no server")
   args = p.parse_args(argv)

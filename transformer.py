@@ -1,6 +1,6 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017, arXiv:1706.03762).
 
-The sections, words and symbols are the paper's, so read this file beside it.
+The sections, words and symbols are the paper's, so read this file alongside it.
 `python transformer.py -v` runs each section and checks it. layers/ contains what came after 2017;
 models/ contains the architectures that people built from both.
 
@@ -69,8 +69,8 @@ class Block:
   ) -> Tensor:
     """x (B, T, D), encoder output `memory` (B, S, D) -> (B, T, D).
 
-    The other arguments are those of MultiHeadAttention. Raises ValueError without a memory if the
-    block has cross-attention.
+    The other arguments are those of MultiHeadAttention. Raises ValueError if the block has
+    cross-attention and memory is None.
     """
     if self.cross and memory is None:
       raise ValueError("this block has cross-attention: pass the encoder's output as memory")
@@ -134,7 +134,10 @@ def dot_product(q: Tensor, k: Tensor) -> Tensor:
 
 
 def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:
-  """Return q k^T / sqrt(d_k), which has unit variance if q and k do (sec. 3.2.1)."""
+  """Return q k^T / sqrt(d_k) (sec. 3.2.1).
+
+  It has unit variance if the entries of q and k are independent with mean 0 and variance 1.
+  """
   return dot_product(q, k) / math.sqrt(q.shape[-1])
 
 
@@ -270,7 +273,7 @@ class MultiHeadAttention:
     return x.rearrange("b t (h k) -> b h t k", k=self.head_dim)
 
   def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys and values (B, H, S, K) of memory (B, S, D), so that calls can share them."""
+    """Return the keys and values (B, G, S, K) of memory (B, S, D), with G = kv_heads."""
     return self.split_heads(self.k(memory)), self.split_heads(self.v(memory))
 
   def __call__(
@@ -285,7 +288,7 @@ class MultiHeadAttention:
 
     memory: None for self-attention; for cross-attention (B, S, D), or its keys_values.
     mask: broadcasts to (B, H, T, S).  cache: maps the k and v of T positions to those of all S.
-    rope: applies rotary position embeddings to q and k, each (B, H, T, K) (layers/positions.py).
+    rope: applies rotary position embeddings to q and k (layers/positions.py).
     """
     q = self.split_heads(self.q(x))
     if isinstance(memory, tuple):
@@ -324,7 +327,7 @@ class Transformer:
   """The encoder-decoder of figure 1: source and target token ids -> logits of the next token.
 
   One matrix is both embeddings and the output projection (sec. 3.4). It is initialized with
-  N(0, 1/D), so embeddings scaled by sqrt(D) and logits have unit variance.
+  variance 1 / D, so that embeddings scaled by sqrt(D) and logits have unit variance.
   """
 
   def __init__(self, vocab_size, dim=512, heads=8, ff_dim=2048, num_layers=6, dropout=0.1):

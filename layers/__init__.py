@@ -1,1 +1,1 @@
-"""What came after the 2017 paper, each a part to pass in."""
+"""Components published after the 2017 paper, each passed to a block as an argument."""

@@ -43,7 +43,7 @@ KEY_MAP = KeyMap(
     r"norm": "transformer.ln_f",
   },
   transposed=r"c_(attn|proj|fc)\.weight$",
-  # OpenAI saved its own files from a model without a head, which has no such prefix.
+  # OpenAI's own checkpoint was saved without the head, so its names lack this prefix.
   legacy={r"^(?!transformer\.|lm_head)": "transformer."},
   ignored={
     r"transformer\.h\.\d+\.attn\.(masked_)?bias": "constants: causal_mask computes the mask",
@@ -56,9 +56,9 @@ class GPT2:
   """Compute the logits of the next token for each token of a sequence.
 
   The default sizes are those of the smallest GPT-2, with 124 million parameters.
-  Weights are drawn from N(0, 0.02), biases are zero (Radford et al. 2018, sec. 4.1). The last
-  projection of each sublayer is drawn from N(0, 0.02 / sqrt(2 * num_layers)), so that the variance
-  of the residual stream does not grow with depth (Radford et al. 2019, sec. 2.3).
+  Weights are normal with standard deviation 0.02, biases are zero (Radford et al. 2018, sec. 4.1).
+  The last projection of each sublayer has standard deviation 0.02 / sqrt(2 * num_layers), so that
+  the variance of the residual stream does not grow with depth (Radford et al. 2019, sec. 2.3).
 
   residual, linear, attention_fn, layer_norm: the parts of each Block; see transformer.py.
   """

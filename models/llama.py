@@ -187,7 +187,7 @@ class Llama:
   def cache(self, batch: int = 1) -> KVCache:
     """Return an empty KV cache for `batch` sequences of up to `context` tokens.
 
-    If the model has a window, the cache only has room for as many keys as queries can still see.
+    If the model has a window, the cache has rows for two windows and a chunk only.
     """
     return KVCache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
 

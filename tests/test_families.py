@@ -101,7 +101,7 @@ TABLE = {
 }
 COLUMNS = ["kind", "attention", "similarity", "positions", "norm", "feed-forward", "bias", "head"]
 ACTIVATION_NAMES = {
-  gelu: "GELU (tanh form)",
+  gelu: "GELU (tanh approximation)",
   ACTIVATIONS["gelu"]: "GELU",
   Tensor.relu: "ReLU",
   Tensor.silu: "SiLU",

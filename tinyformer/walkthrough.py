@@ -103,7 +103,7 @@ def to_array(x) -> np.ndarray:
 def parameters(module) -> dict[str, Any]:
   """Return a module's parameters as nested lists, by name."""
   tensors = nn.state.get_state_dict(module)
-  Tensor.realize(*tensors.values())  # all at once: scheduling costs more than the numbers
+  Tensor.realize(*tensors.values())  # at once: scheduling takes longer than the computation
   return {name: t.tolist() for name, t in tensors.items()}
 
 
@@ -143,9 +143,9 @@ def scaled_attention(s: Section) -> None:
 def scaling(s: Section) -> None:
   q, k = np.random.default_rng(0).standard_normal((2, 60, 64)).astype(np.float32)
   s.show(
-    "If the d_k entries of q and k are independent with variance 1, q k^T has variance d_k.\n"
-    "Division by sqrt(d_k) makes the variance 1, which keeps the softmax away from regions where\n"
-    "its gradient vanishes. 60 queries and 60 keys with d_k = 64:"
+    "If the d_k entries of q and k are independent with mean 0 and variance 1, q k^T has\n"
+    "variance d_k. Division by sqrt(d_k) makes the variance 1, which keeps the softmax away from\n"
+    "regions where its gradient vanishes. 60 queries and 60 keys with d_k = 64:"
   )
   for name, function, variance in (
     ("Q K^T", transformer.dot_product, 64),

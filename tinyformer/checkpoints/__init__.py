@@ -11,8 +11,8 @@ from tinyformer.kernels.parts import CPU_KERNELS
 def load_module(folder: str | Path, dtype: str = "float32", **parts):
   """Load the architecture in a folder written by `save_pretrained`.
 
-  parts: replace those of CPU_KERNELS.  Raises FileNotFoundError, and ValueError if the model_type
-  of config.json is not in models.FAMILIES.
+  parts: replace those of CPU_KERNELS.  Raises FileNotFoundError if a file is missing. Raises
+  ValueError if the model_type of config.json is not in models.FAMILIES.
   """
   path = Path(folder) / "config.json"
   model_type = read_json(path).get("model_type")

@@ -13,7 +13,8 @@ from tinyformer.files import read_json
 from tinyformer.kernels.gelu import gelu
 from tinyformer.kernels.linear import PackedLinear
 
-# Hugging Face's names of activations. `gelu` is the tanh form; on the CPU it has its own kernel.
+# Hugging Face's activation names. The function `gelu` is the tanh approximation and has a CPU
+# kernel; the key "gelu" means exact GELU.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
   "gelu_new": gelu,
   "gelu_pytorch_tanh": gelu,
@@ -81,7 +82,8 @@ def loader(from_config: Callable, key_map: KeyMap) -> Callable:
   def load(folder: str | Path, dtype: str = "float32", **parts):
     """Load a model from a folder written by `save_pretrained`.
 
-    dtype: of the matrices in memory: float32, float16, bfloat16 or int8. Computation is in float32.
+    dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation
+    is in float32.
     parts: linear, attention_fn, layer_norm.  Raises FileNotFoundError for a missing file, and
     ValueError for a damaged file or one of another architecture.
     """

@@ -106,7 +106,7 @@ def find(
 def download_into(folder: Path, repo: str, report: Report, weights: bool) -> None:
   """Download a model into a folder of weights/, one process at a time."""
   WEIGHTS.mkdir(parents=True, exist_ok=True)
-  # The lock is beside the folder, because a waiting process must not depend on the folder's life.
+  # The lock is outside the folder, because the folder may be removed while a process waits.
   with lock(WEIGHTS / f".{folder.name}.lock"):
     try:
       folder.mkdir(exist_ok=True)
@@ -136,7 +136,7 @@ def cached_snapshots(repo: str) -> list[Path]:
 
 
 def is_complete(folder: Path, weights: bool = True) -> bool:
-  """Return whether a folder has all files of a model. A file has its name only once complete."""
+  """Return whether a folder has all files of a model. A file gets its final name when complete."""
   has_processor = any(all((folder / name).is_file() for name in s) for s in PROCESSOR_FILES)
   if not (folder / "config.json").is_file() or not has_processor:
     return False
@@ -243,8 +243,8 @@ def fetch(
 ) -> None:
   """Download a file to path.part, and rename it to path when it is complete.
 
-  A later call resumes an interrupted download. The file is complete if its SHA-256 is the given
-  one, else the one in the hub's ETag, else if it has the announced length.
+  A later call resumes an interrupted download. The length is checked against
+  Content-Length. The SHA-256 is checked against `sha256` or, if that is None, the hub's ETag.
   """
   part = path.with_name(path.name + ".part")
   if not urllib.request.getproxies():

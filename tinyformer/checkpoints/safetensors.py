@@ -43,7 +43,7 @@ DTYPES = {
 
 
 class TensorInfo(NamedTuple):
-  """A tensor in a file that has not been read yet."""
+  """Location, dtype and shape of a tensor whose values have not been read yet."""
 
   path: Path
   dtype: str
@@ -202,7 +202,7 @@ def load_weights(
   """Load a checkpoint's tensors into a model's parameters.
 
   Matrices are stored as `dtype`. Norm weights and biases stay float32, because they are small.
-  Raises ValueError if only one side has a tensor, or if a shape differs.
+  Raises ValueError if the checkpoint lacks a tensor or has an unknown one, or if a shape differs.
   """
   for pattern, spelling in key_map.legacy.items():
     found = {re.sub(pattern, spelling, name): tensor for name, tensor in found.items()}
@@ -240,7 +240,7 @@ def match_tensors(
 ) -> tuple[dict[str, TensorInfo | ConcatenatedTensor], dict[str, list[str]]]:
   """Return the tensors without ignored ones, and the table without missing optional ones.
 
-  Raises ValueError if only one side has a tensor.
+  Raises ValueError if the checkpoint lacks a tensor or has an unknown one.
   """
   tensors = {
     name: tensor

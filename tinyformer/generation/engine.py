@@ -13,8 +13,9 @@ class Engine:
 
   model: a decoder, or an encoder-decoder's decoder. The model's weights must not be replaced later.
   batch: the number of texts.
-  key: everything except the weights that determines the kernels, such as the model's config. The
-    kernels are saved under this key for later processes; None does not save them.
+  key: identifies everything that determines the kernels, apart from the weights, such as the
+    model's config. The kernels are saved under this key for later processes; None does not save
+    them.
   cache: a cache for `batch` texts; None creates the model's own.
   top_k: only the top_k largest logits of a decoder are needed. The engine may then set all other
     logits to -inf, which can take less time. None or 0 computes all logits.
@@ -24,7 +25,8 @@ class Engine:
   """
 
   # The numbers of tokens that one step processes, each compiled on first use. A chunk is padded to
-  # the next of these sizes if more than half of it is filled; a short rest is processed one by one.
+  # the next of these sizes if more than half of it is filled; a short remainder is processed token
+  # by token.
   CHUNK_SIZES = (512, 64, 1)
 
   def __init__(

@@ -79,7 +79,8 @@ class KVCache:
   def layer(self, i: int, start: Size) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the `cache` argument of layer i's MultiHeadAttention.
 
-    This function writes k and v (B, H, T, K) from row `start` on, and returns all start + T rows.
+    The returned function writes k and v (B, H, T, K) from row `start` on. It returns all start + T
+    rows.
     """
 
     def extend(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
