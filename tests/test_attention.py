@@ -74,6 +74,11 @@ def test_the_gradient_for_40000_queries_does_not_overflow_the_stack():
   check(*inputs(1, 1, 1, 40_000, 2, 64))
 
 
+@pytest.mark.parametrize("S", [1, 7])
+def test_a_causal_mask_of_one_query_hides_no_key(S):
+  check(*inputs(1, 2, 1, 1, S, 5), causal_mask(1, S))
+
+
 @settings(max_examples=5, deadline=None)
 @given(
   st.integers(1, 2),

@@ -509,7 +509,9 @@ def attention(
   S = k.shape[2]
   scale = {scaled_dot_product: K**-0.5, transformer.dot_product: 1.0}.get(similarity)
   # tinygrad represents equal expressions by one UOp.
-  causal = mask is not None and T > 1 and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop
+  causal = mask is not None and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop
+  if causal and isinstance(T, int) and T == 1:  # a single query sees all keys
+    mask, causal = None, False
   masks = [] if mask is None or causal else [mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)]
   supported = (
     scale is not None
