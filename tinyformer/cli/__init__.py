@@ -8,13 +8,12 @@ from tinyformer.cli.arguments import (
   read_input,
   read_prompt,
 )
-from tinyformer.cli.errors import Usage, UsageError, deferred_interrupt, run
+from tinyformer.cli.errors import UsageError, deferred_interrupt, run
 from tinyformer.cli.progress import Bar, clock, fancy, note
 
 __all__ = [
   "Bar",
   "HelpFormatter",
-  "Usage",
   "UsageError",
   "clock",
   "deferred_interrupt",

@@ -13,10 +13,6 @@ class UsageError(Exception):
   """The command's arguments or inputs are invalid. The exit status is 2."""
 
 
-# The name that the other commands and the experiments use.
-Usage = UsageError
-
-
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
   """Defer the first Ctrl-C, and yield a function that returns whether it was pressed.
