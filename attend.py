@@ -8,7 +8,10 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from tinyformer import cli
 from tinyformer.device import select_device
@@ -92,11 +95,13 @@ def inspect(args: argparse.Namespace, folder: Path, prompt: str):
   from tinyformer import checkpoints
   from tinyformer.interpret import inspection
   from tinyformer.interpret.recorder import Recorder
+  from tinyformer.kernels.parts import default_parts
   from tinyformer.tokenization import load_tokenizer
 
   recorder = Recorder()
-  model = checkpoints.load_module(folder, args.dtype, attention_fn=recorder)
-  recorded = inspection.RecordedModel(model, recorder, folder)
+  parts = replace(default_parts(), attention=recorder)
+  model = checkpoints.load_module(folder, args.dtype, parts)
+  recorded = inspection.RecordedModel(model, recorder)
   name = args.model or "tiny"
   is_encoder_decoder = model.task == "text2text-generation"
   if args.target is not None and not is_encoder_decoder:
@@ -109,13 +114,38 @@ def inspect(args: argparse.Namespace, folder: Path, prompt: str):
         raise cli.UsageError("--last applies to texts, but this model reads images: omit --last")
       if not Path(prompt).is_file():
         raise cli.UsageError(f"the file {prompt} does not exist: this model reads an image file")
-      return inspection.inspect_image(recorded, prompt)
+      return inspect_image(recorded, folder, prompt)
     recorded = recorded._replace(tokenizer=load_tokenizer(folder, model.vocab_size))
     if is_encoder_decoder:
-      return inspection.inspect_pair(recorded, prompt, args.target, args.last)
+      return inspect_pair(recorded, folder, args, prompt)
     return inspection.inspect_text(recorded, prompt, args.last)
   except (inspection.TooLongError, ImportError) as e:
     raise cli.UsageError(str(e)) from e
+
+
+def inspect_image(recorded, folder: Path, path: str):
+  """Run an image model on an image file. Raises what vision.image_processor raises."""
+  from tinyformer.interpret import inspection
+  from tinyformer.vision import image_processor
+
+  preprocessor = image_processor.Preprocessor.load(folder)
+  image = image_processor.read(path)
+  cropped = preprocessor.cropped(np.asarray(preprocessor.resized(image)))
+  return inspection.inspect_image(recorded, preprocessor(image), cropped)
+
+
+def inspect_pair(recorded, folder: Path, args: argparse.Namespace, text: str):
+  """Run an encoder-decoder on a text and on --target or its own greedy output."""
+  from tinyformer.generation import GenerationConfig, generate_seq2seq
+  from tinyformer.interpret import inspection
+
+  config = GenerationConfig.read(folder)._replace(num_beams=1)
+
+  def generate(source_ids: list[int]) -> list[int]:
+    return generate_seq2seq(recorded.model, source_ids, config, inspection.MAX_TOKENS - 1)
+
+  start_token = config.decoder_start_token_id
+  return inspection.inspect_pair(recorded, text, args.target, start_token, generate, args.last)
 
 
 def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[str]:

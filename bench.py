@@ -83,7 +83,8 @@ def make_weights(folder: Path) -> None:
   select_device()
   from tinygrad import Tensor, nn
 
-  from models import gpt2
+  from models.gpt2 import GPT2, GPT2Config
+  from tinyformer import checkpoints
   from tinyformer.tokenization.byte_level_bpe import (
     END,
     LETTERS,
@@ -91,12 +92,12 @@ def make_weights(folder: Path) -> None:
     bytes_to_unicode,
   )
 
-  model = gpt2.GPT2()
+  model = GPT2(GPT2Config())
   rng = np.random.default_rng(0)
   for parameter in nn.state.get_parameters(model):
     noise = rng.standard_normal(parameter.shape, dtype=np.float32) * np.float32(0.02)
     parameter.replace(Tensor(noise + np.float32(parameter.ndim == 1)))
-  gpt2.save(model, folder, eos_token_id=50256, bos_token_id=50256)
+  checkpoints.save(model, folder, eos_token_id=50256, bos_token_id=50256)
   merges = [(bytes([a]), bytes([b])) for a in LETTERS for b in LETTERS][:50_000]
   tokens = [bytes([b]) for b in LETTERS] + [a + b for a, b in merges]
   vocabulary = {bytes_to_unicode(token): i for i, token in enumerate(tokens)}
@@ -288,12 +289,12 @@ def tinyformer_step(inputs: np.ndarray, targets: np.ndarray, threads: int) -> Ca
   from tinyformer.device import select_device
 
   select_device()
-  from models.gpt2 import GPT2
+  from models.gpt2 import GPT2, GPT2Config
   from tinyformer.kernels.cross_entropy import loss
   from tinyformer.kernels.parts import CPU_KERNELS
   from tinyformer.training.trainer import Trainer
 
-  model = GPT2(**NANOGPT, **CPU_KERNELS)
+  model = GPT2(GPT2Config(**NANOGPT), CPU_KERNELS)
   trainer = Trainer(model, lambda x, y: loss(model(x), y, smoothing=0))
 
   def step() -> None:

@@ -180,15 +180,14 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
 
   Raises UsageError for arguments that contradict each other or the checkpoint.
   """
-  from models import gpt2
+  from models.gpt2 import GPT2, GPT2Config
   from tinyformer.kernels.mixed_precision import MIXED
   from tinyformer.kernels.parts import CPU_KERNELS
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
-  mixed = MIXED if args.precision == "bfloat16" else {}
-  parts = {"dropout": args.dropout} | CPU_KERNELS | mixed
+  parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS
   if args.resume:
-    return gpt2.load(args.out / "last", **parts), BytePairEncoding.load(args.out), None
+    return load_model(args, args.out / "last", parts), BytePairEncoding.load(args.out), None
   if args.init and "tokens" in args.given:
     raise cli.UsageError("--init has its own vocabulary: omit --tokens")
   source = None
@@ -203,25 +202,38 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
     return load_initial_model(args, source, tokenizer, parts), tokenizer, source
   if args.tokens != "bpe":
     set_sizes(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
-  model = gpt2.GPT2(len(tokenizer), args.context, args.dim, args.heads, args.layers, **parts)
-  return model, tokenizer, source
+  config = GPT2Config(
+    vocab_size=len(tokenizer),
+    context=args.context,
+    dim=args.dim,
+    heads=args.heads,
+    num_layers=args.layers,
+    dropout=args.dropout,
+  )
+  return GPT2(config, parts), tokenizer, source
 
 
-def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts: dict[str, Any]):
+def load_model(args: argparse.Namespace, folder: Path, parts):
+  """Load a GPT-2 and set its dropout."""
+  from tinyformer.checkpoints import load_module
+
+  return load_module(folder, parts=parts, dropout=args.dropout)
+
+
+def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts):
   """Return the model of --init. Raises UsageError if it is not a GPT-2 or has other sizes."""
-  from models import gpt2
-  from tinyformer.checkpoints.config import Config
+  from tinyformer.checkpoints import read_config
 
-  kind = Config.read(source).get("model_type")
+  kind = read_config(source).get("model_type")
   if kind != "gpt2":
     raise cli.UsageError(f"--init {args.init} is a {kind}; only gpt2 can be trained")
-  model = gpt2.load(source, **parts)
+  model = load_model(args, source, parts)
   if len(tokenizer) > model.vocab_size:
     raise ValueError(
       f"{source}: the tokenizer has {len(tokenizer):,} tokens, the model only {model.vocab_size:,}"
     )
   sizes = {"vocab": model.vocab_size, "layers": len(model.blocks)}
-  sizes |= {"heads": model.heads, "dim": model.dim}
+  sizes |= {"heads": model.config.heads, "dim": model.config.dim}
   set_sizes(args, f"--init {args.init}", **sizes)
   if "context" not in args.given:
     args.context = model.context
@@ -303,7 +315,7 @@ class Sampler:
   """
 
   def __init__(self, args: argparse.Namespace, model, tokenizer, num_documents: int):
-    from models import gpt2
+    from tinyformer.checkpoints import load_module
     from tinyformer.generation import Engine
 
     several_documents = num_documents > 1 and tokenizer.end is not None
@@ -312,7 +324,7 @@ class Sampler:
     self.trained = model
     self.model = model
     if args.devices > 1 and args.sample:
-      self.model = gpt2.load(args.out / "last")
+      self.model = load_module(args.out / "last")
     has_room = args.sample and model.context > len(self.prompt)
     self.engine = Engine(self.model) if has_room else None
 
@@ -371,10 +383,10 @@ class Run:
       part.unlink()
 
   def save_model(self, folder: Path) -> None:
-    from models import gpt2
+    from tinyformer import checkpoints
 
     end = self.tokenizer.end
-    gpt2.save(self.model, folder, self.args.dtype, eos_token_id=end, bos_token_id=end)
+    checkpoints.save(self.model, folder, self.args.dtype, eos_token_id=end, bos_token_id=end)
 
   def save(self) -> None:
     """Save the last model and a checkpoint of the training state."""

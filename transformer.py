@@ -5,76 +5,46 @@ The sections, words and symbols are the paper's, so read this file alongside it.
 models/ contains the architectures that people built from both.
 
 Shapes: B batch, T queries, S keys, D model width (d_model), H heads, K head width (d_k),
-F feed-forward width (d_ff), V vocabulary.
-Masks add: 0 where attention is allowed, -inf where it is not.
+F feed-forward width (d_ff), V vocabulary. Masks add: 0 where attention is allowed, else -inf.
 """
 
-import functools
 import math
 from collections.abc import Callable
+from functools import partial
 
-from tinygrad import Tensor, UOp, nn
-
-Size = int | UOp  # A dimension: an int, or a symbolic variable bound on each JIT call.
-Memory = Tensor | tuple[Tensor, Tensor]  # What cross-attention reads: vectors, or keys and values.
-
-
-def materialize(x: Tensor) -> Tensor:
-  """Return x, computed and stored once.
-
-  Otherwise tinygrad fuses x into the next matmul and recomputes it for every output row.
-  """
-  return x.contiguous_backward().contiguous()
-
+from tinygrad import Tensor, nn
 
 # **************** 3.1 Encoder and Decoder Stacks ****************
 
 
 def post_norm(x: Tensor, sublayer: Callable, norm: Callable, dropout: float = 0.0) -> Tensor:
-  """Return LayerNorm(x + Sublayer(x)), the paper's residual connection, with dropout (sec. 5.4)."""
+  """Return LayerNorm(x + Sublayer(x)), with dropout of Sublayer(x) (sec. 5.4)."""
   return norm(x + sublayer(x).dropout(dropout))
-
-
-def pre_norm(x: Tensor, sublayer: Callable, norm: Callable, dropout: float = 0.0) -> Tensor:
-  """Return x + Sublayer(LayerNorm(x)), which leaves the residual stream unnormalized.
-
-  Source: Xiong et al. 2020, sec. 3.
-  """
-  return x + sublayer(norm(x)).dropout(dropout)
 
 
 class Block:
   """One layer: self-attention, optional cross-attention, and a feed-forward network.
 
   attn, cross: a MultiHeadAttention or a compatible callable.  ff: x -> x of the same shape.
-  norm: a function that makes a new norm.  residual: pre_norm, post_norm or a compatible function.
+  norm: a function that makes a new norm.  residual: post_norm or a compatible function.
   """
 
-  def __init__(
-    self, attn, ff: Callable, norm: Callable, residual: Callable = post_norm, cross=None
-  ):
+  def __init__(self, attn, ff, norm: Callable, residual: Callable = post_norm, cross=None):
     self.attn, self.attn_norm = attn, norm()
     self.cross, self.cross_norm = cross, norm() if cross else None
     self.ff, self.ff_norm = ff, norm()
     self.residual = residual
 
-  def __call__(
-    self,
-    x: Tensor,
-    memory: Memory | None = None,
-    mask: Tensor | None = None,
-    memory_mask: Tensor | None = None,
-    cache=None,
-    rope=None,
-  ) -> Tensor:
-    """x (B, T, D), encoder output `memory` (B, S, D) -> (B, T, D).
+  def __call__(self, x: Tensor, memory=None, memory_mask=None, **inputs) -> Tensor:
+    """x (B, T, D) -> (B, T, D).
 
-    The other arguments are those of MultiHeadAttention. Raises ValueError if the block has
-    cross-attention and memory is None.
+    memory, memory_mask: the encoder's output (B, S, D) and its padding_mask, for cross-attention.
+    inputs: keyword arguments of attn, such as its mask.
+    Raises ValueError if the block has cross-attention and memory is None.
     """
     if self.cross and memory is None:
       raise ValueError("this block has cross-attention: pass the encoder's output as memory")
-    x = self.residual(x, lambda x: self.attn(x, mask=mask, cache=cache, rope=rope), self.attn_norm)
+    x = self.residual(x, lambda x: self.attn(x, **inputs), self.attn_norm)
     if self.cross:
       x = self.residual(x, lambda x: self.cross(x, memory, memory_mask), self.cross_norm)
     return self.residual(x, self.ff, self.ff_norm)
@@ -83,19 +53,14 @@ class Block:
 def encoder_block(dim: int, heads: int, ff_dim: int, dropout: float = 0.1) -> Block:
   """Return a block of self-attention and a feed-forward network (left half of figure 1)."""
   attn, ff = MultiHeadAttention(dim, heads), FeedForward(dim, ff_dim)
-  residual = functools.partial(post_norm, dropout=dropout)
-  return Block(attn, ff, lambda: nn.LayerNorm(dim), residual)
+  return Block(attn, ff, lambda: nn.LayerNorm(dim), partial(post_norm, dropout=dropout))
 
 
 def decoder_block(dim: int, heads: int, ff_dim: int, dropout: float = 0.1) -> Block:
   """Return a block that also attends to the encoder's output (right half of figure 1)."""
-  attn, ff, cross = (
-    MultiHeadAttention(dim, heads),
-    FeedForward(dim, ff_dim),
-    MultiHeadAttention(dim, heads),
-  )
-  residual = functools.partial(post_norm, dropout=dropout)
-  return Block(attn, ff, lambda: nn.LayerNorm(dim), residual, cross)
+  attn, ff = MultiHeadAttention(dim, heads), FeedForward(dim, ff_dim)
+  cross = MultiHeadAttention(dim, heads)
+  return Block(attn, ff, lambda: nn.LayerNorm(dim), partial(post_norm, dropout=dropout), cross)
 
 
 class Encoder:
@@ -121,7 +86,7 @@ class Decoder:
     """y (B, T, D), memory (B, S, D) -> (B, T, D). memory_mask: the encoder's padding_mask."""
     mask = causal_mask(y.shape[1], y.shape[1])
     for block in self.blocks:
-      y = block(y, memory, mask, memory_mask)
+      y = block(y, memory, memory_mask, mask=mask)
     return y
 
 
@@ -141,16 +106,12 @@ def scaled_dot_product(q: Tensor, k: Tensor) -> Tensor:
   return dot_product(q, k) / math.sqrt(q.shape[-1])
 
 
-def attention_weights(
-  q: Tensor, k: Tensor, mask: Tensor | None = None, similarity: Callable = scaled_dot_product
-) -> Tensor:
+def attention_weights(q, k, mask: Tensor | None = None, similarity=scaled_dot_product) -> Tensor:
   """Return softmax(similarity(q, k) + mask): (..., T, K), (..., S, K) -> (..., T, S).
 
-  Each row sums to 1, or is all zeros if every key of that query is masked. The mask broadcasts to
-  (..., T, S).
+  Each row sums to 1, or to 0 if every key of that query is masked. mask broadcasts to (..., T, S).
   """
-  scores = similarity(q, repeat_kv(k, q))
-  scores = materialize(scores if mask is None else scores + mask)
+  scores = similarity(q, k) if mask is None else similarity(q, k) + mask
   row_max = scores.max(-1, keepdim=True).detach()
   # If every key is masked, subtract 0: -inf minus -inf would be NaN.
   weights = (scores - (row_max == -math.inf).where(0, row_max)).exp()
@@ -158,76 +119,48 @@ def attention_weights(
   return weights / (row_sum == 0).where(1, row_sum)
 
 
-def attention(
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  mask: Tensor | None = None,
-  similarity: Callable = scaled_dot_product,
-) -> Tensor:
+def attention(q, k, v, mask: Tensor | None = None, similarity=scaled_dot_product) -> Tensor:
   """Return softmax(q k^T / sqrt(d_k)) v (equation 1).
 
   q (..., T, K), k (..., S, K), v (..., S, K) -> (..., T, K).
   """
-  return materialize(attention_weights(q, k, mask, similarity)) @ repeat_kv(v, q)
+  return attention_weights(q, k, mask, similarity) @ v
 
 
-def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
-  """Repeat keys or values (B, G, S, K) to match the heads of q (B, H, T, K).
-
-  Each is used by H / G consecutive heads. Source: Ainslie et al. 2023, sec. 2.2.
-  """
-  if x.shape[:-2] == q.shape[:-2]:
-    return x
-  return x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)
-
-
-def causal_mask(T: Size, S: Size) -> Tensor:
+def causal_mask(T, S) -> Tensor:
   """Return (T, S): -inf for keys that come after the query (sec. 3.2.3).
 
-  The last query is aligned with the last key: if T < S, the first S - T keys are from the KV cache.
+  The last query is aligned with the last key: if T < S, the first S - T keys precede all queries.
   """
-  return Tensor.full((T, S), -math.inf, buffer=False).triu(S - T + 1)
+  query_position = Tensor.arange(T).reshape(T, 1) + (S - T)
+  return (Tensor.arange(S) > query_position).where(-math.inf, 0.0)
 
 
 def padding_mask(attention_mask: Tensor) -> Tensor:
   """Turn (B, S), 1 = token and 0 = padding, into an additive mask (B, 1, 1, S)."""
-  B, S = attention_mask.shape
-  return attention_mask.bool().where(0.0, -math.inf).reshape(B, 1, 1, S)
+  return attention_mask.bool().where(0.0, -math.inf).unsqueeze(1).unsqueeze(1)
 
 
 class Linear:
   """x W^T + b, with W (out, in).
 
-  W is initialized uniformly with variance 2 / (in + out), b with zeros.
-  Source: Glorot & Bengio 2010, equation 16.
+  W is initialized uniformly with variance 2 / (in + out) (Glorot & Bengio 2010, eq. 16), b is 0.
   """
 
   def __init__(self, inputs: int, outputs: int, bias: bool = True):
     self.weight = Tensor.glorot_uniform(outputs, inputs)
     self.bias = Tensor.zeros(outputs) if bias else None
 
-  @staticmethod
-  def product(x: Tensor, weight: Tensor) -> Tensor:
-    """Return x W^T: (..., in), (out, in) -> (..., out)."""
-    return x @ weight.T
-
   def __call__(self, x: Tensor) -> Tensor:
     """(..., in) -> (..., out)."""
-    y = self.product(materialize(x), self.weight)
-    return materialize(y if self.bias is None else y + self.bias)
+    y = x @ self.weight.T
+    return y if self.bias is None else y + self.bias
 
 
 class SingleHeadAttention:
   """Attention over learned projections of the inputs: one of the heads of sec. 3.2.2."""
 
-  def __init__(
-    self,
-    dim: int,
-    head_dim: int,
-    linear: Callable = Linear,
-    similarity: Callable = scaled_dot_product,
-  ):
+  def __init__(self, dim: int, head_dim: int, linear=Linear, similarity=scaled_dot_product):
     self.q, self.k, self.v = (linear(dim, head_dim) for _ in "qkv")
     self.similarity = similarity
 
@@ -240,67 +173,35 @@ class SingleHeadAttention:
 class MultiHeadAttention:
   """H heads of width K = D / H in parallel, concatenated and projected (sec. 3.2.2).
 
-  linear: (in, out) -> a projection.  similarity: as in attention_weights.
-  attention_fn: `attention` or an equivalent function.  kv_heads: heads of keys and values, if
-  several query heads share one.  head_dim: K, if it is not D / H.
-  Raises ValueError if dim is not a multiple of heads, or heads of kv_heads.
+  linear: (in, out) -> a projection.  similarity, attention_fn: scaled_dot_product and attention, or
+  functions with the same arguments.
+  Raises ValueError if dim is not a multiple of heads.
   """
 
-  def __init__(  # noqa: PLR0913
-    self,
-    dim: int,
-    heads: int,
-    linear: Callable = Linear,
-    similarity: Callable = scaled_dot_product,
-    attention_fn: Callable = attention,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
+  def __init__(
+    self, dim, heads, linear=Linear, similarity=scaled_dot_product, attention_fn=attention
   ):
-    kv_heads = kv_heads or heads
-    if dim % heads and not head_dim:
+    if dim % heads:
       raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-    if heads % kv_heads:
-      raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
-    self.head_dim = head_dim or dim // heads
+    self.head_dim = dim // heads
     self.similarity, self.attention_fn = similarity, attention_fn
-    self.q = linear(dim, heads * self.head_dim)
-    self.k = linear(dim, kv_heads * self.head_dim)
-    self.v = linear(dim, kv_heads * self.head_dim)
-    self.out = linear(heads * self.head_dim, dim)
+    self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
 
-  def split_heads(self, x: Tensor) -> Tensor:
-    """(B, T, H K) -> (B, H, T, K)."""
-    return x.rearrange("b t (h k) -> b h t k", k=self.head_dim)
+  def __call__(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """x (B, T, D) -> (B, T, D). Keys and values are computed from memory (B, S, D), or from x."""
+    memory = x if memory is None else memory
+    q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
+    return self.out(merge_heads(self.attention_fn(q, k, v, mask, self.similarity)))
 
-  def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys and values (B, G, S, K) of memory (B, S, D), with G = kv_heads."""
-    return self.split_heads(self.k(memory)), self.split_heads(self.v(memory))
 
-  def __call__(
-    self,
-    x: Tensor,
-    memory: Memory | None = None,
-    mask: Tensor | None = None,
-    cache: Callable | None = None,
-    rope: Callable | None = None,
-  ) -> Tensor:
-    """x (B, T, D) -> (B, T, D).
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+  """(B, T, H K) -> (B, H, T, K)."""
+  return x.rearrange("b t (h k) -> b h t k", k=head_dim)
 
-    memory: None for self-attention; for cross-attention (B, S, D), or its keys_values.
-    mask: broadcasts to (B, H, T, S).  cache: maps the k and v of T positions to those of all S.
-    rope: applies rotary position embeddings to q and k (layers/positions.py).
-    """
-    q = self.split_heads(self.q(x))
-    if isinstance(memory, tuple):
-      k, v = memory
-    else:
-      k, v = self.keys_values(x if memory is None else memory)
-    if rope:
-      q, k = rope(q), rope(k)
-    if cache:
-      k, v = cache(k, v)
-    y = self.attention_fn(q, k, v, mask, self.similarity)
-    return self.out(y.rearrange("b h t k -> b t (h k)"))
+
+def merge_heads(x: Tensor) -> Tensor:
+  """(B, H, T, K) -> (B, T, H K)."""
+  return x.rearrange("b h t k -> b t (h k)")
 
 
 # **************** 3.3 Position-wise Feed-Forward Networks ****************
@@ -309,9 +210,7 @@ class MultiHeadAttention:
 class FeedForward:
   """max(0, x W1 + b1) W2 + b2, applied to each position separately (equation 2)."""
 
-  def __init__(
-    self, dim: int, ff_dim: int, activation: Callable = Tensor.relu, linear: Callable = Linear
-  ):
+  def __init__(self, dim: int, ff_dim: int, activation=Tensor.relu, linear=Linear):
     self.up, self.down = linear(dim, ff_dim), linear(ff_dim, dim)
     self.activation = activation
 
@@ -323,6 +222,14 @@ class FeedForward:
 # **************** 3.4 Embeddings and Softmax ****************
 
 
+class Embedding(nn.Embedding):
+  """A learned vector for each of V tokens. The same matrix can be the output projection."""
+
+  def as_linear(self, x: Tensor) -> Tensor:
+    """Return the dot product with each token's vector: (..., D) -> (..., V)."""
+    return x @ self.weight.T
+
+
 class Transformer:
   """The encoder-decoder of figure 1: source and target token ids -> logits of the next token.
 
@@ -331,7 +238,7 @@ class Transformer:
   """
 
   def __init__(self, vocab_size, dim=512, heads=8, ff_dim=2048, num_layers=6, dropout=0.1):
-    self.tokens = nn.Embedding(vocab_size, dim)
+    self.tokens = Embedding(vocab_size, dim)
     self.tokens.weight = Tensor.normal(vocab_size, dim, std=dim**-0.5)
     self.encoder = Encoder(num_layers, dim, heads, ff_dim, dropout)
     self.decoder = Decoder(num_layers, dim, heads, ff_dim, dropout)
@@ -339,20 +246,19 @@ class Transformer:
 
   def embed(self, ids: Tensor) -> Tensor:
     """ids (B, T) -> token embeddings plus positions (B, T, D), with dropout (sec. 5.4)."""
-    x = self.tokens(ids) * math.sqrt(self.dim)
-    x = add_positions(x, sinusoids(ids.shape[1], self.dim))
-    return materialize(x.dropout(self.dropout))
+    x = self.tokens(ids) * math.sqrt(self.dim) + sinusoids(ids.shape[1], self.dim)
+    return x.dropout(self.dropout)
 
   def __call__(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
     """source (B, S), target (B, T) -> logits (B, T, V). source_mask: a padding_mask."""
     memory = self.encoder(self.embed(source), source_mask)
-    return self.decoder(self.embed(target), memory, source_mask) @ self.tokens.weight.T
+    return self.tokens.as_linear(self.decoder(self.embed(target), memory, source_mask))
 
 
 # **************** 3.5 Positional Encoding ****************
 
 
-def sinusoids(T: Size, dim: int) -> Tensor:
+def sinusoids(T, dim: int) -> Tensor:
   """Return (T, D): sin(p / 10000^(2i/D)) in column 2i and its cosine in column 2i + 1.
 
   p is the position, from 0 to T - 1. Raises ValueError if D is odd.
@@ -361,16 +267,6 @@ def sinusoids(T: Size, dim: int) -> Tensor:
     raise ValueError(f"dim {dim} is odd: sines and cosines come in pairs")
   angle = Tensor.arange(T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
   return Tensor.stack(angle.sin(), angle.cos(), dim=-1).reshape(T, dim)
-
-
-def add_positions(x: Tensor, positions: Tensor) -> Tensor:
-  """x (B, T, D) + positions (T, D) -> (B, T, D), as in the paper."""
-  return x + positions
-
-
-def concatenate_positions(x: Tensor, positions: Tensor) -> Tensor:
-  """x (B, T, D), positions (T, P) -> (B, T, D + P): the alternative to adding them."""
-  return x.cat(positions.expand(x.shape[0], *positions.shape), dim=-1)
 
 
 # **************** 5.3 Optimizer, 5.4 Regularization ****************

@@ -7,7 +7,7 @@ import argparse
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from experiments import common
-from models.bert import Bert
-from models.heads import MaskedLMHead, SequenceClassificationHead
+from models.bert import Bert, BertConfig
+from models.heads import HeadConfig
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm
@@ -228,38 +228,34 @@ class Study:
     self.train_ids = encode(tokenizer, task.train, task.length)
     self.test_ids = encode(tokenizer, task.test, task.length)
 
-  def bert(self, head: Callable) -> Bert:
+  def bert(self, head: HeadConfig) -> Bert:
     # BERT's GELU would take longer than the rest of the model, so the activation is ReLU.
-    return Bert(
-      self.vocab_size + 2,
-      self.task.length,
-      DIM,
-      HEADS,
-      NUM_LAYERS,
-      FF_DIM,
-      1,
-      Tensor.relu,
-      head=head,
+    config = BertConfig(
+      vocab_size=self.vocab_size + 2,
+      context=self.task.length,
+      dim=DIM,
+      heads=HEADS,
+      num_layers=NUM_LAYERS,
+      ff_dim=FF_DIM,
+      segments=1,
+      activation="relu",
       dropout=DROPOUT,
-      **CPU_KERNELS,
+      head=head,
     )
+    return Bert(config, CPU_KERNELS)
 
   def make_classifier(self, trunk: dict[str, Tensor]) -> Bert:
     """Return a classifier whose parameters are those in `trunk`, or random."""
-    linear = CPU_KERNELS["linear"]
-    model = self.bert(lambda tokens: SequenceClassificationHead(DIM, self.classes, linear=linear))
+    model = self.bert(HeadConfig("text-classification", labels=tuple(self.classes)))
     for name, t in nn.state.get_state_dict(model).items():
       if name in trunk:
         t.replace(trunk[name].clone())
     return model
 
   def make_masked_lm(self) -> Bert:
-    linear = CPU_KERNELS["linear"]
-    return self.bert(
-      lambda tokens: MaskedLMHead(
-        DIM, self.vocab_size + 2, Tensor.relu, lambda: LayerNorm(DIM), linear, tokens
-      )
-    )
+    model = self.bert(HeadConfig("fill-mask", activation="relu"))
+    model.head.norm = LayerNorm(DIM)
+    return model
 
   def classify(self, model: Bert, ids: Tensor) -> Tensor:
     """Return logits (B, C) of the classes for ids (B, T)."""

@@ -19,7 +19,6 @@ from tinyformer.checkpoints.safetensors import (
   atomic_write,
   read_metadata,
   read_safetensors,
-  skip_init,
   write_safetensors,
   write_text,
 )
@@ -242,8 +241,7 @@ class MultiRunTrainer:
 
   @functools.cached_property
   def model(self) -> Any:
-    with skip_init():  # `reset` initializes the parameters
-      return self.make()
+    return self.make()  # `reset` draws the initial values
 
   @functools.cached_property
   def trainer(self) -> Trainer:

@@ -9,18 +9,20 @@ import gzip
 import math
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad import Tensor, nn
+from tinygrad import nn
 
 from experiments import common
-from models.vit import ViT
+from models.vit import ViT, ViTConfig
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.fused import attention
 from tinyformer.kernels.parts import CPU_KERNELS
-from transformer import attention, loss
+from transformer import loss
 
 BATCH_SIZE = 64
 TEST_BATCH_SIZE = 500
@@ -154,9 +156,18 @@ def make_vit(num_layers: int) -> ViT:
   ReLU replaces GELU, which would take longer on a CPU than the rest of the model. The reference
   implementation of attention is faster than the kernel for so few keys.
   """
-  labels = [str(i) for i in range(10)]
-  parts = CPU_KERNELS | {"attention_fn": attention}
-  return ViT(labels, (28, 28), (7, 7), 1, 64, 4, num_layers, 256, Tensor.relu, **parts)
+  config = ViTConfig(
+    labels=tuple(str(i) for i in range(10)),
+    image=(28, 28),
+    patch=(7, 7),
+    channels=1,
+    dim=64,
+    heads=4,
+    num_layers=num_layers,
+    ff_dim=256,
+    activation="relu",
+  )
+  return ViT(config, replace(CPU_KERNELS, attention=attention))
 
 
 class DigitsExperiment:

@@ -14,10 +14,13 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from experiments import common
+from layers.attention import CachedAttention
+from layers.norms import pre_norm
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.fused import attention, materialize
 from tinyformer.kernels.linear import PackedLinear
-from transformer import Block, FeedForward, MultiHeadAttention, loss, materialize, pre_norm
+from transformer import Block, FeedForward, loss
 
 WITH_DECAY = "weight decay"
 WITHOUT_DECAY = "no weight decay"
@@ -38,7 +41,7 @@ class ModularAddition:
     self.positions = Tensor.normal(3, dim, std=dim**-0.5)
     self.tokens.weight = Tensor.normal(p + 1, dim, std=dim**-0.5)
     self.block = Block(
-      MultiHeadAttention(dim, heads, PackedLinear),
+      CachedAttention(dim, heads, PackedLinear, attention),
       FeedForward(dim, ff_dim, linear=PackedLinear),
       lambda: lambda x: x,
       pre_norm,

@@ -18,12 +18,12 @@ from tinygrad import Tensor, nn
 
 from experiments import common
 from experiments.small import CHANCE_LOSS, ENTROPY_RATE, NUM_SYMBOLS, Decoder, markov_batch
+from layers.norms import pre_norm
 from tinyformer import cli
 from transformer import (
   attention_weights,
   dot_product,
   loss,
-  pre_norm,
   scaled_dot_product,
   sinusoids,
 )

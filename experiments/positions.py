@@ -70,7 +70,7 @@ class PositionDecoder(Decoder):
 
 def scheme_arrays(scheme: str, T: int) -> tuple[np.ndarray, ...]:
   """Return the arguments of `with_scheme` after the ids, for T positions."""
-  cos, sin = (t.numpy() for t in rope_cos_sin(0, T, rope_inv_freq(DIM // HEADS)))
+  cos, sin = (t.numpy() for t in rope_cos_sin(Tensor.arange(T), rope_inv_freq(DIM // HEADS)))
   added = sinusoids(T, DIM).numpy()
   bias = alibi(T, T, HEADS).numpy()
   use_rope = scheme == "rotary"

@@ -25,13 +25,13 @@ from experiments.small import (
 )
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.fused import materialize
 from transformer import (
   Decoder,
   Transformer,
   causal_mask,
   learning_rate,
   loss,
-  materialize,
   sinusoids,
 )
 
@@ -51,7 +51,7 @@ class UnmaskedDecoder(Decoder):
 
   def __call__(self, y: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
     for block in self.blocks:
-      y = block(y, memory, None, memory_mask)
+      y = block(y, memory, memory_mask)
     return y
 
 

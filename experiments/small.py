@@ -4,20 +4,34 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
+from layers.norms import pre_norm
 from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.fused import materialize
 from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import (
   Block,
   FeedForward,
   MultiHeadAttention,
-  add_positions,
   causal_mask,
-  materialize,
-  pre_norm,
+  merge_heads,
   scaled_dot_product,
+  split_heads,
 )
+
+
+class RotaryAttention(MultiHeadAttention):
+  """Causal self-attention with optional rotary positions."""
+
+  def __call__(  # type: ignore[override]
+    self, x: Tensor, mask: Tensor | None = None, rope: Callable | None = None
+  ) -> Tensor:
+    """x (B, T, D) -> (B, T, D). rope: applied to queries and keys."""
+    q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+    if rope:
+      q, k = rope(q), rope(k)
+    return self.out(merge_heads(self.attention_fn(q, k, v, mask, self.similarity)))
 
 
 class Decoder:
@@ -39,15 +53,15 @@ class Decoder:
     residual: Callable = pre_norm,
     similarity: Callable = lambda: scaled_dot_product,
     mask: Callable = causal_mask,
-    attention_fn: Callable = CPU_KERNELS["attention_fn"],
+    attention_fn: Callable = CPU_KERNELS.attention,
   ):
-    linear = CPU_KERNELS["linear"]
-    norm = CPU_KERNELS["layer_norm"]
-    self.tokens = nn.Embedding(vocab_size, dim)
+    linear = CPU_KERNELS.linear
+    norm = CPU_KERNELS.layer_norm
+    self.tokens = CPU_KERNELS.embedding(vocab_size, dim)
     self.tokens.weight = Tensor.normal(vocab_size, dim, std=dim**-0.5)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, similarity(), attention_fn),
+        RotaryAttention(dim, heads, linear, similarity(), attention_fn),
         FeedForward(dim, 4 * dim, linear=linear),
         lambda: norm(dim),
         residual,
@@ -55,7 +69,6 @@ class Decoder:
       for _ in range(num_layers)
     ]
     self.norm = norm(dim)
-    self.product = linear.product
     self.dim = dim
     self.mask = mask
 
@@ -74,13 +87,13 @@ class Decoder:
     """
     T = ids.shape[1]
     x = self.tokens(ids) * math.sqrt(self.dim)
-    x = materialize(x if positions is None else add_positions(x, positions))
+    x = materialize(x if positions is None else x + positions)
     mask = self.mask(T, T)
     if bias is not None:
       mask = materialize(bias if mask is None else mask + bias)
     for block in self.blocks:
       x = block(x, mask=mask, rope=rope)
-    return self.product(materialize(self.norm(x)), self.tokens.weight)
+    return self.tokens.as_linear(self.norm(x))
 
 
 def token_losses(model: Callable) -> CompiledStep:

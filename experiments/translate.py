@@ -17,6 +17,7 @@ import numpy as np
 from tinygrad import Tensor
 
 from experiments import common
+from layers.attention import CachedAttention
 from tinyformer import cli
 from tinyformer.files import write_text
 from tinyformer.generation import generate_seq2seq
@@ -24,18 +25,18 @@ from tinyformer.generation.generation_config import GenerationConfig
 from tinyformer.kernels.attention import attention
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.cross_entropy import loss
+from tinyformer.kernels.fused import materialize
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
+from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.metrics import bleu
 from transformer import (
   Block,
   FeedForward,
-  MultiHeadAttention,
   Transformer,
   causal_mask,
   learning_rate,
-  materialize,
   padding_mask,
   post_norm,
   sinusoids,
@@ -62,8 +63,8 @@ class Translator(Transformer):
   ):
     super().__init__(vocab_size, dim, heads, ff_dim, 0, dropout)
 
-    def attn() -> MultiHeadAttention:
-      return MultiHeadAttention(dim, heads, PackedLinear, attention_fn=attention)
+    def attn() -> CachedAttention:
+      return CachedAttention(dim, heads, PackedLinear, attention)
 
     def blocks(cross: bool) -> list[Block]:
       return [
@@ -79,14 +80,20 @@ class Translator(Transformer):
 
     self.encoder.blocks = blocks(False)
     self.decoder.blocks = blocks(True)
+    self.parts = CPU_KERNELS
     self.context = CONTEXT
     self.padding = vocab_size - 1
 
-  def embed(self, ids: Tensor, start=0) -> Tensor:
-    """Embed ids (B, T), whose first position is `start` -> (B, T, D)."""
+  def embed(self, ids: Tensor, cache=None) -> Tensor:
+    """Return embeddings plus positions: ids (B, T) -> (B, T, D)."""
+    start = 0 if cache is None else cache.length
     positions = sinusoids(CONTEXT, self.dim)[start : start + ids.shape[1]]
     x = self.tokens(ids) * math.sqrt(self.dim) + positions
     return materialize(x.dropout(self.dropout))
+
+  def encode(self, source: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the memory of a source: ids (B, S), attention_mask (B, S) -> (B, S, D)."""
+    return self.encoder(self.embed(source), padding_mask(attention_mask))
 
   def head(self, x: Tensor) -> Tensor:
     """x (B, T, D) -> logits (B, T, V)."""
@@ -94,30 +101,23 @@ class Translator(Transformer):
 
   def __call__(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
     """source (B, S), target (B, T) -> logits (B, T, V). The model masks padding itself."""
-    mask = padding_mask(source != self.padding)
-    memory = self.encoder(self.embed(source), mask)
-    return self.head(materialize(self.decoder(self.embed(target), memory, mask)))
+    is_token = source != self.padding
+    memory = self.encode(source, is_token)
+    return self.head(materialize(self.decoder(self.embed(target), memory, padding_mask(is_token))))
 
-  def cross_kv(self, source: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the keys and values that the decoder's blocks attend to.
-
-    source, attention_mask (B, S) -> (L, 2, B, H, S, K).
-    """
-    memory = self.encoder(self.embed(source), padding_mask(attention_mask))
-    layers = [Tensor.stack(*block.cross.keys_values(memory)) for block in self.decoder.blocks]
-    return Tensor.stack(*layers)
-
-  def last_hidden_state(self, ids: Tensor, start, cache, at=None) -> Tensor:
-    """Return the decoder's output for target ids (B, T), whose first position is `start`.
-
-    The result is (B, T, D), or (B, 1, D) for position `at` of the T only.
-    """
+  def attention_inputs(self, ids: Tensor, cache=None) -> dict[str, Tensor]:
+    """Return the mask of the decoder's self-attention."""
     T = ids.shape[1]
-    mask = causal_mask(T, start + T) if T > 1 else None
-    x = self.embed(ids, start)
-    for i, block in enumerate(self.decoder.blocks):
-      x = block(x, cache.cross_kv[i], mask, cache.mask, cache.layer(i, start)).realize()
-    return x if at is None else x[:, at : at + 1]
+    return {"mask": causal_mask(T, T if cache is None else cache.length + T)}
+
+  @property
+  def blocks(self) -> list[Block]:
+    """Return the decoder's blocks."""
+    return self.decoder.blocks
+
+  def norm(self, x: Tensor) -> Tensor:
+    """Return x: post-norm blocks need no further norm."""
+    return x
 
 
 def read_sentences(folder: Path, name: str) -> list[str]:

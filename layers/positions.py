@@ -7,25 +7,37 @@ scores; they have shape (T, S), or (H, T, S) if they differ by head.
 import math
 from typing import Any
 
-from tinygrad import Tensor, UOp
-
-from transformer import Size
+from tinygrad import Tensor
 
 
-def sinusoids_in_halves(T: Size, dim: int, start: Size = 0) -> Tensor:
-  """Return (T, D) from position `start` on: transformer.sinusoids with all sines first.
+def check_context(length, context: int) -> None:
+  """Raise ValueError if a sequence is longer than the context."""
+  if length > context:
+    raise ValueError(f"{length} tokens are more than the context of {context}: shorten the text")
+
+
+def sinusoids_in_halves(positions: Tensor, dim: int) -> Tensor:
+  """Return the encodings (T, D) of positions (T): transformer.sinusoids with all sines first.
 
   This is the column order of tensor2tensor, and therefore of Marian. Raises ValueError if D is odd.
   """
   if dim % 2:
     raise ValueError(f"dim {dim} is odd: sines and cosines come in pairs")
-  angle = position_ids(start, T).reshape(T, 1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
-  return angle.sin().cat(angle.cos(), dim=1)
+  angle = positions.unsqueeze(-1) / 10000 ** (Tensor.arange(0, dim, 2) / dim)
+  return angle.sin().cat(angle.cos(), dim=-1)
 
 
-def position_ids(start: Size | Tensor, T: Size) -> Tensor:
-  """Return (T,): start, start + 1, ..."""
-  return Tensor.arange(T) + (Tensor(start) if isinstance(start, UOp) else start)
+def concatenate_positions(x: Tensor, positions: Tensor) -> Tensor:
+  """x (B, T, D), positions (T, P) -> (B, T, D + P): the alternative to adding them."""
+  return x.cat(positions.expand(x.shape[0], *positions.shape), dim=-1)
+
+
+def token_positions(attention_mask: Tensor) -> Tensor:
+  """Return the position of each token (B, S), not counting the padding before it.
+
+  attention_mask (B, S): 1 for tokens, 0 for padding.
+  """
+  return (attention_mask.int().cumsum(1) - 1).maximum(0)
 
 
 # **************** RoPE (Su et al. 2021, RoFormer, sec. 3.2) ****************
@@ -72,11 +84,11 @@ def llama3_inv_freq(inv_freq: list[float], factor: float, scaling: dict[str, Any
   return scaled
 
 
-def rope_cos_sin(start: Size | Tensor, T: Size, inv_freq: list[float]) -> tuple[Tensor, Tensor]:
-  """Return the cosines and sines (T, D/2) of the rotation angles from position `start` on."""
+def rope_cos_sin(positions: Tensor, inv_freq: list[float]) -> tuple[Tensor, Tensor]:
+  """Return the cosines and sines (T, D/2) of the rotation angles at positions (T)."""
   # One constant Tensor per frequency: a Tensor made from the list would be a captured buffer.
   frequencies = Tensor.stack(*map(Tensor, inv_freq))
-  angle = position_ids(start, T).reshape(T, 1) * frequencies
+  angle = positions.unsqueeze(-1) * frequencies
   return angle.cos(), angle.sin()
 
 
@@ -101,12 +113,13 @@ def apply_rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # **************** biases and masks by distance ****************
 
 
-def distances(T: Size, S: Size) -> Tensor:
+def distances(T, S) -> Tensor:
   """Return (T, S): the query's position minus the key's, negative for later keys."""
-  return position_ids(S - T, T).reshape(T, 1) - Tensor.arange(S).reshape(1, S)
+  query_position = Tensor.arange(T).reshape(T, 1) + (S - T)
+  return query_position - Tensor.arange(S)
 
 
-def window_mask(T: Size, S: Size, window: int) -> Tensor:
+def window_mask(T, S, window: int) -> Tensor:
   """Return (T, S): 0 for the query's own position and the window - 1 before it, else -inf.
 
   Source: Beltagy et al. 2020; Jiang et al. 2023 (Mistral), sec. 2.
@@ -126,7 +139,7 @@ def alibi_slopes(heads: int) -> list[float]:
   return slopes + [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
 
 
-def alibi(T: Size, S: Size, heads: int) -> Tensor:
+def alibi(T, S, heads: int) -> Tensor:
   """Return ALiBi's biases (H, T, S): minus the distance times the head's slope.
 
   Add them to a causal mask. Source: Press et al. 2022, sec. 3.
@@ -176,7 +189,7 @@ class RelativeBias:
     self.weight = Tensor.normal(buckets, heads, std=0.02)
     self.bidirectional, self.buckets, self.max_distance = bidirectional, buckets, max_distance
 
-  def __call__(self, T: Size, S: Size) -> Tensor:
+  def __call__(self, T, S) -> Tensor:
     """Return the biases (H, T, S), to be added to the scores."""
     d = distances(T, S)
     indices = bucket(d, self.bidirectional, self.buckets, self.max_distance)

@@ -5,20 +5,139 @@ Source: Lewis et al. 2020, sec. 2.1.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
+from layers.attention import CachedAttention
+from layers.parts import PLAIN, Parts
+from layers.positions import check_context
 from models.encoder_decoder import EncoderDecoder, Stack
+from models.hf_config import HFConfig
 from models.key_map import KeyMap
-from tinyformer.checkpoints.config import Config, loader
-from tinyformer.kernels.linear import to_float32
-from transformer import Block, FeedForward, Linear, MultiHeadAttention, Size, attention
+from transformer import Block, FeedForward
 
+
+@dataclass(frozen=True)
+class BartConfig:
+  """The sizes and settings of a BART or a Marian.
+
+  scale_embedding: whether the token embeddings are multiplied by sqrt(D).
+  """
+
+  vocab_size: int
+  context: int
+  dim: int
+  encoder_heads: int
+  decoder_heads: int
+  encoder_ff_dim: int
+  decoder_ff_dim: int
+  encoder_layers: int
+  decoder_layers: int
+  activation: str = "gelu"
+  scale_embedding: bool = False
+
+
+class LearnedPositions:
+  """A learned vector for each of `context` positions.
+
+  Position 0 is row 2 of the table: fairseq numbers positions from its padding id, 1, plus 1.
+  """
+
+  def __init__(self, context: int, dim: int, parts: Parts):
+    self.context = context
+    self.table = parts.embedding(context + 2, dim)
+    if parts.initialize:
+      self.table.weight = Tensor.normal(context + 2, dim, std=0.02)
+
+  def __call__(self, position_ids: Tensor) -> Tensor:
+    """Return the vectors of positions (T): (T, D). Raises ValueError for more than `context`."""
+    check_context(position_ids.shape[0], self.context)
+    return self.table(position_ids + 2)
+
+
+class Bart(EncoderDecoder):
+  """Compute the logits of the next target token from a source and the target so far."""
+
+  def __init__(self, config: BartConfig, parts: Parts = PLAIN):
+    c = config
+    encoder = self.stack(c.encoder_layers, c.encoder_heads, c.encoder_ff_dim, config, parts)
+    decoder = self.stack(
+      c.decoder_layers, c.decoder_heads, c.decoder_ff_dim, config, parts, is_decoder=True
+    )
+    scale = math.sqrt(c.dim) if c.scale_embedding else 1.0
+    super().__init__(config, parts, encoder, decoder, scale)
+    self.head_bias = Tensor.zeros(1, c.vocab_size)
+
+  @classmethod
+  def stack(
+    cls,
+    num_layers: int,
+    heads: int,
+    ff_dim: int,
+    config: BartConfig,
+    parts: Parts,
+    is_decoder: bool = False,
+  ) -> Stack:
+    """Return the encoder or the decoder."""
+    dim = config.dim
+
+    def attn() -> CachedAttention:
+      return CachedAttention(dim, heads, parts.linear, parts.attention)
+
+    blocks = [
+      Block(
+        attn=attn(),
+        ff=FeedForward(dim, ff_dim, parts.activations[config.activation], parts.linear),
+        norm=lambda: parts.layer_norm(dim),
+        cross=attn() if is_decoder else None,
+      )
+      for _ in range(num_layers)
+    ]
+    return Stack(blocks, cls.positions(config, parts), cls.embed_norm(config, parts))
+
+  @staticmethod
+  def positions(config: BartConfig, parts: Parts) -> Callable:
+    """Return the positions of a stack: position ids (T) -> (T, D)."""
+    return LearnedPositions(config.context, config.dim, parts)
+
+  @staticmethod
+  def embed_norm(config: BartConfig, parts: Parts) -> Callable:
+    """Return the norm of a stack's embeddings."""
+    return parts.layer_norm(config.dim)
+
+  def head(self, x: Tensor) -> Tensor:
+    """Return the dot products with all token embeddings, plus a bias: (..., D) -> (..., V)."""
+    return self.tokens.as_linear(x) + self.head_bias
+
+
+def from_hf(hf: HFConfig) -> BartConfig:
+  """Translate a config.json.
+
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
+  hf.only(tie_word_embeddings=True, share_encoder_decoder_embeddings=True)
+  return BartConfig(
+    vocab_size=hf.size("vocab_size"),
+    context=hf.size("max_position_embeddings", 1024),
+    dim=hf.size("d_model"),
+    encoder_heads=hf.size("encoder_attention_heads"),
+    decoder_heads=hf.size("decoder_attention_heads"),
+    encoder_ff_dim=hf.size("encoder_ffn_dim"),
+    decoder_ff_dim=hf.size("decoder_ffn_dim"),
+    encoder_layers=hf.size("encoder_layers"),
+    decoder_layers=hf.size("decoder_layers"),
+    activation=hf.activation("activation_function", "gelu"),
+    scale_embedding=bool(hf.get("scale_embedding")),
+  )
+
+
+# Encoder and decoder have the same names; `\1` is "en" or "de".
 KEY_MAP = KeyMap(
   rules={
     r"tokens": "model.shared",
     r"head_bias": "final_logits_bias",
-    r"(en|de)coder\.positions": r"model.\1coder.embed_positions",
+    r"(en|de)coder\.positions\.table": r"model.\1coder.embed_positions",
     r"(en|de)coder\.embed_norm": r"model.\1coder.layernorm_embedding",
     r"(en|de)coder\.blocks\.(\d+)\.attn_norm": r"model.\1coder.layers.\2.self_attn_layer_norm",
     r"(en|de)coder\.blocks\.(\d+)\.attn\.([qkv])": r"model.\1coder.layers.\2.self_attn.\3_proj",
@@ -39,114 +158,3 @@ KEY_MAP = KeyMap(
   },
   optional={"final_logits_bias": "zero if the file was saved from a model without a head"},
 )
-
-
-class LearnedPositions:
-  """A learned vector for each of `context` positions, as a part of Stack.
-
-  Position 0 is row 2 of the table: fairseq numbers positions from its padding id, 1, plus 1.
-  """
-
-  def __init__(self, context: int, dim: int):
-    self.weight = Tensor.normal(context + 2, dim, std=0.02)
-    self.context = context
-
-  def __call__(self, start: Size, T: Size) -> Tensor:
-    """Return the vectors of T positions from `start`: (T, D).
-
-    Raises ValueError if they exceed the context.
-    """
-    if isinstance(start, int) and start + T > self.context:
-      raise ValueError(
-        f"{start + T} tokens are more than the context of {self.context}: shorten the text"
-      )
-    return to_float32(self.weight[start + 2 : start + T + 2])
-
-
-class Bart(EncoderDecoder):
-  """Compute the logits of the next target token from a source and the target so far.
-
-  heads, ff_dim, num_layers: of the encoder and the decoder.
-  positions: called with (context, dim), returns the `positions` of a Stack.
-  embed_norm: called with (dim), returns the norm of the embeddings; None if there is no such norm.
-  scale: factor for the token embeddings.
-  """
-
-  def __init__(  # noqa: PLR0913
-    self,
-    vocab_size: int,
-    context: int,
-    dim: int,
-    heads: tuple[int, int],
-    ff_dim: tuple[int, int],
-    num_layers: tuple[int, int],
-    activation: Callable,
-    positions: Callable,
-    embed_norm: Callable | None,
-    scale: float = 1.0,
-    linear: type[Linear] = Linear,
-    attention_fn: Callable = attention,
-    layer_norm: Callable = nn.LayerNorm,
-  ):
-    def attn(side: int) -> MultiHeadAttention:
-      return MultiHeadAttention(dim, heads[side], linear, attention_fn=attention_fn)
-
-    # side: 0 for the encoder, 1 for the decoder
-    def stack(side: int) -> Stack:
-      blocks = [
-        Block(
-          attn=attn(side),
-          ff=FeedForward(dim, ff_dim[side], activation, linear),
-          norm=lambda: layer_norm(dim),
-          cross=attn(side) if side == 1 else None,
-        )
-        for _ in range(num_layers[side])
-      ]
-      return Stack(blocks, positions(context, dim), embed_norm and embed_norm(dim))
-
-    super().__init__(vocab_size, context, dim, stack(0), stack(1), scale)
-    self.product = linear.product
-    self.head_bias = Tensor.zeros(1, vocab_size).contiguous()
-
-  def head(self, x: Tensor) -> Tensor:
-    """Return the dot products with all token embeddings, plus a bias: (..., D) -> (..., V)."""
-    return self.product(x, self.tokens.weight) + self.head_bias
-
-
-def from_config(
-  config: Config,
-  linear: type[Linear] = Linear,
-  attention_fn: Callable = attention,
-  layer_norm: Callable = nn.LayerNorm,
-  positions: Callable = LearnedPositions,
-  embed_norm: bool = True,
-) -> Bart:
-  """Return an untrained model with the sizes of a config.json.
-
-  positions: as in Bart. embed_norm: whether the embeddings have a norm.
-  Raises ValueError for a setting that is missing, invalid or not supported.
-  """
-  config.only(tie_word_embeddings=True, share_encoder_decoder_embeddings=True)
-
-  def sizes(name: str) -> tuple[int, int]:
-    return config.size(f"encoder_{name}"), config.size(f"decoder_{name}")
-
-  dim = config.size("d_model")
-  return Bart(
-    vocab_size=config.size("vocab_size"),
-    context=config.size("max_position_embeddings", 1024),
-    dim=dim,
-    heads=sizes("attention_heads"),
-    ff_dim=sizes("ffn_dim"),
-    num_layers=sizes("layers"),
-    activation=config.activation("activation_function", "gelu"),
-    positions=positions,
-    embed_norm=layer_norm if embed_norm else None,
-    scale=math.sqrt(dim) if config.get("scale_embedding") else 1.0,
-    linear=linear,
-    attention_fn=attention_fn,
-    layer_norm=layer_norm,
-  )
-
-
-load = loader(from_config, KEY_MAP)

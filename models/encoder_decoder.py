@@ -1,25 +1,30 @@
 """Shared code of the encoder-decoder architectures: a stack of blocks, and a pair of stacks.
 
 The encoder reads the source once. The decoder attends to its output, the memory, and generates the
-target token by token. The keys and values of the memory are computed once per source.
+target token by token.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
-from tinyformer.generation.kv_cache import EncoderDecoderCache, KVCache, continues, padded
-from tinyformer.kernels.linear import embed
-from transformer import Block, Memory, Size, causal_mask, materialize
+from layers.parts import Parts
+from layers.positions import check_context
+from transformer import Block, causal_mask, padding_mask
+
+
+def identity(x: Tensor) -> Tensor:
+  """Return x: the norm of a stack that has none in this place."""
+  return x
 
 
 class Stack:
-  """The blocks of an encoder or decoder, with positions and norms. None omits a part.
+  """The blocks of an encoder or decoder, with what surrounds them.
 
-  positions: called with (start, T), returns (T, D), which is added to the embeddings.
+  positions: called with position ids (T), returns vectors (T, D) to add to the embeddings.
   embed_norm: norm that is applied to this sum.
-  bias: called with (T, S), returns (H, T, S), which is added to the self-attention scores of all
-    blocks.
+  bias: called with (T, S), returns (H, T, S) to add to the self-attention scores of all blocks.
   norm: norm that is applied to the output of the last block.
   """
 
@@ -27,9 +32,9 @@ class Stack:
     self,
     blocks: list[Block],
     positions: Callable | None = None,
-    embed_norm: Callable | None = None,
+    embed_norm: Callable = identity,
     bias: Callable | None = None,
-    norm: Callable | None = None,
+    norm: Callable = identity,
   ):
     self.blocks = blocks
     self.positions = positions
@@ -37,68 +42,35 @@ class Stack:
     self.bias = bias
     self.norm = norm
 
-  def __call__(
-    self,
-    x: Tensor,
-    mask: Tensor | None = None,
-    start: Size = 0,
-    cross_kv: Sequence[Memory] = (),
-    memory_mask: Tensor | None = None,
-    cache: KVCache | None = None,
-  ) -> Tensor:
-    """Apply all blocks to the embeddings of the positions from `start`: (B, T, D) -> (B, T, D).
+  def add_positions(self, x: Tensor, position_ids: Tensor) -> Tensor:
+    """Return the input of the first block: token embeddings (B, T, D), ids (T) -> (B, T, D)."""
+    return self.embed_norm(x + self.positions(position_ids) if self.positions else x)
 
-    cross_kv: the `memory` argument of MultiHeadAttention for the cross-attention of each block.
-    memory_mask: additive mask that broadcasts to (B, H, T, S), usually a padding_mask.
-    """
-    T = x.shape[1]
-    if self.positions:
-      x = x + self.positions(start, T)
-    if self.embed_norm:
-      x = self.embed_norm(x)
-    if self.bias:
-      bias = self.bias(T, start + T)
-      mask = materialize(bias if mask is None else mask + bias)
-    x = materialize(x)
-    for i, block in enumerate(self.blocks):
-      x = block(
-        x,
-        memory=cross_kv[i] if cross_kv else None,
-        mask=mask,
-        memory_mask=memory_mask,
-        cache=cache and cache.layer(i, start),
-      )
-      if cache:
-        # Inference only: realizing after each block lets tinygrad reuse one block's schedule.
-        x.realize()
-    return materialize(self.norm(x) if self.norm else x)
+  def add_bias(self, mask: Tensor | None, T, S) -> Tensor | None:
+    """Return the mask plus the bias of T queries and S keys."""
+    if self.bias is None:
+      return mask
+    return self.bias(T, S) if mask is None else mask + self.bias(T, S)
 
 
 class EncoderDecoder:
   """Compute the logits of the next target token from a source and the target so far.
 
-  Subclasses define `head`, which maps (..., D) to logits (..., V).
+  Subclasses define `head`, which maps (..., D) to logits (..., V). The attributes `blocks` and
+  `norm` and the method `embed` are the decoder's, as in a model without an encoder.
 
-  context: maximum length of a target in tokens.
+  config: has vocab_size, context (the maximum length of a target in tokens) and dim.
   scale: factor for the token embeddings, which the source and the target share.
   """
 
   task = "text2text-generation"
   head: Callable[[Tensor], Tensor]
 
-  def __init__(
-    self,
-    vocab_size: int,
-    context: int,
-    dim: int,
-    encoder: Stack,
-    decoder: Stack,
-    scale: float = 1.0,
-  ):
-    self.vocab_size = vocab_size
-    self.context = context
+  def __init__(self, config, parts: Parts, encoder: Stack, decoder: Stack, scale: float = 1.0):
+    self.config, self.parts = config, parts
+    self.vocab_size, self.context = config.vocab_size, config.context
     self.scale = scale
-    self.tokens = nn.Embedding(vocab_size, dim)
+    self.tokens = parts.embedding(config.vocab_size, config.dim)
     self.encoder = encoder
     self.decoder = decoder
 
@@ -111,70 +83,59 @@ class EncoderDecoder:
     attention_mask (B, S): 1 for tokens of the source, 0 for padding.
     """
     memory = self.encode(source, attention_mask)
-    cross_kv = [memory] * len(self.decoder.blocks)
-    return self.head(self.decode(target, cross_kv, padded(None, attention_mask)))
-
-  def embed(self, ids: Tensor) -> Tensor:
-    """Return the scaled token embeddings: ids (B, T) -> (B, T, D)."""
-    return embed(self.tokens, ids) * self.scale
+    memory_mask = None if attention_mask is None else padding_mask(attention_mask)
+    return self.head(self.decode(target, memory, memory_mask))
 
   def encode(self, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Return the memory that the decoder attends to: source ids (B, S) -> (B, S, D).
 
     attention_mask (B, S): 1 for tokens, 0 for padding, which must follow the tokens.
     """
-    return self.encoder(self.embed(source), padded(None, attention_mask))
+    S = source.shape[1]
+    x = self.encoder.add_positions(self.tokens(source) * self.scale, Tensor.arange(S))
+    padding = None if attention_mask is None else padding_mask(attention_mask)
+    mask = self.encoder.add_bias(padding, S, S)
+    for block in self.encoder.blocks:
+      x = block(x, mask=mask)
+    return self.encoder.norm(x)
 
-  def decode(
-    self,
-    target: Tensor,
-    cross_kv: Sequence[Memory],
-    memory_mask: Tensor | None = None,
-    start: Size = 0,
-    cache: KVCache | None = None,
-  ) -> Tensor:
-    """Return the input of the head: target ids (B, T) at the positions from `start` -> (B, T, D).
+  def decode(self, target: Tensor, memory: Tensor, memory_mask=None, cache=None) -> Tensor:
+    """Return the input of the head: target ids (B, T), memory (B, S, D) -> (B, T, D).
 
-    The other arguments are those of Stack. Raises ValueError if the target exceeds the context, or
-    if `start` is not 0 and there is no cache.
+    memory_mask: additive mask that broadcasts to (B, H, T, S), usually a padding_mask.
+    cache: a KVCache of the earlier target positions, to which the T new ones are added.
+    Raises ValueError if the target exceeds the context.
     """
-    T = continues(target, start, cache, self.context)
-    # A single query is the last position, so it sees every key.
-    mask = causal_mask(T, start + T) if T > 1 else None
-    return self.decoder(self.embed(target), mask, start, cross_kv, memory_mask, cache)
+    x = self.embed(target, cache)
+    inputs = self.attention_inputs(target, cache)
+    for i, block in enumerate(self.blocks):
+      layer_cache = None if cache is None else cache.layer(i)
+      x = block(x, memory, memory_mask, **inputs, cache=layer_cache)
+    return self.norm(x)
 
-  def last_hidden_state(
-    self, ids: Tensor, start: Size, cache: EncoderDecoderCache, at: Size | None = None
-  ) -> Tensor:
-    """Return the input of the head: target ids (B, T) at the positions from `start` -> (B, T, D).
+  def embed(self, ids: Tensor, cache=None) -> Tensor:
+    """Return the input of the decoder's first block: target ids (B, T) -> (B, T, D)."""
+    T = ids.shape[1]
+    if cache is None:
+      check_context(T, self.context)
+    positions = Tensor.arange(T) + (0 if cache is None else cache.position)
+    return self.decoder.add_positions(self.tokens(ids) * self.scale, positions)
 
-    cache: holds the keys and values of the source and of the target positions before `start`.
-    at: index of the only position to return, as (B, 1, D).
+  def attention_inputs(self, ids: Tensor, cache=None) -> dict[str, Any]:
+    """Return the arguments of the decoder's self-attention besides x: a mask for (H, T, P + T).
+
+    P is the number of positions in the cache.
     """
-    x = self.decode(ids, cache.cross_kv, cache.mask, start, cache)
-    return x if at is None else x[:, at : at + 1]
+    T = ids.shape[1]
+    S = T if cache is None else cache.length + T
+    return {"mask": self.decoder.add_bias(causal_mask(T, S), T, S)}
 
-  def cross_kv(self, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return the keys and values of a source in the L blocks: ids (B, S) -> (L, 2, B, H, S, K)."""
-    memory = self.encode(source, attention_mask)
-    pairs = [block.cross.keys_values(memory) for block in self.decoder.blocks]
-    return Tensor.stack(*(Tensor.stack(k, v) for k, v in pairs))
+  @property
+  def blocks(self) -> list[Block]:
+    """Return the decoder's blocks."""
+    return self.decoder.blocks
 
-  def cache(
-    self,
-    batch: int,
-    source: Tensor,
-    attention_mask: Tensor | None = None,
-    context: int | None = None,
-  ) -> EncoderDecoderCache:
-    """Encode a source and return a cache for `batch` targets of up to `context` tokens.
-
-    source: token ids (batch, S), or (1, S) if all targets have the same source.
-    context: the model's own if None.
-    """
-    return EncoderDecoderCache(
-      self.cross_kv(source, attention_mask),
-      padded(None, attention_mask),
-      batch,
-      context or self.context,
-    )
+  @property
+  def norm(self) -> Callable:
+    """Return the norm of the decoder's output."""
+    return self.decoder.norm

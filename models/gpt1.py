@@ -4,50 +4,58 @@ Source: Radford et al. 2018, sec. 4.1.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
+from layers.parts import PLAIN, Parts
 from models import gpt2
-from tinyformer.checkpoints.config import Config, loader
-from tinyformer.kernels.gelu import gelu
+from models.hf_config import HFConfig
 from transformer import post_norm
 
-EMBEDDINGS = {
-  r"tokens": "transformer.tokens_embed",
-  r"positions": "transformer.positions_embed",
-}
-KEY_MAP = dataclasses.replace(gpt2.KEY_MAP, rules=gpt2.KEY_MAP.rules | EMBEDDINGS)
+
+@dataclass(frozen=True)
+class GPTConfig(gpt2.GPT2Config):
+  """The defaults are the sizes of the published model, with 117 million parameters."""
+
+  vocab_size: int = 40478
+  context: int = 512
 
 
 class GPT(gpt2.GPT2):
   """Compute the logits of the next token for each token of a sequence.
 
-  The other arguments, the methods and the initialization are those of GPT2.
+  The methods and the initialization are those of GPT2.
   """
 
-  def __init__(self, vocab_size: int = 40478, context: int = 512, **kwargs):
-    super().__init__(vocab_size, context, residual=post_norm, **kwargs)
+  residual = staticmethod(post_norm)
+
+  def __init__(self, config: GPTConfig, parts: Parts = PLAIN):
+    super().__init__(config, parts)
     # The last block already ends with a norm.
     self.norm = lambda x: x
 
 
-def from_config(config: Config, **parts) -> GPT:
-  """Return an untrained model with the sizes of a config.json.
+def from_hf(hf: HFConfig) -> GPTConfig:
+  """Translate a config.json.
 
-  parts: the arguments `linear`, `attention_fn` and `layer_norm` of GPT2.
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
-  config.only(tie_word_embeddings=True)
+  hf.only(tie_word_embeddings=True)
   # In this architecture's configs, "gelu" is the tanh approximation.
-  uses_tanh_gelu = config.get("afn", "gelu") == "gelu"
-  return GPT(
-    vocab_size=config.size("vocab_size", 40478),
-    context=config.size("n_positions", 512),
-    dim=config.size("n_embd", 768),
-    heads=config.size("n_head", 12),
-    num_layers=config.size("n_layer", 12),
-    activation=gelu if uses_tanh_gelu else config.activation("afn", "gelu"),
-    eps=config.get("layer_norm_epsilon", 1e-5),
-    **parts,
+  is_tanh_gelu = hf.get("afn", "gelu") == "gelu"
+  return GPTConfig(
+    vocab_size=hf.size("vocab_size", 40478),
+    context=hf.size("n_positions", 512),
+    dim=hf.size("n_embd", 768),
+    heads=hf.size("n_head", 12),
+    num_layers=hf.size("n_layer", 12),
+    activation="gelu_tanh" if is_tanh_gelu else hf.activation("afn", "gelu"),
+    eps=hf.get("layer_norm_epsilon", 1e-5),
   )
 
 
-load = loader(from_config, KEY_MAP)
+# GPT-2's key map (see there), except for the names of the embeddings.
+EMBEDDINGS = {
+  r"tokens": "transformer.tokens_embed",
+  r"positions": "transformer.positions_embed",
+}
+KEY_MAP = dataclasses.replace(gpt2.KEY_MAP, rules=gpt2.KEY_MAP.rules | EMBEDDINGS)

@@ -5,37 +5,44 @@ A head's `task` tells a command how to use its output. Its `labels` are the clas
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
-from tinyformer.checkpoints.config import Config
+from layers.parts import PLAIN, Parts
+from models.hf_config import HFConfig
 from transformer import Linear
 
-HEAD_RULES = {
-  r"head\.dense": "cls.predictions.transform.dense",
-  r"head\.norm": "cls.predictions.transform.LayerNorm",
-  r"head\.bias": "cls.predictions.bias",
-  r"head\.decoder": "cls.predictions.decoder",
-  r"head\.(classifier|token_classifier)": "classifier",
-  r"head\.qa_outputs": "qa_outputs",
-}
-IGNORED_HEADS = {
-  r"(cls\.predictions|lm_head)\.(decoder\.|bias$)": (
-    "tied decoder: a copy of the embeddings and the bias; untied decoder: the tied one's bias"
-  ),
-  r"cls\.seq_relationship\.": "next-sentence prediction, which only pre-training uses",
-  r"(.*\.)?pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.": (
-    "a head for another task than the one named in config.json"
-  ),
-}
+
+@dataclass(frozen=True)
+class HeadConfig:
+  """A head and its settings.
+
+  task: fill-mask, text-classification, token-classification, question-answering or
+    feature-extraction (no head).
+  labels: the class names in the order of the logits.
+  problem: as in SequenceClassificationHead.
+  activation, pooler_activation: of MaskedLMHead and of SequenceClassificationHead.
+  tied: whether MaskedLMHead's decoder shares the weights of the token embeddings.
+  """
+
+  task: str = "feature-extraction"
+  labels: tuple[str, ...] = ()
+  problem: str = "single_label_classification"
+  activation: str = "gelu"
+  pooler_activation: str = "tanh"
+  tied: bool = True
+
+
+NO_HEAD = HeadConfig()
 
 
 class MaskedLMHead:
   """Predict masked tokens: a linear layer, an activation, a norm, then the decoder.
 
   norm: function that returns a norm.
-  tokens: the embedding whose weights the decoder shares, or None for a decoder of its own.
+  tokens: the token embeddings, with which the decoder shares its weights, or None.
   Source: Devlin et al. 2019, sec. 3.1.
   """
 
@@ -48,8 +55,8 @@ class MaskedLMHead:
     vocab_size: int,
     activation: Callable,
     norm: Callable,
-    linear: type[Linear] = Linear,
-    tokens: nn.Embedding | None = None,
+    linear: Callable = Linear,
+    tokens=None,
   ):
     self.dense = linear(dim, dim)
     self.norm = norm()
@@ -57,7 +64,7 @@ class MaskedLMHead:
     self.decoder: Callable
     if tokens:
       self.bias = Tensor.zeros(vocab_size)
-      self.decoder = lambda x: linear.product(x, tokens.weight) + self.bias
+      self.decoder = lambda x: tokens.as_linear(x) + self.bias
     else:
       self.decoder = linear(dim, vocab_size)
 
@@ -85,7 +92,7 @@ class SequenceClassificationHead:
     labels: list[str],
     activation: Callable = Tensor.tanh,
     problem: str = "single_label_classification",
-    linear: type[Linear] = Linear,
+    linear: Callable = Linear,
   ):
     self.pooler = linear(dim, dim)
     self.classifier = linear(dim, len(labels))
@@ -103,7 +110,7 @@ class TokenClassificationHead:
 
   task = "token-classification"
 
-  def __init__(self, dim: int, labels: list[str], linear: type[Linear] = Linear):
+  def __init__(self, dim: int, labels: list[str], linear: Callable = Linear):
     self.token_classifier = linear(dim, len(labels))
     self.labels = labels
 
@@ -118,7 +125,7 @@ class QuestionAnsweringHead:
   task = "question-answering"
   labels: ClassVar[list[str]] = []
 
-  def __init__(self, dim: int, linear: type[Linear] = Linear):
+  def __init__(self, dim: int, linear: Callable = Linear):
     self.qa_outputs = linear(dim, 2)
 
   def __call__(self, x: Tensor) -> Tensor:
@@ -148,54 +155,78 @@ def mean(x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
   return is_token.where(x, 0).sum(1) / is_token.sum(1).maximum(1)
 
 
-def labels(config: Config) -> list[str]:
-  """Return the class names in the order of the logits."""
-  if names := config.get("id2label"):
-    return [names[i] for i in sorted(names, key=int)]
-  return [f"LABEL_{i}" for i in range(config.size("num_labels", 2))]
+def make_head(config, tokens, norm: Callable, parts: Parts = PLAIN):
+  """Return the head of an encoder.
 
-
-def head_builder(
-  config: Config,
-  norm: Callable,
-  lm_activation: Callable,
-  pooler_activation: Callable,
-  linear: type[Linear] = Linear,
-  tied: bool = True,
-) -> Callable:
-  """Return a function from the token embeddings to the head named in config.json's `architectures`.
-
-  The function returns an IdentityHead if config.json names no architecture.
-  lm_activation, pooler_activation: of MaskedLMHead and of SequenceClassificationHead.
-  tied: whether MaskedLMHead's decoder shares the weights of the token embeddings.
-  Raises ValueError if the head is not supported.
+  config: the encoder's; `config.head` is a HeadConfig.  tokens: the encoder's token embeddings.
+  norm: function that returns a norm.
   """
-  dim = config.size("hidden_size")
-  vocab_size = config.size("vocab_size")
-  names = labels(config)
-  default_problem = "regression" if len(names) == 1 else "single_label_classification"
-  problem = config.get("problem_type") or default_problem
+  head, dim, linear = config.head, config.dim, parts.linear
+  labels = list(head.labels)
+  if head.task == "fill-mask":
+    activation = parts.activations[head.activation]
+    shared = tokens if head.tied else None
+    return MaskedLMHead(dim, config.vocab_size, activation, norm, linear, shared)
+  if head.task == "text-classification":
+    activation = parts.activations[head.pooler_activation]
+    return SequenceClassificationHead(dim, labels, activation, head.problem, linear)
+  if head.task == "token-classification":
+    return TokenClassificationHead(dim, labels, linear)
+  if head.task == "question-answering":
+    return QuestionAnsweringHead(dim, linear)
+  return IdentityHead()
 
-  def masked_lm(tokens: nn.Embedding) -> MaskedLMHead:
-    shared_tokens = tokens if tied else None
-    return MaskedLMHead(dim, vocab_size, lm_activation, norm, linear=linear, tokens=shared_tokens)
 
-  def sequence_classification(tokens: nn.Embedding) -> SequenceClassificationHead:
-    return SequenceClassificationHead(dim, names, pooler_activation, problem, linear=linear)
+TASKS = {
+  "ForMaskedLM": "fill-mask",
+  "ForPreTraining": "fill-mask",
+  "ForSequenceClassification": "text-classification",
+  "ForTokenClassification": "token-classification",
+  "ForQuestionAnswering": "question-answering",
+  "Model": "feature-extraction",
+}
 
-  heads: dict[str, Callable] = {
-    "ForMaskedLM": masked_lm,
-    "ForPreTraining": masked_lm,
-    "ForSequenceClassification": sequence_classification,
-    "ForTokenClassification": lambda tokens: TokenClassificationHead(dim, names, linear),
-    "ForQuestionAnswering": lambda tokens: QuestionAnsweringHead(dim, linear),
-    "Model": lambda tokens: IdentityHead(),
-  }
-  architecture = (config.get("architectures") or ["Model"])[0]
+
+def labels_from_hf(hf: HFConfig) -> tuple[str, ...]:
+  """Return the class names of a config.json in the order of the logits."""
+  if names := hf.get("id2label"):
+    return tuple(names[i] for i in sorted(names, key=int))
+  return tuple(f"LABEL_{i}" for i in range(hf.size("num_labels", 2)))
+
+
+def head_from_hf(hf: HFConfig, activation: str, pooler_activation: str, tied: bool) -> HeadConfig:
+  """Return the head named in config.json's `architectures`, or none if it names no architecture.
+
+  The other arguments are those of HeadConfig. Raises ValueError if the head is not supported.
+  """
+  architecture = (hf.get("architectures") or ["Model"])[0]
   suffix = re.search(r"(For[A-Z]\w*|LMHeadModel|Model)$", architecture)
-  if suffix and suffix[0] in heads:
-    return heads[suffix[0]]
-  raise ValueError(
-    f"{config.source}: the architecture {architecture} is not supported; "
-    f"use one whose name ends in {', '.join(heads)}"
-  )
+  if not suffix or suffix[0] not in TASKS:
+    raise ValueError(
+      f"{hf.source}: the architecture {architecture} is not supported; "
+      f"use one whose name ends in {', '.join(TASKS)}"
+    )
+  task = TASKS[suffix[0]]
+  labels = labels_from_hf(hf) if task.endswith("classification") else ()
+  default_problem = "regression" if len(labels) == 1 else "single_label_classification"
+  problem = hf.get("problem_type") or default_problem
+  return HeadConfig(task, labels, problem, activation, pooler_activation, tied)
+
+
+HEAD_RULES = {
+  r"head\.dense": "cls.predictions.transform.dense",
+  r"head\.norm": "cls.predictions.transform.LayerNorm",
+  r"head\.bias": "cls.predictions.bias",
+  r"head\.decoder": "cls.predictions.decoder",
+  r"head\.(classifier|token_classifier)": "classifier",
+  r"head\.qa_outputs": "qa_outputs",
+}
+IGNORED_HEADS = {
+  r"(cls\.predictions|lm_head)\.(decoder\.|bias$)": (
+    "tied decoder: a copy of the embeddings and the bias; untied decoder: the tied one's bias"
+  ),
+  r"cls\.seq_relationship\.": "next-sentence prediction, which only pre-training uses",
+  r"(.*\.)?pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.": (
+    "a head for another task than the one named in config.json"
+  ),
+}

@@ -4,28 +4,154 @@ Source: Touvron et al. 2023, sec. 2.2. Mistral and LLaMA 2 70B share keys and va
 Mistral can also limit attention to a sliding window of keys (Jiang et al. 2023, sec. 2).
 """
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
+from layers.attention import CachedAttention
 from layers.feedforward import GatedFeedForward
-from layers.positions import apply_rope_half, rope_cos_sin, rope_inv_freq, window_mask
+from layers.norms import pre_norm
+from layers.parts import PLAIN, Parts
+from layers.positions import check_context, rope_cos_sin, rope_inv_freq, window_mask
+from models.hf_config import HFConfig
 from models.key_map import KeyMap
-from tinyformer.checkpoints.config import Config, loader
-from tinyformer.generation.kv_cache import KVCache, continues, padded, select_position
-from tinyformer.kernels.linear import embed
-from transformer import (
-  Block,
-  Linear,
-  MultiHeadAttention,
-  Size,
-  attention,
-  causal_mask,
-  materialize,
-  pre_norm,
-)
+from transformer import Block, causal_mask, padding_mask
 
+
+@dataclass(frozen=True)
+class LlamaConfig:
+  """The sizes and settings of a LLaMA or Mistral.
+
+  kv_heads: number of heads of keys and values. Each serves heads / kv_heads adjacent query heads.
+  rope_theta, rope_scaling: as in rope_inv_freq.
+  window: number of keys that a query sees, its own included; None means all.
+  tied: whether the head shares the matrix of the token embeddings.
+  """
+
+  vocab_size: int
+  context: int
+  dim: int
+  heads: int
+  kv_heads: int
+  head_dim: int
+  num_layers: int
+  ff_dim: int
+  rope_theta: float = 10000.0
+  rope_scaling: dict[str, Any] | None = None
+  eps: float = 1e-6
+  window: int | None = None
+  tied: bool = False
+
+
+class Llama:
+  """Compute the logits of the next token for each token of a sequence."""
+
+  task = "text-generation"
+
+  def __init__(self, config: LlamaConfig, parts: Parts = PLAIN):
+    c = config
+    self.config, self.parts = config, parts
+    self.vocab_size, self.context, self.window = c.vocab_size, c.context, c.window
+    self.inv_freq = rope_inv_freq(c.head_dim, c.rope_theta, c.rope_scaling)
+    linear = partial(parts.linear, bias=False)
+    self.tokens = parts.embedding(c.vocab_size, c.dim)
+    self.blocks = [
+      Block(
+        attn=CachedAttention(c.dim, c.heads, linear, parts.attention, c.kv_heads, c.head_dim),
+        ff=self.feed_forward(linear),
+        norm=lambda: parts.rms_norm(c.dim, c.eps),
+        residual=pre_norm,
+      )
+      for _ in range(c.num_layers)
+    ]
+    self.norm = parts.rms_norm(c.dim, c.eps)
+    # (..., D) -> logits (..., V)
+    self.head: Any = self.tokens.as_linear if c.tied else linear(c.dim, c.vocab_size)
+
+  def feed_forward(self, linear: Callable) -> Callable:
+    """Return the feed-forward network of a block."""
+    silu = self.parts.activations["silu"]
+    return GatedFeedForward(self.config.dim, self.config.ff_dim, silu, linear)
+
+  def __call__(self, ids: Tensor, cache=None, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the logits of the next tokens: ids (B, T) -> (B, T, V).
+
+    The other arguments are those of `last_hidden_state`.
+    """
+    return self.head(self.last_hidden_state(ids, cache, attention_mask))
+
+  def last_hidden_state(self, ids: Tensor, cache=None, attention_mask=None) -> Tensor:
+    """Return the input of the head: ids (B, T) -> (B, T, D).
+
+    cache: a KVCache of P earlier positions, to which the T new ones are added; None means P = 0.
+    attention_mask (B, P + T): 1 for tokens, 0 for padding.
+    Raises ValueError if the sequence exceeds the context.
+    """
+    x = self.embed(ids, cache, attention_mask)
+    inputs = self.attention_inputs(ids, cache, attention_mask)
+    for i, block in enumerate(self.blocks):
+      x = block(x, **inputs, cache=None if cache is None else cache.layer(i))
+    return self.norm(x)
+
+  def embed(self, ids: Tensor, cache=None, attention_mask: Tensor | None = None) -> Tensor:
+    """Return the token embeddings: ids (B, T) -> (B, T, D). They do not depend on positions."""
+    if cache is None:
+      check_context(ids.shape[1], self.context)
+    return self.tokens(ids)
+
+  def attention_inputs(
+    self, ids: Tensor, cache=None, attention_mask: Tensor | None = None
+  ) -> dict[str, Any]:
+    """Return the arguments of each block's attention besides x: mask and rope.
+
+    The mask broadcasts to (B, H, T, P + T); rope rotates queries or keys (B, H, T, K).
+    """
+    T = ids.shape[1]
+    S = T if cache is None else cache.length + T
+    mask = window_mask(T, S, self.window) if self.window else causal_mask(T, S)
+    if attention_mask is not None:
+      mask = mask + padding_mask(attention_mask)
+    positions = Tensor.arange(T) + (0 if cache is None else cache.position)
+    cos, sin = rope_cos_sin(positions, self.inv_freq)
+    return {"mask": mask, "rope": partial(self.parts.rope, cos=cos, sin=sin)}
+
+  @property
+  def unembedding(self) -> Tensor:
+    """Return the matrix (V, D) that maps the last hidden state to logits."""
+    return self.tokens.weight if self.config.tied else self.head.weight
+
+
+def from_hf(hf: HFConfig) -> LlamaConfig:
+  """Translate a config.json of LLaMA or Mistral.
+
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
+  hf.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
+  dim = hf.size("hidden_size")
+  heads = hf.size("num_attention_heads")
+  # transformers 5 writes rope_parameters, older versions write rope_theta and rope_scaling.
+  rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  return LlamaConfig(
+    vocab_size=hf.size("vocab_size"),
+    context=hf.size("max_position_embeddings", 2048),
+    dim=dim,
+    heads=heads,
+    kv_heads=hf.size("num_key_value_heads", heads),
+    head_dim=hf.size("head_dim", dim // heads),
+    num_layers=hf.size("num_hidden_layers"),
+    ff_dim=hf.size("intermediate_size"),
+    rope_theta=rope.get("rope_theta") or hf.get("rope_theta") or 10000.0,
+    rope_scaling=rope,
+    eps=hf.get("rms_norm_eps", 1e-6),
+    window=hf.get("sliding_window"),
+    tied=hf.get("tie_word_embeddings", False),
+  )
+
+
+# Each parameter has its own tensor in the checkpoint, stored as (outputs, inputs) like ours.
 KEY_MAP = KeyMap(
   rules={
     r"tokens": "model.embed_tokens",
@@ -39,194 +165,3 @@ KEY_MAP = KeyMap(
   },
   ignored={r".*\.rotary_emb\.inv_freq": "RoPE frequencies: layers/positions.py computes them"},
 )
-
-
-class Llama:
-  """Compute the logits of the next token for each token of a sequence.
-
-  kv_heads: number of heads of keys and values. Each serves heads / kv_heads adjacent query heads.
-  inv_freq: RoPE frequencies in radians per position, as rope_inv_freq returns them.
-  window: number of keys that a query sees, its own included; None means all.
-  tied: whether the head shares the matrix of the token embeddings.
-  feed_forward: called as feed_forward(dim, ff_dim, linear=...), returns the network of a block.
-  """
-
-  task = "text-generation"
-
-  def __init__(  # noqa: PLR0913
-    self,
-    vocab_size: int,
-    context: int,
-    dim: int,
-    heads: int,
-    kv_heads: int,
-    num_layers: int,
-    ff_dim: int,
-    head_dim: int,
-    inv_freq: list[float],
-    eps: float = 1e-6,
-    window: int | None = None,
-    tied: bool = False,
-    feed_forward: Callable = GatedFeedForward,
-    linear: type[Linear] = Linear,
-    attention_fn: Callable = attention,
-  ):
-    self.vocab_size = vocab_size
-    self.context = context
-    self.kv_heads = kv_heads
-    self.head_dim = head_dim
-    self.inv_freq = inv_freq
-    self.window = window
-
-    projection = functools.partial(linear, bias=False)
-    self.tokens = nn.Embedding(vocab_size, dim)
-    self.blocks = [
-      Block(
-        attn=MultiHeadAttention(
-          dim,
-          heads,
-          linear=projection,
-          attention_fn=attention_fn,
-          kv_heads=kv_heads,
-          head_dim=head_dim,
-        ),
-        ff=feed_forward(dim, ff_dim, linear=projection),
-        norm=lambda: nn.RMSNorm(dim, eps),
-        residual=pre_norm,
-      )
-      for _ in range(num_layers)
-    ]
-    self.norm = nn.RMSNorm(dim, eps)
-
-    def tied_head(x: Tensor) -> Tensor:
-      return linear.product(x, self.tokens.weight)
-
-    # (..., D) -> logits (..., V)
-    self.head: Callable = tied_head if tied else projection(dim, vocab_size)
-
-  def __call__(
-    self,
-    ids: Tensor,
-    start: Size = 0,
-    cache: KVCache | None = None,
-    attention_mask: Tensor | None = None,
-  ) -> Tensor:
-    """Return the logits of the next tokens: ids (B, T) -> (B, T, V).
-
-    The other arguments are those of `last_hidden_state`.
-    """
-    return self.head(self.last_hidden_state(ids, start, cache, attention_mask))
-
-  def last_hidden_state(
-    self,
-    ids: Tensor,
-    start: Size = 0,
-    cache: KVCache | None = None,
-    attention_mask: Tensor | None = None,
-    at: Size | None = None,
-  ) -> Tensor:
-    """Return the input of the head: ids (B, T) -> (B, T, D).
-
-    With a cache, the result equals the last T rows of an uncached call on the whole sequence.
-
-    start: position of the first id, or its row in the cache if the model has a window. The cache
-      must contain all earlier positions that the window includes.
-    attention_mask (B, start + T): 1 for tokens, 0 for padding.
-    at: index of the only position to return, as (B, 1, D). Requires a cache.
-    Raises ValueError if the sequence exceeds the context, or if there is no cache but `start` or
-    `at` needs one.
-    """
-    T = continues(ids, start, cache, self.context)
-    mask = self.additive_mask(T, start, attention_mask)
-    rope = self.rope(T, start, cache)
-    x = materialize(embed(self.tokens, ids))
-    for i, block in enumerate(self.blocks):
-      if at is not None and i == len(self.blocks) - 1:
-        # The head needs one position, so the last block computes a single query.
-        x = select_position(block, x, at, cache.layer(i, start) if cache else None, rope)
-        start = start + at
-        mask = self.additive_mask(1, start, attention_mask)
-        rope = self.rope(1, start, cache)
-      x = block(x, mask=mask, cache=cache and cache.layer(i, start), rope=rope)
-      if cache:
-        # Inference only: realizing after each block lets tinygrad reuse one block's schedule.
-        x.realize()
-    return materialize(self.norm(x))
-
-  def additive_mask(
-    self, T: Size, start: Size, attention_mask: Tensor | None = None
-  ) -> Tensor | None:
-    """Return the mask of T queries from position `start`, or None if all keys are visible.
-
-    The shape broadcasts to (B, H, T, start + T).
-    """
-    S = start + T
-    if attention_mask is not None:
-      attention_mask = attention_mask[:, :S]
-    if self.window:
-      return padded(window_mask(T, S, self.window), attention_mask)
-    # A single query is the last position, so it sees every key.
-    return padded(causal_mask(T, S) if T > 1 else None, attention_mask)
-
-  def rope(self, T: Size, start: Size, cache: KVCache | None = None) -> Callable[[Tensor], Tensor]:
-    """Return a function that rotates queries or keys (B, H, T, K) at positions from `start`.
-
-    A cache with a window evicts keys. It then maps `start`, a row of the cache, to a position.
-    """
-    position = cache.position(start) if cache else start
-    cos, sin = rope_cos_sin(position, T, self.inv_freq)
-    cos = cos.contiguous()
-    sin = sin.contiguous()
-    return lambda x: apply_rope_half(x, cos, sin)
-
-  @property
-  def unembedding(self) -> Tensor:
-    """Return the matrix (V, D) that maps the last hidden state to logits."""
-    return getattr(self.head, "weight", self.tokens.weight)
-
-  def cache(self, batch: int = 1) -> KVCache:
-    """Return an empty KV cache for `batch` sequences of up to `context` tokens.
-
-    If the model has a window, the cache has rows for two windows and a chunk only.
-    """
-    return KVCache(len(self.blocks), batch, self.kv_heads, self.context, self.head_dim, self.window)
-
-
-def from_config(
-  config: Config,
-  feed_forward: Callable = GatedFeedForward,
-  linear: type[Linear] = Linear,
-  attention_fn: Callable = attention,
-  **_,
-) -> Llama:
-  """Return an untrained model with the sizes of a config.json of LLaMA or Mistral.
-
-  Raises ValueError for a setting that is missing, invalid or not supported.
-  """
-  config.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
-  dim = config.size("hidden_size")
-  heads = config.size("num_attention_heads")
-  head_dim = config.size("head_dim", dim // heads)
-  # transformers 5 writes rope_parameters, older versions write rope_theta and rope_scaling.
-  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-  theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-  return Llama(
-    vocab_size=config.size("vocab_size"),
-    context=config.size("max_position_embeddings", 2048),
-    dim=dim,
-    heads=heads,
-    kv_heads=config.size("num_key_value_heads", heads),
-    num_layers=config.size("num_hidden_layers"),
-    ff_dim=config.size("intermediate_size"),
-    head_dim=head_dim,
-    inv_freq=rope_inv_freq(head_dim, theta, rope),
-    eps=config.get("rms_norm_eps", 1e-6),
-    window=config.get("sliding_window"),
-    tied=config.get("tie_word_embeddings", False),
-    feed_forward=feed_forward,
-    linear=linear,
-    attention_fn=attention_fn,
-  )
-
-
-load = loader(from_config, KEY_MAP)

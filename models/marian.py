@@ -5,23 +5,34 @@ by all cosines. Source: Junczys-Dowmunt et al. 2018.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 
+from layers.parts import Parts
 from layers.positions import sinusoids_in_halves
 from models import bart
-from tinyformer.checkpoints.config import loader
+from models.bart import from_hf
+from models.encoder_decoder import identity
 
+__all__ = ["KEY_MAP", "Marian", "from_hf"]
+
+
+class Marian(bart.Bart):
+  """Compute the logits of the next target token from a source and the target so far."""
+
+  @staticmethod
+  def positions(config: bart.BartConfig, parts: Parts) -> Callable:
+    """Return sinusoidal positions: position ids (T) -> (T, D)."""
+    return partial(sinusoids_in_halves, dim=config.dim)
+
+  @staticmethod
+  def embed_norm(config: bart.BartConfig, parts: Parts) -> Callable:
+    """Return the identity: Marian does not normalize its embeddings."""
+    return identity
+
+
+# BART's key map, without a table of positions.
 COMPUTED = {
   r"model\.(en|de)coder\.embed_positions\.weight": "sinusoids: layers/positions.py computes them"
 }
 KEY_MAP = dataclasses.replace(bart.KEY_MAP, ignored=bart.KEY_MAP.ignored | COMPUTED)
-
-
-def sinusoids(context: int, dim: int) -> Callable:
-  """Return sinusoidal positions as a part of Stack: (start, T) -> (T, D)."""
-  return lambda start, T: sinusoids_in_halves(T, dim, start)
-
-
-from_config = functools.partial(bart.from_config, positions=sinusoids, embed_norm=False)
-load = loader(from_config, KEY_MAP)

@@ -4,15 +4,47 @@ Source: Jiang et al. 2024, sec. 2.
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from layers.moe import MixtureOfExperts
 from models import llama
-from tinyformer.checkpoints.config import Config, loader
+from models.hf_config import HFConfig
 
-MOE = r"model.layers.\1.block_sparse_moe"
+
+@dataclass(frozen=True)
+class MixtralConfig(llama.LlamaConfig):
+  """The sizes and settings of a Mixtral. ff_dim is the feed-forward width of one expert."""
+
+  experts: int = 8
+  experts_per_token: int = 2
+
+
+class Mixtral(llama.Llama):
+  """Compute the logits of the next token for each token of a sequence."""
+
+  config: MixtralConfig
+
+  def feed_forward(self, linear: Callable) -> Callable:
+    """Return the mixture of experts of a block."""
+    c = self.config
+    silu = self.parts.activations["silu"]
+    return self.parts.moe(c.experts, c.experts_per_token, c.dim, c.ff_dim, silu, linear)
+
+
+def from_hf(hf: HFConfig) -> MixtralConfig:
+  """Translate a config.json.
+
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
+  return MixtralConfig(
+    **vars(llama.from_hf(hf)),
+    experts=hf.size("num_local_experts", 8),
+    experts_per_token=hf.size("num_experts_per_tok", 2),
+  )
+
 
 # The checkpoint has one tensor per expert and matrix; ours are the concatenation over all experts.
+MOE = r"model.layers.\1.block_sparse_moe"
 KEY_MAP = dataclasses.replace(
   llama.KEY_MAP,
   rules={
@@ -24,18 +56,3 @@ KEY_MAP = dataclasses.replace(
   | llama.KEY_MAP.rules,
   stacked={r"(.*\.experts)\.(\d+)\.(w[123]\.weight)": r"\1.\3"},
 )
-
-
-def from_config(config: Config, **parts) -> llama.Llama:
-  """Return an untrained model with the sizes of a config.json.
-
-  parts: the arguments `linear` and `attention_fn` of Llama.
-  Raises ValueError for a setting that is missing, invalid or not supported.
-  """
-  num_experts = config.size("num_local_experts", 8)
-  experts_per_token = config.size("num_experts_per_tok", 2)
-  feed_forward = functools.partial(MixtureOfExperts, num_experts, experts_per_token)
-  return llama.from_config(config, feed_forward=feed_forward, **parts)
-
-
-load = loader(from_config, KEY_MAP)

@@ -5,32 +5,124 @@ distances. All blocks of a stack share these biases. T5 1.1, Flan-T5 and mT5 hav
 networks and a head that is not tied to the token embeddings.
 """
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
+from layers.attention import CachedAttention
 from layers.feedforward import GatedFeedForward
+from layers.norms import pre_norm
+from layers.parts import PLAIN, Parts
 from layers.positions import RelativeBias
 from models.encoder_decoder import EncoderDecoder, Stack
+from models.hf_config import HFConfig
 from models.key_map import KeyMap
-from tinyformer.checkpoints.config import Config, loader
-from tinyformer.kernels.gelu import gelu
-from transformer import (
-  Block,
-  FeedForward,
-  Linear,
-  MultiHeadAttention,
-  attention,
-  dot_product,
-  pre_norm,
-)
+from transformer import Block, FeedForward, dot_product
 
+
+@dataclass(frozen=True)
+class T5Config:
+  """The sizes and settings of a T5.
+
+  context: capacity of the cache for a target. Relative positions do not limit a source.
+  gated: whether the feed-forward networks are gated.
+  buckets, max_distance: as in layers.positions.bucket.
+  tied: whether the head shares the token embeddings; its input is then scaled by 1 / sqrt(D).
+  """
+
+  vocab_size: int
+  dim: int
+  heads: int
+  head_dim: int
+  ff_dim: int
+  encoder_layers: int
+  decoder_layers: int
+  activation: str = "relu"
+  gated: bool = False
+  context: int = 512
+  buckets: int = 32
+  max_distance: int = 128
+  eps: float = 1e-6
+  tied: bool = True
+
+
+class T5(EncoderDecoder):
+  """Compute the logits of the next target token from a source and the target so far."""
+
+  def __init__(self, config: T5Config, parts: Parts = PLAIN):
+    c = config
+    linear = partial(parts.linear, bias=False)
+    unscaled = partial(parts.attention, similarity=dot_product)
+    feed_forward = GatedFeedForward if c.gated else FeedForward
+
+    def norm() -> Callable:
+      return parts.rms_norm(c.dim, c.eps)
+
+    def attn() -> CachedAttention:
+      return CachedAttention(c.dim, c.heads, linear, unscaled, head_dim=c.head_dim)
+
+    def block(is_decoder: bool) -> Block:
+      ff = feed_forward(c.dim, c.ff_dim, parts.activations[c.activation], linear)
+      return Block(attn(), ff, norm, pre_norm, cross=attn() if is_decoder else None)
+
+    def stack(num_layers: int, is_decoder: bool) -> Stack:
+      blocks = [block(is_decoder) for _ in range(num_layers)]
+      bias = RelativeBias(c.heads, not is_decoder, c.buckets, c.max_distance)
+      return Stack(blocks, bias=bias, norm=norm())
+
+    encoder = stack(c.encoder_layers, is_decoder=False)
+    decoder = stack(c.decoder_layers, is_decoder=True)
+    super().__init__(config, parts, encoder, decoder)
+    self.head = self.tied_head if c.tied else linear(c.dim, c.vocab_size)
+
+  def tied_head(self, x: Tensor) -> Tensor:
+    """Return the scaled dot products with all token embeddings: (..., D) -> (..., V)."""
+    return self.tokens.as_linear(x * self.config.dim**-0.5)
+
+
+def from_hf(hf: HFConfig) -> T5Config:
+  """Translate a config.json of T5 or mT5.
+
+  Raises ValueError for a setting that is missing, invalid or not supported.
+  """
+  num_layers = hf.size("num_layers")
+  # transformers 5 writes tie_word_embeddings: true for every T5, so scale_decoder_outputs decides.
+  tied_by_default = hf.get("tie_word_embeddings", True) and hf.get("model_type") != "mt5"
+  feed_forward = hf.get("feed_forward_proj", "relu")
+  if feed_forward == "gated-gelu":
+    activation = "gelu_tanh"  # T5 1.1's GELU is the tanh approximation.
+  else:
+    name = feed_forward.removeprefix("gated-")
+    activation = HFConfig({"feed_forward_proj": name}, hf.source).activation(
+      "feed_forward_proj", "relu"
+    )
+  return T5Config(
+    vocab_size=hf.size("vocab_size"),
+    dim=hf.size("d_model"),
+    heads=hf.size("num_heads"),
+    head_dim=hf.size("d_kv"),
+    ff_dim=hf.size("d_ff"),
+    encoder_layers=num_layers,
+    decoder_layers=hf.size("num_decoder_layers", num_layers),
+    activation=activation,
+    gated=feed_forward.startswith("gated-"),
+    context=hf.size("n_positions", 512),
+    buckets=hf.size("relative_attention_num_buckets", 32),
+    max_distance=hf.size("relative_attention_max_distance", 128),
+    eps=hf.get("layer_norm_epsilon", 1e-6),
+    tied=hf.get("scale_decoder_outputs", tied_by_default),
+  )
+
+
+# In the checkpoint, `layer.0`, `layer.1` and `layer.2` are the sublayers of a block: an encoder
+# block has self-attention and feed-forward, a decoder block has cross-attention between them.
+# Block 0 of each stack holds the bias table that all blocks of the stack share.
 ATTENTION = r"\1coder.block.\2.layer.0.SelfAttention"
 CROSS_ATTENTION = r"decoder.block.\1.layer.1.EncDecAttention"
 ENCODER_FF = r"encoder.block.\1.layer.1.DenseReluDense"
 DECODER_FF = r"decoder.block.\1.layer.2.DenseReluDense"
-
 KEY_MAP = KeyMap(
   rules={
     r"tokens": "shared",
@@ -62,110 +154,3 @@ KEY_MAP = KeyMap(
     ),
   },
 )
-
-
-class T5(EncoderDecoder):
-  """Compute the logits of the next target token from a source and the target so far.
-
-  num_layers: of the encoder and the decoder.
-  ff: called as ff(dim, linear=...), returns the feed-forward network of a block.
-  context: capacity of the cache for a target. Relative positions do not limit a source.
-  buckets, max_distance: as in layers.positions.bucket.
-  tied: whether the head shares the token embeddings; its input is then scaled by 1 / sqrt(D).
-  """
-
-  def __init__(  # noqa: PLR0913
-    self,
-    vocab_size: int,
-    dim: int,
-    heads: int,
-    head_dim: int,
-    num_layers: tuple[int, int],
-    ff: Callable,
-    context: int = 512,
-    buckets: int = 32,
-    max_distance: int = 128,
-    eps: float = 1e-6,
-    tied: bool = True,
-    linear: type[Linear] = Linear,
-    attention_fn: Callable = attention,
-  ):
-    projection = functools.partial(linear, bias=False)
-    norm = functools.partial(nn.RMSNorm, dim, eps)
-
-    def attn() -> MultiHeadAttention:
-      return MultiHeadAttention(
-        dim,
-        heads,
-        linear=projection,
-        similarity=dot_product,
-        attention_fn=attention_fn,
-        head_dim=head_dim,
-      )
-
-    def bias(bidirectional: bool) -> RelativeBias:
-      return RelativeBias(heads, bidirectional, buckets, max_distance)
-
-    def tied_head(x: Tensor) -> Tensor:
-      return linear.product(x * dim**-0.5, self.tokens.weight)
-
-    encoder_layers, decoder_layers = num_layers
-    encoder = [
-      Block(attn(), ff(dim, linear=projection), norm, pre_norm) for _ in range(encoder_layers)
-    ]
-    decoder = [
-      Block(attn(), ff(dim, linear=projection), norm, pre_norm, cross=attn())
-      for _ in range(decoder_layers)
-    ]
-    super().__init__(
-      vocab_size,
-      context,
-      dim,
-      encoder=Stack(encoder, bias=bias(bidirectional=True), norm=norm()),
-      decoder=Stack(decoder, bias=bias(bidirectional=False), norm=norm()),
-    )
-    self.head = tied_head if tied else projection(dim, vocab_size)
-
-
-def from_config(
-  config: Config, linear: type[Linear] = Linear, attention_fn: Callable = attention, **_
-) -> T5:
-  """Return an untrained model with the sizes of a config.json of T5 or mT5.
-
-  Raises ValueError for a setting that is missing, invalid or not supported.
-  """
-  num_layers = config.size("num_layers")
-  # transformers 5 writes tie_word_embeddings: true for every T5, so scale_decoder_outputs decides.
-  tied_by_default = config.get("tie_word_embeddings", True) and config.get("model_type") != "mt5"
-  return T5(
-    vocab_size=config.size("vocab_size"),
-    dim=config.size("d_model"),
-    heads=config.size("num_heads"),
-    head_dim=config.size("d_kv"),
-    num_layers=(num_layers, config.size("num_decoder_layers", num_layers)),
-    ff=feed_forward(config),
-    context=config.size("n_positions", 512),
-    buckets=config.size("relative_attention_num_buckets", 32),
-    max_distance=config.size("relative_attention_max_distance", 128),
-    eps=config.get("layer_norm_epsilon", 1e-6),
-    tied=config.get("scale_decoder_outputs", tied_by_default),
-    linear=linear,
-    attention_fn=attention_fn,
-  )
-
-
-def feed_forward(config: Config) -> Callable:
-  """Return the feed-forward network of a config.json: a function of `dim` and `linear`."""
-  setting = config.get("feed_forward_proj", "relu")
-  name = setting.removeprefix("gated-")
-  activation = Config({"feed_forward_proj": name}, config.source).activation(
-    "feed_forward_proj", "relu"
-  )
-  if setting == "gated-gelu":
-    # T5 1.1's GELU is the tanh approximation.
-    activation = gelu
-  network = GatedFeedForward if setting.startswith("gated-") else FeedForward
-  return functools.partial(network, ff_dim=config.size("d_ff"), activation=activation)
-
-
-load = loader(from_config, KEY_MAP)

@@ -3,50 +3,40 @@
 Unlike BERT, it normalizes before each sublayer, and embeds patches instead of words.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, nn
+from tinygrad import Tensor
 
-from models.heads import labels
+from layers.norms import pre_norm
+from layers.parts import PLAIN, Parts
+from models.heads import labels_from_hf
+from models.hf_config import HFConfig, hf_activation
 from models.key_map import KeyMap
-from tinyformer.checkpoints import safetensors
-from tinyformer.checkpoints.config import ACTIVATIONS, Config, loader, name_of
-from transformer import (
-  Block,
-  FeedForward,
-  Linear,
-  MultiHeadAttention,
-  attention,
-  materialize,
-  pre_norm,
-)
+from transformer import Block, FeedForward, MultiHeadAttention
 
-KEY_MAP = KeyMap(
-  rules={
-    r"class_token": "vit.embeddings.cls_token",
-    r"positions": "vit.embeddings.position_embeddings",
-    r"norm": "vit.layernorm",
-    r"head": "classifier",
-    r"patches": "vit.embeddings.patch_embeddings.projection",
-    r"blocks\.(\d+)\.attn_norm": r"vit.encoder.layer.\1.layernorm_before",
-    r"blocks\.(\d+)\.ff_norm": r"vit.encoder.layer.\1.layernorm_after",
-    r"blocks\.(\d+)\.attn\.q": r"vit.encoder.layer.\1.attention.attention.query",
-    r"blocks\.(\d+)\.attn\.k": r"vit.encoder.layer.\1.attention.attention.key",
-    r"blocks\.(\d+)\.attn\.v": r"vit.encoder.layer.\1.attention.attention.value",
-    r"blocks\.(\d+)\.attn\.out": r"vit.encoder.layer.\1.attention.output.dense",
-    r"blocks\.(\d+)\.ff\.up": r"vit.encoder.layer.\1.intermediate.dense",
-    r"blocks\.(\d+)\.ff\.down": r"vit.encoder.layer.\1.output.dense",
-  },
-  # Checkpoints saved without a head lack the prefix.
-  legacy={r"^(?!vit\.|classifier)": "vit."},
-  ignored={
-    r"vit\.pooler\.": (
-      "transformers' ViTModel has a tanh layer on the class token, which no classifier reads"
-    ),
-  },
-)
+
+@dataclass(frozen=True)
+class ViTConfig:
+  """The defaults are the sizes of ViT-Base/16.
+
+  labels: the class names; empty for a model without a head.
+  image, patch: height and width in pixels.
+  """
+
+  labels: tuple[str, ...] = ()
+  image: tuple[int, int] = (224, 224)
+  patch: tuple[int, int] = (16, 16)
+  channels: int = 3
+  dim: int = 768
+  heads: int = 12
+  num_layers: int = 12
+  ff_dim: int = 3072
+  activation: str = "gelu"
+  eps: float = 1e-12
 
 
 class Patches:
@@ -56,12 +46,10 @@ class Patches:
   patch: height and width in pixels.
   """
 
-  def __init__(
-    self, channels: int, patch: tuple[int, int], dim: int, linear: type[Linear] = Linear
-  ):
+  def __init__(self, channels: int, patch: tuple[int, int], dim: int, parts: Parts = PLAIN):
     self.weight = Tensor.glorot_uniform(dim, channels, *patch)
     self.bias = Tensor.zeros(dim)
-    self.product = linear.product
+    self.linear_fn = parts.linear_fn
 
   def __call__(self, pixels: Tensor) -> Tensor:
     """Return the embeddings (B, N, D) of the N patches of images (B, C, height, width).
@@ -73,7 +61,7 @@ class Patches:
     columns = pixels.shape[3] // q
     pixels = pixels[:, :, : rows * p, : columns * q]
     x = pixels.rearrange("b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q)
-    return materialize(self.product(materialize(x), self.weight.flatten(1)) + self.bias)
+    return self.linear_fn(x, self.weight.flatten(1)) + self.bias
 
 
 def cubic(new: int, old: int) -> Tensor:
@@ -97,60 +85,44 @@ def cubic(new: int, old: int) -> Tensor:
 class ViT:
   """Classify images by the final vector of a class token, which precedes the patches.
 
-  labels: the class names; empty for a model without a head.
-  image, patch: height and width in pixels.
   Weights are initialized as in Linear, positions from N(0, 0.02), the class token and the head
   to zero.
   """
 
   task = "image-classification"
 
-  def __init__(  # noqa: PLR0913
-    self,
-    labels: Sequence[str],
-    image: tuple[int, int] = (224, 224),
-    patch: tuple[int, int] = (16, 16),
-    channels: int = 3,
-    dim: int = 768,
-    heads: int = 12,
-    num_layers: int = 12,
-    ff_dim: int = 3072,
-    activation: Callable = ACTIVATIONS["gelu"],
-    eps: float = 1e-12,
-    linear: type[Linear] = Linear,
-    attention_fn: Callable = attention,
-    layer_norm: Callable = nn.LayerNorm,
-  ):
-    self.image = image
-    self.patch = patch
-    self.channels = channels
-    self.dim = dim
-    self.heads = heads
-    self.ff_dim = ff_dim
-    self.activation = activation
-    self.linear = linear
-    self.grid = (image[0] // patch[0], image[1] // patch[1])
-    self.patches = Patches(channels, patch, dim, linear)
-    self.class_token = Tensor.zeros(1, 1, dim)
-    self.positions = Tensor.normal(1, 1 + self.grid[0] * self.grid[1], dim, std=0.02)
+  def __init__(self, config: ViTConfig, parts: Parts = PLAIN):
+    c = config
+    self.config, self.parts = config, parts
+    self.patch, self.channels, self.dim = c.patch, c.channels, c.dim
+    self.grid = (c.image[0] // c.patch[0], c.image[1] // c.patch[1])
+    self.patches = Patches(c.channels, c.patch, c.dim, parts)
+    self.class_token = Tensor.zeros(1, 1, c.dim)
+    self.positions = Tensor.normal(1, 1 + self.grid[0] * self.grid[1], c.dim, std=0.02)
     self.blocks = [
       Block(
-        MultiHeadAttention(dim, heads, linear, attention_fn=attention_fn),
-        FeedForward(dim, ff_dim, activation, linear),
-        lambda: layer_norm(dim, eps),
+        MultiHeadAttention(c.dim, c.heads, parts.linear, attention_fn=parts.attention),
+        FeedForward(c.dim, c.ff_dim, parts.activations[c.activation], parts.linear),
+        lambda: parts.layer_norm(c.dim, c.eps),
         pre_norm,
       )
-      for _ in range(num_layers)
+      for _ in range(c.num_layers)
     ]
-    self.norm = layer_norm(dim, eps)
-    self.new_head(labels)
+    self.norm = parts.layer_norm(c.dim, c.eps)
+    self.new_head(c.labels)
+
+  @property
+  def labels(self) -> list[str]:
+    """Return the class names."""
+    return list(self.config.labels)
 
   def new_head(self, labels: Sequence[str]) -> None:
     """Replace the head by an all-zero one for other classes, for fine-tuning (sec. 3.2)."""
-    self.labels = list(labels)
-    self.head = self.linear(self.dim, len(labels)) if labels else None
+    self.config = dataclasses.replace(self.config, labels=tuple(labels))
+    self.head = self.parts.linear(self.dim, len(labels)) if labels else None
     if self.head:
       self.head.weight = Tensor.zeros(len(labels), self.dim)
+      self.head.bias = Tensor.zeros(len(labels))
 
   def interpolated_positions(self, rows: int, columns: int) -> Tensor:
     """Return the position embeddings (1, 1 + rows * columns, D) for a grid of patches.
@@ -183,10 +155,10 @@ class ViT:
       )
     class_token = self.class_token.expand(B, 1, self.dim)
     x = class_token.cat(self.patches(pixels), dim=1)
-    x = materialize(x + self.interpolated_positions(rows, columns))
+    x = x + self.interpolated_positions(rows, columns)
     for block in self.blocks:
       x = block(x)
-    return materialize(self.norm(x))
+    return self.norm(x)
 
   def __call__(self, pixels: Tensor) -> Tensor:
     """Return logits (B, number of labels) for pixels (B, C, height, width).
@@ -200,64 +172,78 @@ class ViT:
     return self.head(self.last_hidden_state(pixels)[:, 0])
 
 
-def height_and_width(config: Config, name: str, default: int) -> tuple[int, int]:
+def height_and_width(hf: HFConfig, name: str, default: int) -> tuple[int, int]:
   """Return (height, width) from a number or a list of two. Raises ValueError for other values."""
-  value = config.get(name, default)
+  value = hf.get(name, default)
   sides = value if isinstance(value, list) else [value, value]
   if len(sides) == 2 and all(type(n) is int and n > 0 for n in sides):
     return sides[0], sides[1]
-  raise ValueError(
-    f"{config.source}: {name} must be one or two positive integers, but it is {value!r}"
+  raise ValueError(f"{hf.source}: {name} must be one or two positive integers, but it is {value!r}")
+
+
+def from_hf(hf: HFConfig) -> ViTConfig:
+  """Translate a config.json. Raises ValueError for an unsupported configuration."""
+  hf.only(qkv_bias=True)
+  return ViTConfig(
+    labels=() if hf.get("architectures") == ["ViTModel"] else labels_from_hf(hf),
+    image=height_and_width(hf, "image_size", 224),
+    patch=height_and_width(hf, "patch_size", 16),
+    channels=hf.size("num_channels", 3),
+    dim=hf.size("hidden_size", 768),
+    heads=hf.size("num_attention_heads", 12),
+    num_layers=hf.size("num_hidden_layers", 12),
+    ff_dim=hf.size("intermediate_size", 3072),
+    activation=hf.activation("hidden_act", "gelu"),
+    eps=hf.get("layer_norm_eps", 1e-12),
   )
 
 
-def from_config(config: Config, **parts) -> ViT:
-  """Return an untrained model with the sizes given in config.json.
-
-  parts: linear, attention_fn and layer_norm. Raises ValueError for an unsupported configuration.
-  """
-  config.only(qkv_bias=True)
-  names = [] if config.get("architectures") == ["ViTModel"] else labels(config)
-  return ViT(
-    names,
-    image=height_and_width(config, "image_size", 224),
-    patch=height_and_width(config, "patch_size", 16),
-    channels=config.size("num_channels", 3),
-    dim=config.size("hidden_size", 768),
-    heads=config.size("num_attention_heads", 12),
-    num_layers=config.size("num_hidden_layers", 12),
-    ff_dim=config.size("intermediate_size", 3072),
-    activation=config.activation("hidden_act", "gelu"),
-    eps=config.get("layer_norm_eps", 1e-12),
-    **parts,
-  )
-
-
-load = loader(from_config, KEY_MAP)
-
-
-def save(model: ViT, folder: str | Path, dtype: str = "float32", **config) -> None:
-  """Save a checkpoint that `load` and transformers can read, without preprocessor_config.json.
-
-  config: additional keys for config.json.
-  """
+def to_hf(model: ViT) -> dict[str, Any]:
+  """Return the config.json of a model, for transformers. preprocessor_config.json is another."""
+  c = model.config
 
   def number_or_list(sides: tuple[int, int]) -> int | list[int]:
     return sides[0] if sides[0] == sides[1] else list(sides)
 
-  values = {
+  return {
     "model_type": "vit",
-    "image_size": number_or_list(model.image),
-    "patch_size": number_or_list(model.patch),
-    "num_channels": model.channels,
-    "hidden_size": model.dim,
-    "num_attention_heads": model.heads,
-    "num_hidden_layers": len(model.blocks),
-    "intermediate_size": model.ff_dim,
-    "hidden_act": name_of(model.activation),
-    "layer_norm_eps": model.norm.eps,
-    "architectures": ["ViTForImageClassification" if model.head else "ViTModel"],
-    "id2label": dict(enumerate(model.labels)),
-    "label2id": {label: i for i, label in enumerate(model.labels)},
+    "image_size": number_or_list(c.image),
+    "patch_size": number_or_list(c.patch),
+    "num_channels": c.channels,
+    "hidden_size": c.dim,
+    "num_attention_heads": c.heads,
+    "num_hidden_layers": c.num_layers,
+    "intermediate_size": c.ff_dim,
+    "hidden_act": hf_activation(c.activation),
+    "layer_norm_eps": c.eps,
+    "architectures": ["ViTForImageClassification" if c.labels else "ViTModel"],
+    "id2label": dict(enumerate(c.labels)),
+    "label2id": {label: i for i, label in enumerate(c.labels)},
   }
-  safetensors.write(model, Path(folder), values | config, KEY_MAP, dtype)
+
+
+# Each parameter has its own tensor in the checkpoint, of the same shape.
+KEY_MAP = KeyMap(
+  rules={
+    r"class_token": "vit.embeddings.cls_token",
+    r"positions": "vit.embeddings.position_embeddings",
+    r"norm": "vit.layernorm",
+    r"head": "classifier",
+    r"patches": "vit.embeddings.patch_embeddings.projection",
+    r"blocks\.(\d+)\.attn_norm": r"vit.encoder.layer.\1.layernorm_before",
+    r"blocks\.(\d+)\.ff_norm": r"vit.encoder.layer.\1.layernorm_after",
+    r"blocks\.(\d+)\.attn\.q": r"vit.encoder.layer.\1.attention.attention.query",
+    r"blocks\.(\d+)\.attn\.k": r"vit.encoder.layer.\1.attention.attention.key",
+    r"blocks\.(\d+)\.attn\.v": r"vit.encoder.layer.\1.attention.attention.value",
+    r"blocks\.(\d+)\.attn\.out": r"vit.encoder.layer.\1.attention.output.dense",
+    r"blocks\.(\d+)\.ff\.up": r"vit.encoder.layer.\1.intermediate.dense",
+    r"blocks\.(\d+)\.ff\.down": r"vit.encoder.layer.\1.output.dense",
+  },
+  # Checkpoints saved without a head lack the prefix.
+  legacy={r"^(?!vit\.|classifier)": "vit."},
+  ignored={
+    r"vit\.pooler\.": (
+      "transformers' ViTModel has a tanh layer on the class token, which no classifier reads"
+    ),
+  },
+)

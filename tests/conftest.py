@@ -21,6 +21,9 @@ import numpy as np
 import pytest
 from tinygrad import Tensor, nn
 
+from layers.parts import PLAIN
+from tinyformer.kernels.parts import CPU_KERNELS, FUSED
+
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 # Public data beside the project. Tests that need it skip if it is absent.
@@ -31,6 +34,21 @@ SHARED = ROOT.parent / "shared" / "data"
 def seed():
   """Seed tinygrad, whose default seed is the time of day."""
   Tensor.manual_seed(0)
+
+
+PARTS = {"plain": PLAIN, "fused": FUSED, "CPU kernels": CPU_KERNELS}
+
+
+def all_parts():
+  """Return a decorator that runs a test with each of the parts as its argument `parts`."""
+  return pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+
+
+def uninitialized(model_class, config):
+  """Return a model whose parameters have shapes but no values."""
+  from tinyformer.checkpoints import without_initial_values
+
+  return model_class(config, without_initial_values(PLAIN))
 
 
 def shared_data(name: str) -> Path:

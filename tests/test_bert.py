@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, close, with_head
+from conftest import FIXTURES, close, uninitialized, with_head
 from test_encoders import HEADS, load_expected
 from tinygrad import Context, Tensor, nn
 
 import models
 import models.bert
 from models import heads
-from models.bert import Bert, roberta_position_ids
+from models.bert import Bert, BertConfig
+from models.hf_config import HFConfig
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
-from tinyformer.checkpoints.config import Config
 from transformer import loss
 
 CASES = ["bert-a", "roberta-a"]
@@ -50,7 +50,7 @@ def test_gradients_equal_hugging_faces(case):
 
 
 def test_first_segment_embedding_has_a_gradient_without_segment_ids():
-  model = Bert(20, 10, 8, 2, 0, 16)
+  model = Bert(BertConfig(20, 10, 8, 2, 0, 16))
   # tinyformer/training/trainer.py sets USE_ATOMICS too.
   with Context(USE_ATOMICS=1):
     [grad] = model(Tensor([[1, 2, 3]]))[..., 0].sum().gradient(model.segments.weight)
@@ -87,12 +87,10 @@ def test_each_output_depends_on_every_token_and_segment_id():
 
 
 def test_robertas_position_ids_begin_after_the_padding_id():
-  assert roberta_position_ids(1)(Tensor([[9, 8, 7, 1, 1], [1, 1, 9, 8, 7]]), None).tolist() == [
-    [2, 3, 4, 1, 1],
-    [1, 1, 2, 3, 4],
-  ]
   # The fixture's position table has 32 rows.
   model = checkpoints.load_module(FIXTURES / "roberta-a")
+  ids = Tensor([[9, 8, 7, 1, 1], [1, 1, 9, 8, 7]])
+  assert model.position_ids(ids, None).tolist() == [[2, 3, 4, 1, 1], [1, 1, 2, 3, 4]]
   with pytest.raises(ValueError, match="31 tokens are more than the context of 30: shorten"):
     model(Tensor.full((1, 31), 7))
 
@@ -120,7 +118,7 @@ def test_the_architecture_in_config_json_selects_the_head(tmp_path):
   ]
   folder = with_head("bert-a", "Model", tmp_path, architectures=None)
   assert checkpoints.load_module(folder).task == "feature-extraction"
-  assert heads.labels(Config({"num_labels": 3})) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+  assert heads.labels_from_hf(HFConfig({"num_labels": 3})) == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
 @pytest.mark.parametrize(
@@ -210,8 +208,9 @@ ROBERTA = BASE | dict(
   ids=["bert-base", "bert-base masked LM", "bert-large", "roberta-base"],
 )
 def test_parameter_counts_equal_the_published_ones(sizes, architecture, num_parameters):
-  with safetensors.skip_init():
-    model = models.bert.from_config(Config(sizes | {"architectures": [architecture]}))
+  module, model_class = checkpoints.architecture(HFConfig({"model_type": "bert"} | sizes))
+  config = module.from_hf(HFConfig(sizes | {"architectures": [architecture]}))
+  model = uninitialized(model_class, config)
   dim = sizes["hidden_size"]
   # Hugging Face counts the pooler of a bare model, which no head reads.
   pooler = dim * dim + dim if architecture.endswith("Model") else 0

@@ -9,7 +9,8 @@ from conftest import FIXTURES, ROOT
 from test_attend import copy_with_words, page_weights, save_random_image
 from test_page import read_data
 
-from models import gpt2
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer import checkpoints
 
 pytestmark = [
   pytest.mark.slow,
@@ -56,12 +57,12 @@ def large(tmp_path_factory):
   from tinygrad import Tensor, nn
 
   folder = tmp_path_factory.mktemp("large")
-  model = gpt2.GPT2(8192, 64, 96, 12, 12)
+  model = GPT2(GPT2Config(8192, 64, 96, 12, 12))
   rng = np.random.default_rng(0)
   for name, t in nn.state.get_state_dict(model).items():
     if name.endswith(("q.weight", "k.weight")):
       t.replace(Tensor(rng.normal(0, 0.3, t.shape).astype(np.float32)))
-  gpt2.save(model, folder / "model")
+  checkpoints.save(model, folder / "model")
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(ROOT / "weights" / "tiny" / name, folder / "model" / name)
   prompt = "the man and the woman " * 20

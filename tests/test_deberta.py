@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, close, with_head
+from conftest import FIXTURES, close, uninitialized, with_head
 from test_encoders import load_expected
 from tinygrad import Tensor, nn
 
@@ -10,9 +10,8 @@ import models
 import models.deberta
 from layers.positions import signed_bucket
 from models.deberta import RelativeEmbedding
+from models.hf_config import HFConfig
 from tinyformer import checkpoints
-from tinyformer.checkpoints import safetensors
-from tinyformer.checkpoints.config import Config
 from transformer import loss
 
 # deberta-a: share_att_key, buckets, a norm of the relative vectors.
@@ -130,7 +129,7 @@ XLARGE = dict(
   ids=["v3-base", "v3-large", "v2-xlarge"],
 )
 def test_parameter_counts_equal_the_published_ones(changes, num_parameters):
-  with safetensors.skip_init():
-    model = models.deberta.from_config(Config(SIZES | changes))
+  config = models.deberta.from_hf(HFConfig(SIZES | changes))
+  model = uninitialized(models.deberta.Deberta, config)
   actual = sum(int(np.prod(t.shape)) for t in nn.state.get_parameters(model))
   assert actual == num_parameters

@@ -12,16 +12,16 @@ import pytest
 from conftest import FIXTURES, randomise
 from tinygrad import Device, Tensor, nn
 
-from layers.moe import MixtureOfExperts
-from layers.positions import rope_inv_freq
-from models.gpt2 import GPT2
-from models.llama import Llama
+from layers.parts import PLAIN
+from models.gpt2 import GPT2, GPT2Config
+from models.llama import Llama, LlamaConfig
+from models.mixtral import Mixtral, MixtralConfig
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
 from tinyformer.generation import Engine, generate
+from tinyformer.generation.engine import hidden_state_at
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.parts import CPU_KERNELS
-from transformer import Linear, attention
 
 V, C = 37, 40
 LLAMA = dict(
@@ -33,14 +33,13 @@ LLAMA = dict(
   num_layers=2,
   ff_dim=20,
   head_dim=6,
-  inv_freq=rope_inv_freq(6),
 )
 MODELS = {
-  "gpt2": lambda **parts: GPT2(V, C, 12, 4, 2, **parts),
-  "llama": lambda **parts: Llama(**LLAMA, **parts),
-  "mistral": lambda **parts: Llama(**LLAMA, window=5, **parts),
-  "mixtral": lambda **parts: Llama(
-    **LLAMA, feed_forward=functools.partial(MixtureOfExperts, 4, 2), **parts
+  "gpt2": lambda parts=PLAIN: GPT2(GPT2Config(V, C, 12, 4, 2), parts),
+  "llama": lambda parts=PLAIN: Llama(LlamaConfig(**LLAMA), parts),
+  "mistral": lambda parts=PLAIN: Llama(LlamaConfig(**LLAMA, window=5), parts),
+  "mixtral": lambda parts=PLAIN: Mixtral(
+    MixtralConfig(**LLAMA, experts=4, experts_per_token=2), parts
   ),
 }
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
@@ -91,12 +90,12 @@ def close(actual, expected):
 
 def logits_in_chunks(model, ids, splits, attention_mask=None):
   """Return the logits of ids that are processed in chunks with a KV cache."""
-  cache = model.cache(len(ids))
+  cache = KVCache.for_model(model, len(ids))
   bounds = [0, *splits, ids.shape[1]]
   chunks = []
   for start, end in itertools.pairwise(bounds):
     mask = None if attention_mask is None else Tensor(attention_mask[:, :end])
-    chunks.append(model(Tensor(ids[:, start:end]), start, cache, mask).numpy())
+    chunks.append(model(Tensor(ids[:, start:end]), cache, mask).numpy())
   return np.concatenate(chunks, 1)
 
 
@@ -142,22 +141,14 @@ def test_left_padding_does_not_change_logits_of_cached_chunks(model, logits, sho
 
 
 @pytest.mark.parametrize("family", params("gpt2"))
-def test_a_single_position_has_the_logits_of_all_positions(model, logits, short_logits):
-  """Also with left padding, for the chunk after it, and for the second of two chunks."""
-  ids, attention_mask = left_padded()
-  cache = model.cache(2)
-  model(Tensor(ids[:, :9]), 0, cache, Tensor(attention_mask[:, :9]))
-  mask = Tensor(attention_mask[:, :20])
-  x = model.last_hidden_state(Tensor(ids[:, 9:20]), 9, cache, mask, at=8)
-  actual = model.head(x).numpy()
-  close(actual, np.stack([logits[0, 17:18], short_logits[17 - PADDING : 18 - PADDING]]))
-  actual = model(Tensor(ids[:, 20:]), 20, cache, Tensor(attention_mask)).numpy()
-  close(actual, np.stack([logits[0, 20:], short_logits[20 - PADDING :]]))
-
-
-def test_a_single_position_without_a_cache_raises_an_error():
-  with pytest.raises(ValueError, match="only with a cache"):
-    random_model("gpt2").last_hidden_state(Tensor(IDS), at=3)
+def test_a_single_position_has_the_logits_of_all_positions(model, logits):
+  """Also for the tokens after it, which attend to the keys and values of all positions."""
+  cache = KVCache.for_model(model, 2)
+  model(Tensor(IDS[:, :9]), cache)
+  x = hidden_state_at(model, Tensor(IDS[:, 9:20]), cache, 8)
+  close(model.head(x).numpy(), logits[:, 17:18])
+  cache.length = 20
+  close(model(Tensor(IDS[:, 20:]), cache).numpy(), logits[:, 20:])
 
 
 @pytest.mark.parametrize("family", params("mistral"))
@@ -182,11 +173,7 @@ def test_an_engine_with_cpu_kernels_computes_the_same_logits_and_caches_its_step
 ):
   monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  parts = CPU_KERNELS
-  if family != "gpt2":
-    # Llama has RMS norms.
-    parts = {name: part for name, part in CPU_KERNELS.items() if name != "layer_norm"}
-  fast = MODELS[family](**parts)
+  fast = MODELS[family](CPU_KERNELS)
   nn.state.load_state_dict(fast, nn.state.get_state_dict(model), verbose=False)
   engine = Engine(fast, 2, key=family)
   for start, end in ((0, 20), (20, 21), (21, 24)):
@@ -213,7 +200,7 @@ def rounded(x, dtype):
 def test_16_bit_weights_have_the_logits_of_rounded_float32_weights(case, dtype):
   """Only the weights are rounded: the model computes in float32."""
   actual = checkpoints.load_module(FIXTURES / case, dtype)
-  reference = checkpoints.load_module(FIXTURES / case, linear=Linear, attention_fn=attention)
+  reference = checkpoints.load_module(FIXTURES / case, parts=PLAIN)
   for t in nn.state.get_parameters(reference):
     if t.ndim == 2:
       t.replace(Tensor(rounded(t.numpy(), dtype)))
@@ -229,7 +216,7 @@ def test_a_windowed_cache_gives_the_logits_of_the_last_window(monkeypatch):
   """The cache has room for 26 of 90 tokens. Each query attends to the last 5."""
   monkeypatch.setattr(KVCache, "CHUNK_SIZE", 16)
   monkeypatch.setattr(Engine, "CHUNK_SIZES", (16, 1))
-  model = randomise(Llama(**LLAMA | dict(context=4000, num_layers=1), window=5))
+  model = randomise(Llama(LlamaConfig(**LLAMA | dict(context=4000, num_layers=1), window=5)))
   ids = np.random.default_rng(1).integers(0, V, 90).astype(np.int32)
   engine = Engine(model)
   assert engine.cache.rows == 26

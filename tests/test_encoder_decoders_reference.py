@@ -10,6 +10,7 @@ from tinygrad import Tensor
 from tinyformer import checkpoints
 from tinyformer.generation import Engine, beam_search, generate_seq2seq
 from tinyformer.generation.generation_config import GenerationConfig
+from tinyformer.generation.kv_cache import EncoderDecoderCache
 from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
@@ -162,7 +163,7 @@ def test_all_beams_and_scores_equal_hugging_face(tmp_path, name):
   model = checkpoints.load_module(tmp_path)
   config = GenerationConfig.read(tmp_path)
   beams = beam_search(
-    Engine(model, 4, cache=model.cache(4, Tensor(source), context=24)),
+    Engine(model, 4, cache=EncoderDecoderCache.for_source(model, Tensor(source), None, 4, 24)),
     [config.decoder_start_token_id],
     23,
     lambda n: n**1.5,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import randomise
 
-from models.gpt2 import GPT2
+from models.gpt2 import GPT2, GPT2Config
 from tinyformer.generation import Engine, beam_search, generate, probabilities, stop_at
 
 V, C = 13, 24
@@ -16,7 +16,7 @@ LOGITS = np.random.default_rng(3).standard_normal(V).astype(np.float32) * 2
 
 @pytest.fixture(scope="module")
 def model():
-  return randomise(GPT2(V, C, 12, 3, 2))
+  return randomise(GPT2(GPT2Config(V, C, 12, 3, 2)))
 
 
 @pytest.fixture(scope="module")

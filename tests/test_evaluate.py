@@ -10,9 +10,9 @@ from conftest import randomise
 from tinygrad import Tensor, nn
 
 import evaluate
-from models import gpt2
-from models.gpt2 import GPT2
-from tinyformer import cli
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer import checkpoints, cli
+from tinyformer.checkpoints import load_module
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 V, C = 11, 16
@@ -65,7 +65,7 @@ def bigrams(table: np.ndarray) -> GPT2:
   norm. GELU is the identity for large inputs, so 20 is added before it and subtracted after it.
   """
   N = len(table)
-  model = GPT2(N, C, N + 2, 1, 1, ff_dim=N)
+  model = GPT2(GPT2Config(N, C, N + 2, 1, 1, ff_dim=N))
   logs = np.log(table) - np.log(table).mean(1, keepdims=True)
   lengths = (logs**2).sum(1)
   r = np.sqrt((lengths.max() - lengths) / 2)[:, None]
@@ -102,10 +102,10 @@ def test_the_command_prints_the_loss_of_zero_weights_in_each_unit(tmp_path, caps
   """All V tokens have equal probability: log V nats per token, log2 V bits per token."""
   text = "Ö is an å or ü"
   tokenizer = BytePairEncoding.characters([text])
-  model, size = GPT2(len(tokenizer), C, 12, 3, 1), len(tokenizer)
+  model, size = GPT2(GPT2Config(len(tokenizer), C, 12, 3, 1)), len(tokenizer)
   for t in nn.state.get_parameters(model):
     t.replace(Tensor.zeros(*t.shape).contiguous())
-  gpt2.save(model, tmp_path, eos_token_id=tokenizer.end)
+  checkpoints.save(model, tmp_path, eos_token_id=tokenizer.end)
   tokenizer.save(tmp_path)
   (tmp_path / "a.txt").write_text(f"{text}<|endoftext|>{text[:9]}")
   assert evaluate.main([str(tmp_path / "a.txt"), "-m", str(tmp_path), "--stride", "6"]) == 0
@@ -143,7 +143,7 @@ def test_the_loss_equals_that_of_transformers_for_the_same_windows(tmp_path):
   for p in theirs.parameters():
     torch.nn.init.normal_(p, std=0.5)
   theirs.save_pretrained(tmp_path)
-  ours, ids = gpt2.load(tmp_path), np.random.default_rng(4).integers(0, V, 75).tolist()
+  ours, ids = load_module(tmp_path), np.random.default_rng(4).integers(0, V, 75).tolist()
   ours.context = C  # transformers' windows also contain the last target
   for stride in (1, 5, C):
     expected, counted = 0.0, 1
@@ -161,7 +161,7 @@ def test_the_loss_equals_that_of_transformers_for_the_same_windows(tmp_path):
 
 def test_the_loss_of_a_window_is_that_of_the_model():
   model, ids = (
-    randomise(GPT2(V, C, 12, 3, 1)),
+    randomise(GPT2(GPT2Config(V, C, 12, 3, 1))),
     np.random.default_rng(2).integers(0, V, 2 * C + 3).tolist(),
   )
 
@@ -183,7 +183,7 @@ def test_the_loss_of_a_window_is_that_of_the_model():
 
 
 def test_documents_are_independent():
-  model = randomise(GPT2(V, C, 12, 3, 1))
+  model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]
   together = [0.0] * 4
   for i, losses in evaluate.token_losses(model, ids, 8):

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes
 
-from layers.positions import rope_inv_freq
-from models.gpt2 import GPT2
-from models.llama import Llama
+from models.gpt2 import GPT2, GPT2Config
+from models.llama import Llama, LlamaConfig
 from tinyformer.generation import Engine, beam_search, generate
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
@@ -83,7 +82,7 @@ def test_returned_logits_equal_the_full_heads_bit_for_bit():
   weight = Tensor(normal((500, 45)).astype(np.float32)).realize()
   x = Tensor(normal((3, 45)).astype(np.float32)).realize()
   actual = ExactTopKHead(weight, 9)(x).numpy()
-  expected = CPU_KERNELS["linear"].product(x, weight).numpy()
+  expected = CPU_KERNELS.linear_fn(x, weight).numpy()
   returned = np.isfinite(actual)
   assert (actual[returned] == expected[returned]).all()
 
@@ -108,14 +107,11 @@ LLAMA = dict(
   num_layers=1,
   ff_dim=20,
   head_dim=10,
-  inv_freq=rope_inv_freq(10),
-  linear=CPU_KERNELS["linear"],
-  attention_fn=CPU_KERNELS["attention_fn"],
 )
 MODELS = {
-  "gpt2": lambda: GPT2(V, 40, 36, 3, 1, **CPU_KERNELS),
-  "llama": lambda: Llama(**LLAMA),
-  "tied": lambda: Llama(**LLAMA, tied=True),
+  "gpt2": lambda: GPT2(GPT2Config(V, 40, 36, 3, 1), CPU_KERNELS),
+  "llama": lambda: Llama(LlamaConfig(**LLAMA), CPU_KERNELS),
+  "tied": lambda: Llama(LlamaConfig(**LLAMA, tied=True), CPU_KERNELS),
 }
 
 
@@ -165,5 +161,5 @@ def test_unsupported_heads_return_all_logits():
   assert not ExactTopKHead.supports(weight.to("PYTHON"), 1, 40)
   assert not ExactTopKHead.supports(weight, 17, 40)
   assert not ExactTopKHead.supports(weight, 1, 1000)
-  model = randomise(GPT2(V, 40, 36, 3, 1, **CPU_KERNELS))
+  model = randomise(GPT2(GPT2Config(V, 40, 36, 3, 1), CPU_KERNELS))
   assert np.isfinite(Engine(model, top_k=1000)(np.array([[1, 2]]))).all()

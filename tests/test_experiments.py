@@ -200,7 +200,7 @@ def test_scheme_arrays_give_the_same_logits_as_the_scheme_itself(scheme):
   T = 8
   model = randomise(positions.PositionDecoder(train_length=8, max_length=16))
   ids = Tensor(small.random_sequences(2, T, 0))
-  cos_sin = rope_cos_sin(0, T, rope_inv_freq(positions.DIM // positions.HEADS))
+  cos_sin = rope_cos_sin(Tensor.arange(T), rope_inv_freq(positions.DIM // positions.HEADS))
   arguments = {
     "none": {},
     "sinusoidal": {"positions": sinusoids(T, positions.DIM)},

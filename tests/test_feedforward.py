@@ -4,11 +4,12 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import normal, randomise
+from conftest import PARTS, normal, randomise
 from tinygrad import GlobalCounters, Tensor, nn
 
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
+from tinyformer.kernels.parts import FUSED
 from transformer import Linear
 
 X = normal(2, 3, 6)
@@ -38,8 +39,9 @@ def test_a_single_expert_is_a_gated_feed_forward_network():
   np.testing.assert_allclose(moe(Tensor(X)).numpy(), expert(moe, 0)(Tensor(X)).numpy(), atol=1e-6)
 
 
-def test_the_output_is_the_weighted_sum_of_the_two_selected_experts():
-  moe = randomise(MixtureOfExperts(4, 2, 6, 10))
+@pytest.mark.parametrize("mixture", [part.moe for part in PARTS.values()], ids=PARTS)
+def test_the_output_is_the_weighted_sum_of_the_two_selected_experts(mixture):
+  moe = randomise(mixture(4, 2, 6, 10))
   logits = X @ moe.router.weight.numpy().T
   outputs = [expert(moe, e)(Tensor(X)).numpy() for e in range(4)]
   expected = np.zeros_like(X)
@@ -49,12 +51,12 @@ def test_the_output_is_the_weighted_sum_of_the_two_selected_experts():
     weight = 1 / (1 + np.exp(logits[position][b] - logits[position][a]))
     expected[position] = weight * outputs[a][position] + (1 - weight) * outputs[b][position]
   np.testing.assert_allclose(moe(Tensor(X)).numpy(), expected, atol=1e-6)
-  # A single token is computed by another method.
+  # A single token is computed by another method of the fused mixtures.
   np.testing.assert_allclose(moe(Tensor(X[:1, :1])).numpy(), expected[:1, :1], atol=1e-6)
 
 
 def test_a_single_token_reads_only_the_selected_experts():
-  moe, x = randomise(MixtureOfExperts(8, 2, 32, 64)), Tensor(normal(1, 1, 32)).realize()
+  moe, x = randomise(FUSED.moe(8, 2, 32, 64)), Tensor(normal(1, 1, 32)).realize()
   Tensor.realize(*nn.state.get_parameters(moe))
   GlobalCounters.reset()
   moe(x).realize()

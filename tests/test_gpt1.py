@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, close
+from conftest import FIXTURES, all_parts, close, uninitialized
 from tinygrad import Tensor, nn
 
 import transformer
 from models import gpt1
+from models.hf_config import HFConfig
 from tinyformer.checkpoints import load_module, safetensors
-from tinyformer.checkpoints.config import Config
 from tinyformer.generation.engine import Engine
 
 FOLDER = FIXTURES / "gpt1-a"
@@ -20,12 +20,12 @@ IDS = EXPECTED["ids"]
 
 @pytest.fixture(scope="module")
 def model():
-  return gpt1.load(FOLDER)
+  return load_module(FOLDER)
 
 
-@pytest.mark.parametrize("load", [gpt1.load, load_module], ids=["plain parts", "CPU kernels"])
-def test_logits_equal_hugging_face(load):
-  close(load(FOLDER)(Tensor(IDS)).numpy(), EXPECTED["logits"])
+@all_parts()
+def test_logits_equal_hugging_face(parts):
+  close(load_module(FOLDER, parts=parts)(Tensor(IDS)).numpy(), EXPECTED["logits"])
 
 
 def test_hidden_states_of_each_layer_equal_hugging_face(model):
@@ -68,12 +68,11 @@ def test_openais_layout_is_read(tmp_path):
 
   safetensors.write_safetensors(tmp_path / "model.safetensors", arrays)
   (tmp_path / "config.json").write_text((FOLDER / "config.json").read_text())
-  close(gpt1.load(tmp_path)(Tensor(IDS)).numpy(), EXPECTED["logits"])
+  close(load_module(tmp_path)(Tensor(IDS)).numpy(), EXPECTED["logits"])
 
 
 def test_the_default_sizes_have_the_published_parameter_count():
-  with safetensors.skip_init():
-    model = gpt1.from_config(Config({}))
+  model = uninitialized(gpt1.GPT, gpt1.from_hf(HFConfig({})))
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == 116_534_784
 
 
@@ -82,4 +81,4 @@ def test_the_default_sizes_have_the_published_parameter_count():
 )
 def test_an_unsupported_setting_raises_an_error_that_names_the_key(key, value):
   with pytest.raises(ValueError, match=rf"config\.json: .*{key}"):
-    gpt1.from_config(Config({key: value}))
+    gpt1.from_hf(HFConfig({key: value}))

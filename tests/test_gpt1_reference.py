@@ -5,13 +5,13 @@ Needs the extra `reference`; runs in .ci/run.
 
 import numpy as np
 import pytest
-from conftest import close
+from conftest import all_parts, close
 from tinygrad import Tensor
 
-from models import gpt1
 from tinyformer import checkpoints
 from tinyformer.checkpoints import load_module
 from tinyformer.generation import Engine, generate
+from tinyformer.generation.kv_cache import KVCache
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,7 +37,7 @@ def reference_logits(model, ids, **inputs):
     return model(torch.tensor(ids), **inputs).logits.numpy()
 
 
-@pytest.mark.parametrize("load", [gpt1.load, load_module], ids=["plain parts", "CPU kernels"])
+@all_parts()
 @pytest.mark.parametrize(
   "sizes",
   [
@@ -49,17 +49,17 @@ def reference_logits(model, ids, **inputs):
     dict(afn="swish"),
   ],
 )
-def test_logits_equal_hugging_face(tmp_path, sizes, load):
+def test_logits_equal_hugging_face(tmp_path, sizes, parts):
   reference = save_reference(tmp_path, **sizes)
-  close(load(tmp_path)(Tensor(IDS)).numpy(), reference_logits(reference, IDS))
+  close(load_module(tmp_path, parts=parts)(Tensor(IDS)).numpy(), reference_logits(reference, IDS))
 
 
 def test_cached_chunks_have_the_logits_of_hugging_face(tmp_path):
   expected = reference_logits(save_reference(tmp_path), IDS)
-  model = gpt1.load(tmp_path)
-  cache = model.cache(3)
+  model = load_module(tmp_path)
+  cache = KVCache.for_model(model, 3)
   for start, end in ((0, 6), (6, 7), (7, 17)):
-    actual = model(Tensor(IDS[:, start:end]), start, cache).numpy()
+    actual = model(Tensor(IDS[:, start:end]), cache).numpy()
     close(actual, expected[:, start:end])
 
 
@@ -76,7 +76,7 @@ def test_logits_of_padded_sequences_equal_hugging_face(tmp_path):
       attention_mask=torch.tensor(attention_mask),
       position_ids=torch.tensor(np.maximum(attention_mask.cumsum(1) - 1, 0)),
     )
-    model = gpt1.load(tmp_path)
+    model = load_module(tmp_path)
     actual = model(Tensor(IDS), attention_mask=Tensor(attention_mask)).numpy()
     close(actual[attention_mask], expected[attention_mask])
 

@@ -6,15 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, close, randomise, shared_data
+from conftest import FIXTURES, ROOT, all_parts, close, randomise, shared_data
 from tinygrad import GlobalCounters, Tensor, nn
 
 import transformer
+from layers.parts import PLAIN
 from models import gpt2
-from tinyformer.checkpoints import safetensors
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer import checkpoints
+from tinyformer.checkpoints import load_module, safetensors
 from tinyformer.kernels.parts import CPU_KERNELS
 
 CASES = ["gpt2-a", "gpt2-b"]
@@ -26,18 +30,18 @@ def load_expected(case):
   return np.load(FIXTURES / case / "expected.npz")
 
 
-@pytest.mark.parametrize("parts", [{}, CPU_KERNELS], ids=["default parts", "CPU kernels"])
+@all_parts()
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_hugging_face(case, parts):
   expected = load_expected(case)
-  model = gpt2.load(FIXTURES / case, **parts)
+  model = load_module(FIXTURES / case, parts=parts)
   close(model(Tensor(expected["ids"])).numpy(), expected["logits"])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_hidden_states_of_each_layer_equal_hugging_face(case):
   expected = load_expected(case)
-  model = gpt2.load(FIXTURES / case)
+  model = load_module(FIXTURES / case)
   T = expected["ids"].shape[1]
   x = model.tokens(Tensor(expected["ids"])) + model.positions.weight[:T]
   close(x.numpy(), expected["hidden.0"])
@@ -48,11 +52,11 @@ def test_hidden_states_of_each_layer_equal_hugging_face(case):
 
 
 @pytest.mark.parametrize(
-  "case, parts", [pytest.param("gpt2-a", {}, marks=pytest.mark.slow), ("gpt2-b", CPU_KERNELS)]
+  "case, parts", [pytest.param("gpt2-a", PLAIN, marks=pytest.mark.slow), ("gpt2-b", CPU_KERNELS)]
 )
 def test_loss_and_gradients_equal_hugging_face(case, parts):
   expected = load_expected(case)
-  model = gpt2.load(FIXTURES / case, **parts)
+  model = load_module(FIXTURES / case, parts=parts)
   ids = Tensor(expected["ids"])
   loss = transformer.loss(model(ids[:, :-1]), ids[:, 1:], smoothing=0)
   params = nn.state.get_state_dict(model)
@@ -84,7 +88,7 @@ def modified_checkpoint(case, folder, change):
 
 
 def logits(folder, dtype="float32"):
-  return gpt2.load(folder, dtype)(Tensor(load_expected("gpt2-a")["ids"])).numpy()
+  return load_module(folder, dtype)(Tensor(load_expected("gpt2-a")["ids"])).numpy()
 
 
 def write_bfloat16(path, arrays):
@@ -134,7 +138,7 @@ def test_16_bit_checkpoints_are_read_exactly(tmp_path):
 def test_logits_of_16_and_8_bit_weights_are_close(dtype, tolerance):
   actual = logits(FIXTURES / "gpt2-a", dtype)
   expected = load_expected("gpt2-a")["logits"]
-  assert gpt2.load(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == safetensors.DTYPES[dtype]
+  assert load_module(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == safetensors.DTYPES[dtype]
   assert np.abs(actual.astype(np.float32) - expected).max() < tolerance * expected.std()
 
 
@@ -195,20 +199,22 @@ def test_shards_are_read(tmp_path):
   np.testing.assert_array_equal(logits(folder), logits(FIXTURES / "gpt2-a"))
   (folder / "model-00002-of-00002.safetensors").unlink()
   with pytest.raises(FileNotFoundError):
-    gpt2.load(folder)
+    load_module(folder)
 
 
 def test_a_published_checkpoint_loads():
-  model = gpt2.load(shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"))
-  assert (model.vocab_size, model.context, model.dim, len(model.blocks)) == (50257, 256, 16, 1)
+  model = load_module(shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b"))
+  sizes = (model.vocab_size, model.context, model.config.dim, len(model.blocks))
+  assert sizes == (50257, 256, 16, 1)
   assert np.isfinite(model(Tensor([[464, 3290]])).numpy()).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_saved_model_loads_with_equal_weights(tmp_path, dtype):
-  model = randomise(gpt2.GPT2(61, 19, 12, 3, 2, ff_dim=20, activation=Tensor.relu, eps=1e-3))
-  gpt2.save(model, tmp_path / "saved", dtype, eos_token_id=60)
-  loaded = gpt2.load(tmp_path / "saved")
+  config = GPT2Config(61, 19, 12, 3, 2, ff_dim=20, activation="relu", eps=1e-3)
+  model = randomise(GPT2(config))
+  checkpoints.save(model, tmp_path / "saved", dtype, eos_token_id=60)
+  loaded = load_module(tmp_path / "saved")
   params = nn.state.get_state_dict(model).items()
   for (name, a), b in zip(params, nn.state.get_parameters(loaded), strict=True):
     np.testing.assert_array_equal(a.numpy().astype(dtype), b.numpy(), err_msg=name)
@@ -221,13 +227,14 @@ def test_a_saved_model_loads_with_equal_weights(tmp_path, dtype):
 
 
 def test_a_model_whose_activation_has_no_name_is_not_saved(tmp_path):
-  model = gpt2.GPT2(61, 19, 12, 3, 2, activation=Tensor.gelu)
-  with pytest.raises(ValueError, match=r"gelu.* has no name in a config\.json"):
-    gpt2.save(model, tmp_path / "other")
+  parts = replace(PLAIN, activations={"swiglu": Tensor.silu})
+  model = GPT2(GPT2Config(61, 19, 12, 3, 2, activation="swiglu"), parts)
+  with pytest.raises(ValueError, match=r"swiglu.* has no name in a config\.json"):
+    checkpoints.save(model, tmp_path / "other")
 
 
 def test_a_saved_checkpoint_has_the_layout_of_the_loaded_one(tmp_path):
-  gpt2.save(gpt2.load(FIXTURES / "gpt2-a"), tmp_path)
+  checkpoints.save(load_module(FIXTURES / "gpt2-a"), tmp_path)
   saved = safetensors.read(tmp_path)
   original = safetensors.read(FIXTURES / "gpt2-a")
   assert saved.keys() == original.keys()
@@ -248,8 +255,8 @@ def test_a_saved_checkpoint_has_the_layout_of_the_loaded_one(tmp_path):
 def test_published_sizes_have_their_parameter_counts(sizes, count):
   before = GlobalCounters.mem_used
   dim, heads, num_layers = sizes
-  with safetensors.skip_init():
-    model = gpt2.GPT2(dim=dim, heads=heads, num_layers=num_layers)
+  config = GPT2Config(dim=dim, heads=heads, num_layers=num_layers)
+  model = GPT2(config, checkpoints.without_initial_values(PLAIN))
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == count
   # Counting needs the shapes only, so no memory is allocated.
   assert GlobalCounters.mem_used < before + 1_000_000
@@ -261,7 +268,7 @@ def test_published_sizes_have_their_parameter_counts(sizes, count):
 def assert_load_fails(folder, *words):
   """Assert that loading raises an error of one line that contains all words."""
   with pytest.raises((ValueError, FileNotFoundError)) as e:
-    gpt2.load(folder)
+    load_module(folder)
   assert all(word in str(e.value) for word in words), e.value
   assert "\n" not in str(e.value)
 
@@ -315,6 +322,6 @@ def test_a_config_that_is_not_a_json_object_raises_an_error(tmp_path, text):
 
 
 def test_a_sequence_longer_than_the_context_raises_an_error():
-  model = gpt2.GPT2(11, 4, 12, 3, 1)
+  model = GPT2(GPT2Config(11, 4, 12, 3, 1))
   with pytest.raises(ValueError, match="5 tokens are more than the context of 4"):
     model(Tensor([[1, 2, 3, 4, 5]]))

@@ -20,8 +20,8 @@ from conftest import ROOT, randomise
 
 import gpt
 import tinyformer
-from models import gpt2
-from tinyformer import cli
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
@@ -33,7 +33,8 @@ def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("model")
   tokenizer = BytePairEncoding.train([TEXT * 20], 300)
   tokenizer.save(path)
-  gpt2.save(randomise(gpt2.GPT2(len(tokenizer), 40, 12, 3, 1)), path, eos_token_id=tokenizer.end)
+  model = randomise(GPT2(GPT2Config(len(tokenizer), 40, 12, 3, 1)))
+  checkpoints.save(model, path, eos_token_id=tokenizer.end)
   return str(path)
 
 

@@ -4,6 +4,7 @@ Everything except the runs of the models is numpy.
 """
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tinygrad import Tensor
 from tinyformer import checkpoints
 from tinyformer.interpret import activations, attribution, head_types, logit_lens
 from tinyformer.interpret.recorder import Recorder
+from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import attention, causal_mask
 
 FAST = {"pre-norm": "gpt2-a", "pre-norm, RMSNorm": "mistral-a", "post-norm": "gpt1-a"}
@@ -34,7 +36,7 @@ def run_case(case):
   """
   recorder = Recorder()
   expected = np.load(FIXTURES / case / "expected.npz")
-  model = checkpoints.load_module(FIXTURES / case, attention_fn=recorder)
+  model = checkpoints.load_module(FIXTURES / case, parts=replace(CPU_KERNELS, attention=recorder))
   is_encoder_decoder = model.task == "text2text-generation"
   names = ("source", "target") if is_encoder_decoder else ("ids",)
   stacks = activations.run(model, recorder, *(expected[name][0].tolist() for name in names))

@@ -3,12 +3,15 @@
 Needs the extra `reference`; runs in .ci/run.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tinyformer import checkpoints
 from tinyformer.interpret import activations, logit_lens
 from tinyformer.interpret.recorder import Recorder
+from tinyformer.kernels.parts import CPU_KERNELS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -44,7 +47,11 @@ def save_and_load(auto_class, config, folder):
   make_fixtures.randomise(reference, 3)
   reference.save_pretrained(folder)
   recorder = Recorder()
-  return reference, checkpoints.load_module(folder, attention_fn=recorder), recorder
+  return (
+    reference,
+    checkpoints.load_module(folder, parts=replace(CPU_KERNELS, attention=recorder)),
+    recorder,
+  )
 
 
 def assert_same_weights(actual, expected):

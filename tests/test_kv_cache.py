@@ -7,8 +7,10 @@ import pytest
 from conftest import close, randomise
 from tinygrad import Tensor, UOp, nn
 
-from models.gpt2 import GPT2
+from layers.parts import PLAIN
+from models.gpt2 import GPT2, GPT2Config
 from tinyformer.generation import Engine
+from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
 
@@ -18,7 +20,7 @@ IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
 
 @pytest.fixture(scope="module")
 def model():
-  return randomise(GPT2(V, C, 12, 3, 2))
+  return randomise(GPT2(GPT2Config(V, C, 12, 3, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +30,36 @@ def expected(model):
 
 
 def test_prefill_logits_equal_uncached_logits(model, expected):
-  close(model(Tensor(IDS), 0, model.cache(B)).numpy(), expected)
+  close(model(Tensor(IDS), KVCache.for_model(model, B)).numpy(), expected)
 
 
 @pytest.mark.slow  # tests/test_decoders.py does the same with a shorter text
 @pytest.mark.parametrize("bounds", [[1, 2, 50], [99], [33, 66]])
 def test_logits_of_chunks_equal_uncached_logits(model, expected, bounds):
-  cache = model.cache(B)
+  cache = KVCache.for_model(model, B)
   for start, end in itertools.pairwise([0, *bounds, C]):
-    close(model(Tensor(IDS[:, start:end]), start, cache).numpy(), expected[:, start:end])
+    close(model(Tensor(IDS[:, start:end]), cache).numpy(), expected[:, start:end])
 
 
 def test_logits_of_a_compiled_step_equal_uncached_logits(model, expected):
-  cache = model.cache(B)
-  step = CompiledStep(
-    lambda ids, start: model(ids, start, cache).realize(), (UOp.variable("start", 0, C - 1),)
-  )
+  cache = KVCache.for_model(model, B)
+
+  def logits(ids, start):
+    cache.length = start
+    return model(ids, cache).realize()
+
+  step = CompiledStep(logits, (UOp.variable("start", 0, C - 1),))
   for i in range(C):
     close(step(IDS[:, i : i + 1], start=i), expected[:, i : i + 1])
 
 
 @pytest.fixture(
   scope="module",
-  params=[pytest.param({}, marks=pytest.mark.slow), CPU_KERNELS],
+  params=[pytest.param(PLAIN, marks=pytest.mark.slow), CPU_KERNELS],
   ids=["plain parts", "CPU kernels"],
 )
 def model_with_parts(request, model):
-  result = GPT2(V, C, 12, 3, 2, **request.param)
+  result = GPT2(GPT2Config(V, C, 12, 3, 2), request.param)
   nn.state.load_state_dict(result, nn.state.get_state_dict(model), verbose=False)
   return result
 
@@ -98,6 +103,9 @@ def test_reordered_texts_continue_as_the_texts_that_they_copy(model, expected):
   close(engine(IDS[[1, 1], 10:20]), expected[[1, 1], 19])
 
 
-def test_a_start_without_a_cache_is_rejected(model):
-  with pytest.raises(ValueError, match="position 3 only with a cache"):
-    model(Tensor(IDS[:, :2]), 3)
+def test_a_full_cache_is_rejected(model):
+  cache = KVCache.for_model(model, B, context=5)
+  model(Tensor(IDS[:, :4]), cache)
+  assert cache.length == 4
+  with pytest.raises(ValueError, match="6 positions are more than the 5 of the KV cache"):
+    model(Tensor(IDS[:, 4:6]), cache)

@@ -7,10 +7,12 @@ import pytest
 from conftest import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinygrad import Device, Tensor, dtypes, nn
+from tinygrad import Device, Tensor, dtypes
 
-import transformer
-from tinyformer.kernels.linear import PackedLinear, embed, matmul, quantize_int8, to_float32
+from layers.parts import plain_linear
+from tinyformer.kernels.fused import FusedEmbedding
+from tinyformer.kernels.linear import PackedLinear, matmul
+from tinyformer.kernels.quantization import quantize_int8, to_float32
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")
 
@@ -36,8 +38,8 @@ def test_packed_linear_and_its_gradients_equal_the_plain_linear(rows, inputs, ou
   weight = Tensor(normal(outputs, inputs, seed=1))
   dy = Tensor(normal(rows, outputs, seed=2))
   results = []
-  for linear in (PackedLinear, transformer.Linear):
-    y = linear.product(x, weight)
+  for linear in (PackedLinear.product, plain_linear):
+    y = linear(x, weight)
     # Before y is realized, because tinygrad then drops y's graph.
     gradients = (y * dy).sum().gradient(x, weight)
     results.append([t.numpy() for t in (y, *gradients)])
@@ -120,11 +122,11 @@ def test_int8_quantization_error_is_at_most_half_the_scale():
 
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8])
 def test_embeddings_of_any_dtype_are_the_rows_of_the_table(dtype):
-  table = nn.Embedding(50, 12)
+  table = FusedEmbedding(50, 12)
   table.weight = weights_of(normal(50, 12), dtype)
   ids = np.array([[49, 0], [7, 7]], np.int32)
   expected = to_float32(table.weight).numpy()[ids]
-  np.testing.assert_array_equal(embed(table, Tensor(ids)).numpy(), expected)
+  np.testing.assert_array_equal(table(Tensor(ids)).numpy(), expected)
 
 
 @on_cpu

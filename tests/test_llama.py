@@ -3,17 +3,14 @@
 import conftest
 import numpy as np
 import pytest
-from conftest import FIXTURES, randomise
+from conftest import FIXTURES, all_parts, randomise
 from tinygrad import Tensor, nn
 
 import models
 import models.llama
-from layers.positions import rope_inv_freq
-from models.llama import Llama
+from models.hf_config import HFConfig
+from models.llama import Llama, LlamaConfig
 from tinyformer import checkpoints
-from tinyformer.checkpoints.config import Config
-from tinyformer.kernels.parts import CPU_KERNELS
-from transformer import Linear, attention
 
 V, C, B = 37, 40, 2
 IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
@@ -26,13 +23,12 @@ SIZES = dict(
   num_layers=2,
   ff_dim=20,
   head_dim=6,
-  inv_freq=rope_inv_freq(6),
 )
 
 
 @pytest.fixture(scope="module", params=[None, 5], ids=["full attention", "sliding window"])
 def model(request):
-  return randomise(Llama(**SIZES, window=request.param))
+  return randomise(Llama(LlamaConfig(**SIZES, window=request.param)))
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +40,11 @@ def close(actual, expected):
   conftest.close(actual, expected, 2e-5)
 
 
-@pytest.mark.parametrize(
-  "case, parts",
-  [("llama-a", {}), *((case, CPU_KERNELS) for case in ("llama-a", "mistral-a", "mixtral-a"))],
-  ids=["llama with plain parts", "llama", "mistral", "mixtral"],
-)
+@all_parts()
+@pytest.mark.parametrize("case", ["llama-a", "mistral-a", "mixtral-a"])
 def test_logits_equal_hugging_face(case, parts):
   expected = np.load(FIXTURES / case / "expected.npz")
-  parts = {"attention_fn": attention, "linear": Linear} | parts
-  model = checkpoints.load_module(FIXTURES / case, **parts)
+  model = checkpoints.load_module(FIXTURES / case, parts=parts)
   error = np.abs(model(Tensor(expected["ids"])).numpy() - expected["logits"]).max()
   assert error < min(1e-4, 1e-5 * expected["logits"].std())
 
@@ -70,7 +62,7 @@ def test_a_query_attends_to_no_later_key_and_to_no_key_before_its_window(model, 
 
 def test_logits_depend_on_relative_positions_only():
   """A text has the same logits at another position if its windows do not reach what precedes it."""
-  model = randomise(Llama(**SIZES, window=5))
+  model = randomise(Llama(LlamaConfig(**SIZES, window=5)))
   text = IDS[0, :14]
   # The tokens that follow the text only make both sequences equally long.
   early, late = (np.concatenate([IDS[1, :n], text, IDS[1, n:26]]) for n in (5, 11))
@@ -79,7 +71,7 @@ def test_logits_depend_on_relative_positions_only():
 
 
 def test_a_tied_head_has_no_parameters():
-  tied = randomise(Llama(**SIZES, tied=True))
+  tied = randomise(Llama(LlamaConfig(**SIZES, tied=True)))
   assert "head.weight" not in nn.state.get_state_dict(tied)
   assert tied(Tensor(IDS)).shape == (B, C, V)
 
@@ -102,4 +94,4 @@ def test_an_unsupported_setting_raises_an_error_that_names_it(key, value):
     "intermediate_size": 8,
   } | {key: value}
   with pytest.raises(ValueError, match=f"{key}|yarn"):
-    models.llama.from_config(Config(config))
+    Llama(models.llama.from_hf(HFConfig(config)))

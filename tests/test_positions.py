@@ -13,15 +13,16 @@ from transformer import causal_mask, sinusoids
 
 def test_sinusoids_in_halves_are_reordered_sinusoids():
   np.testing.assert_allclose(
-    positions.sinusoids_in_halves(2, 8).numpy()[1],
+    positions.sinusoids_in_halves(Tensor.arange(2), 8).numpy()[1],
     [0.841471, 0.099833, 0.01, 0.001, 0.540302, 0.995004, 0.99995, 1.0],
     atol=1e-6,
   )
-  interleaved, halves = sinusoids(50, 12).numpy(), positions.sinusoids_in_halves(50, 12).numpy()
+  interleaved = sinusoids(50, 12).numpy()
+  halves = positions.sinusoids_in_halves(Tensor.arange(50), 12).numpy()
   expected = np.concatenate([interleaved[:, ::2], interleaved[:, 1::2]], 1)
   np.testing.assert_array_equal(halves, expected)
   with pytest.raises(ValueError, match="odd"):
-    positions.sinusoids_in_halves(3, 5)
+    positions.sinusoids_in_halves(Tensor.arange(3), 5)
 
 
 @pytest.mark.parametrize("rope", [positions.apply_rope_half, positions.apply_rope_interleaved])
@@ -30,16 +31,16 @@ def test_rope_products_depend_on_the_distance_only(rope):
   inv_freq = positions.rope_inv_freq(8)
 
   def product(a, b):
-    rotated_q = rope(q, *positions.rope_cos_sin(a, 1, inv_freq))
-    rotated_k = rope(k, *positions.rope_cos_sin(b, 1, inv_freq))
+    rotated_q = rope(q, *positions.rope_cos_sin(Tensor([a]), inv_freq))
+    rotated_k = rope(k, *positions.rope_cos_sin(Tensor([b]), inv_freq))
     return (rotated_q * rotated_k).sum().item()
 
   assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
   assert abs(product(7, 3) - product(7, 4)) > 1e-2
-  at_position_0 = rope(q, *positions.rope_cos_sin(0, 1, inv_freq))
+  at_position_0 = rope(q, *positions.rope_cos_sin(Tensor([0]), inv_freq))
   np.testing.assert_allclose(at_position_0.numpy(), q.numpy(), atol=1e-6)
   x = Tensor(normal(5, 8))
-  rotated = rope(x, *positions.rope_cos_sin(3, 5, inv_freq))
+  rotated = rope(x, *positions.rope_cos_sin(Tensor.arange(3, 8), inv_freq))
   squared_lengths = [t.square().sum(-1).numpy() for t in (rotated, x)]
   np.testing.assert_allclose(*squared_lengths, rtol=1e-5)
 
@@ -50,7 +51,7 @@ def test_rope_rotates_each_pair_by_its_angle():
   pairs = [
     complex(*pair) * np.exp(1j * p / 10000 ** (2 * i / D)) for i, pair in enumerate(x.reshape(3, 2))
   ]
-  cos_sin = positions.rope_cos_sin(p, 1, positions.rope_inv_freq(D))
+  cos_sin = positions.rope_cos_sin(Tensor([p]), positions.rope_inv_freq(D))
   interleaved = positions.apply_rope_interleaved(Tensor(x[None]), *cos_sin).numpy()[0]
   expected = [y for z in pairs for y in (z.real, z.imag)]
   np.testing.assert_allclose(interleaved, expected, atol=1e-5)
@@ -60,11 +61,11 @@ def test_rope_rotates_each_pair_by_its_angle():
   np.testing.assert_allclose(half, expected, atol=1e-5)
 
 
-def test_a_later_start_gives_the_later_rows():
+def test_later_positions_have_the_later_rows():
   inv_freq, start = positions.rope_inv_freq(8), UOp.variable("start", 0, 90)
-  all_rows = [t.numpy() for t in positions.rope_cos_sin(0, 20, inv_freq)]
+  all_rows = [t.numpy() for t in positions.rope_cos_sin(Tensor.arange(20), inv_freq)]
   for first in (13, start.bind(13)):
-    later = positions.rope_cos_sin(first, 4, inv_freq)
+    later = positions.rope_cos_sin(Tensor.arange(4) + first, inv_freq)
     for actual, expected in zip(later, all_rows, strict=True):
       np.testing.assert_allclose(actual.numpy(), expected[13:17], atol=1e-6)
 

@@ -8,24 +8,22 @@ import unicodedata
 
 import numpy as np
 import pytest
-from conftest import ROOT, close, randomise, shared_data
+from conftest import ROOT, all_parts, close, randomise, shared_data
 from tinygrad import Tensor
 
 from layers.positions import alibi
 from models import gpt2
 from tinyformer import checkpoints
+from tinyformer.checkpoints import load_module
 from tinyformer.generation import Engine, beam_search, generate
-from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.tokenization.wordpiece import WordPiece
-from transformer import Linear, attention
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 import make_fixtures  # noqa: E402
 
 pytestmark = pytest.mark.slow
-PLAIN = {"linear": Linear, "attention_fn": attention}
 SHAPES = list(make_fixtures.SHAPES.values())
 
 
@@ -51,7 +49,7 @@ def random_ids(sizes, length=11):
 def test_logits_equal_hugging_face(tmp_path, sizes, seed):
   reference, ids = reference_gpt2(sizes, seed), random_ids(sizes)
   reference.save_pretrained(tmp_path)
-  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
+  close(load_module(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -59,7 +57,7 @@ def test_logits_equal_hugging_face(tmp_path, sizes, seed):
 def test_logits_of_16_bit_checkpoints_equal_hugging_face(tmp_path, sizes, dtype):
   reference, ids = reference_gpt2(sizes).to(getattr(torch, dtype)), random_ids(sizes)
   reference.save_pretrained(tmp_path)
-  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference.float(), ids))
+  close(load_module(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference.float(), ids))
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -68,7 +66,7 @@ def test_logits_of_sharded_checkpoints_equal_hugging_face(tmp_path, sizes):
   reference.save_pretrained(tmp_path, max_shard_size="20KB")
   assert (tmp_path / "model.safetensors.index.json").exists()
   assert not (tmp_path / "model.safetensors").exists()
-  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
+  close(load_module(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
 
 
 @pytest.mark.parametrize(
@@ -78,22 +76,23 @@ def test_activations_equal_hugging_face(tmp_path, activation):
   sizes = SHAPES[0] | {"activation_function": activation}
   reference, ids = reference_gpt2(sizes), random_ids(sizes)
   reference.save_pretrained(tmp_path)
-  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
+  close(load_module(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference, ids))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_hugging_face_loads_saved_models(tmp_path, dtype):
-  gpt2.save(randomise(gpt2.GPT2(61, 19, 12, 3, 2, ff_dim=20, eps=1e-3)), tmp_path, dtype)
+  config = gpt2.GPT2Config(61, 19, 12, 3, 2, ff_dim=20, eps=1e-3)
+  checkpoints.save(randomise(gpt2.GPT2(config)), tmp_path, dtype)
   reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
   ids = random_ids({"vocab_size": 61})
-  close(gpt2.load(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference.eval(), ids))
+  close(load_module(tmp_path)(Tensor(ids)).numpy(), reference_logits(reference.eval(), ids))
 
 
 def test_logits_of_a_published_checkpoint_equal_hugging_face():
   folder = shared_data("checkpoints/tiny-llm-cicd-gpt2-dc0a59b")
   reference = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
   ids = [[464, 3290, 373, 1043]]
-  close(gpt2.load(folder)(Tensor(ids)).numpy(), reference_logits(reference, ids))
+  close(load_module(folder)(Tensor(ids)).numpy(), reference_logits(reference, ids))
 
 
 @pytest.mark.parametrize("sizes", SHAPES)
@@ -105,7 +104,7 @@ def test_greedy_text_equals_hugging_face(tmp_path, sizes):
   output = reference.generate(
     torch.tensor([prompt]), max_new_tokens=count, do_sample=False, pad_token_id=0
   )
-  engine = Engine(gpt2.load(tmp_path))
+  engine = Engine(load_module(tmp_path))
   actual = [token for [token] in generate(engine, prompt, count, temperature=0)]
   assert actual == output[0, 3:].tolist()
 
@@ -127,7 +126,7 @@ def test_beams_and_scores_equal_hugging_face(tmp_path, end, length_penalty):
     return_dict_in_generate=True,
     output_scores=True,
   )
-  engine = Engine(gpt2.load(tmp_path), 4)
+  engine = Engine(load_module(tmp_path), 4)
   beams = beam_search(engine, [1, 2, 3], 12, lambda n: float(n) ** length_penalty, end)
   sequences = output.sequences[:, 3:].tolist()
   scores = output.sequences_scores.tolist()
@@ -149,7 +148,7 @@ def test_the_bundled_model_equals_hugging_face():
   # In float32, the error of transformers itself is 1.1e-5 of the standard deviation.
   reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
   ids = [tokenizer.encode(text)]
-  close(gpt2.load(folder)(Tensor(ids)).numpy(), reference_logits(reference.eval(), ids), 2e-5)
+  close(load_module(folder)(Tensor(ids)).numpy(), reference_logits(reference.eval(), ids), 2e-5)
 
 
 DECODER = dict(
@@ -178,7 +177,7 @@ ROPES = {
 }
 
 
-@pytest.mark.parametrize("parts", [PLAIN, CPU_KERNELS], ids=["plain parts", "CPU kernels"])
+@all_parts()
 @pytest.mark.parametrize("rope", ROPES)
 @pytest.mark.parametrize(
   "shape",
@@ -194,7 +193,7 @@ def test_logits_of_llama_equal_hugging_face(tmp_path, shape, rope, parts):
   make_fixtures.randomise(reference, 0)
   reference.save_pretrained(tmp_path)
   ids = random_ids(DECODER, 40)
-  model = checkpoints.load_module(tmp_path, **parts)
+  model = checkpoints.load_module(tmp_path, parts=parts)
   # The bound is wider because the first norm divides by 0.02.
   close(model(Tensor(ids)).numpy(), reference_logits(reference, ids), 5e-5)
 
@@ -244,11 +243,11 @@ def decoder(request, tmp_path_factory):
   return folder, reference
 
 
-@pytest.mark.parametrize("parts", [PLAIN, CPU_KERNELS], ids=["plain parts", "CPU kernels"])
+@all_parts()
 def test_logits_equal_hugging_face_with_and_without_left_padding(decoder, parts):
   folder, reference = decoder
   ids = random_ids({"vocab_size": 61}, 40)
-  model = checkpoints.load_module(folder, **parts)
+  model = checkpoints.load_module(folder, parts=parts)
   close(model(Tensor(ids)).numpy(), reference_logits(reference, ids), 5e-5)
 
   attention_mask = np.ones(ids.shape, bool)

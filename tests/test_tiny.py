@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, shared_data
 
-from models import gpt2
-from tinyformer.checkpoints import hub
+from tinyformer.checkpoints import hub, load_module
 from tinyformer.generation import Engine, generate
-from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels.parts import CPU_KERNELS, FUSED
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.documents import read_documents, train_val_split
 
@@ -31,7 +30,7 @@ def test_its_model_card_states_data_training_and_sizes():
 
 
 def test_it_predicts_the_next_word_of_a_common_phrase():
-  model, tokenizer = gpt2.load(TINY), BytePairEncoding.load(TINY)
+  model, tokenizer = load_module(TINY), BytePairEncoding.load(TINY)
   logits = Engine(model)(np.array([tokenizer.encode("He looked at the man and shook his")]))[0]
   head, the = tokenizer.encode(" head")[0], tokenizer.encode(" the")[0]
   assert logits[head] > logits[the]
@@ -41,8 +40,8 @@ def test_it_predicts_the_next_word_of_a_common_phrase():
 def test_cpu_kernels_generate_the_same_tokens_as_the_reference_implementation():
   ids = BytePairEncoding.load(TINY).encode("Once upon a time")
   fast, reference = (
-    list(generate(Engine(gpt2.load(TINY, **parts)), ids, 100, temperature=0))
-    for parts in (CPU_KERNELS, {})
+    list(generate(Engine(load_module(TINY, parts=parts)), ids, 100, temperature=0))
+    for parts in (CPU_KERNELS, FUSED)
   )
   assert len(fast) == 100
   assert fast == reference
@@ -55,7 +54,7 @@ def test_at_least_95_percent_of_generated_words_occur_in_the_training_text():
   documents, _ = train_val_split(read_documents(paths), seed=1337)
   words = re.compile(r"[a-z]+(?:'[a-z]+)?")
   training_words = {word for d in documents for word in words.findall(d.lower())}
-  tokenizer, engine = BytePairEncoding.load(TINY), Engine(gpt2.load(TINY, **CPU_KERNELS), 8)
+  tokenizer, engine = BytePairEncoding.load(TINY), Engine(load_module(TINY), 8)
   prompt = tokenizer.encode("\n")
   texts = []
   for seed in range(1, 5):

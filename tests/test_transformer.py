@@ -11,7 +11,9 @@ from tinygrad import Context, Tensor, nn
 
 import transformer
 from layers import similarity
-from models.gpt2 import GPT2
+from layers.norms import pre_norm
+from layers.positions import concatenate_positions
+from models.gpt2 import GPT2, GPT2Config
 from tinyformer import oracle
 
 B, T, S, D, H, F = 2, 5, 7, 12, 3, 20  # all different, so that swapped axes cannot match
@@ -90,20 +92,20 @@ def test_heads_must_divide_the_width():
 # blocks and stacks
 
 
-@pytest.mark.parametrize("residual", [transformer.pre_norm, transformer.post_norm])
+@pytest.mark.parametrize("residual", [pre_norm, transformer.post_norm])
 def test_a_block_equals_the_oracle(residual):
   x, memory = normal(T, D), normal(S, D, seed=1)
   attn, ff = transformer.MultiHeadAttention(D, H), transformer.FeedForward(D, F)
   cross = transformer.MultiHeadAttention(D, H)
   block = randomise(transformer.Block(attn, ff, lambda: nn.LayerNorm(D), residual, cross=cross))
-  output = block(Tensor(x[None]), Tensor(memory[None]), transformer.causal_mask(T, T))[0]
+  output = block(Tensor(x[None]), Tensor(memory[None]), mask=transformer.causal_mask(T, T))[0]
   expected = oracle.block(
     parameters(block),
     x.tolist(),
     H,
     oracle.causal_mask(T, T),
     memory.tolist(),
-    pre_norm=residual is transformer.pre_norm,
+    pre_norm=residual is pre_norm,
   )
   close(output, expected, 1e-5)
 
@@ -140,7 +142,7 @@ def test_padding_does_not_change_the_logits():
 @pytest.mark.parametrize("model", ["transformer", "gpt2"])
 def test_a_position_never_sees_a_later_token(model):
   if model == "gpt2":
-    logits = randomise(GPT2(11, 8, D, H, 2))
+    logits = randomise(GPT2(GPT2Config(11, 8, D, H, 2)))
   else:
     encoder_decoder = randomise(transformer.Transformer(11, D, H, F, num_layers=1))
     logits = functools.partial(encoder_decoder, Tensor([[1, 2, 3]]))
@@ -197,11 +199,13 @@ def test_sinusoids_of_an_odd_width_are_rejected():
 
 def test_positions_are_added_or_concatenated():
   x, p = Tensor(normal(B, T, D)), transformer.sinusoids(T, 6)
-  concatenated = transformer.concatenate_positions(x, p)
+  concatenated = concatenate_positions(x, p)
   assert concatenated.shape == (B, T, D + 6)
   np.testing.assert_array_equal(concatenated[1, :, D:].numpy(), p.numpy())
-  table = transformer.sinusoids(T, D)
-  close(transformer.add_positions(x, table), x.numpy() + table.numpy())
+  model = transformer.Transformer(9, D, H, F, num_layers=0, dropout=0)
+  ids = Tensor([[1, 2, 3]])
+  expected = model.tokens(ids) * D**0.5 + transformer.sinusoids(3, D)
+  close(model.embed(ids), expected.numpy())
 
 
 def test_the_loss_smooths_labels_and_ignores_padding():
@@ -230,7 +234,7 @@ def test_the_variance_of_activations_does_not_grow_with_depth():
   for block in encoder.blocks:
     x = block(x).realize()
   assert x.numpy().var() == pytest.approx(1, rel=0.01)  # each post-norm restores it
-  model = GPT2(50, 16, 64, 4, num_layers=8)
+  model = GPT2(GPT2Config(50, 16, 64, 4, num_layers=8))
   embedded = (model.tokens(Tensor([list(range(16))])) + model.positions.weight).numpy().var()
   x = Tensor(normal(1, 16, 64) * math.sqrt(embedded))
   for block in model.blocks:

@@ -8,9 +8,9 @@ from tinygrad import Tensor
 
 from experiments.translate import CONTEXT, Translator, encode, read_pairs, read_sentences
 from tinyformer import cli
+from tinyformer.generation.engine import last_hidden_state
 from tinyformer.generation.kv_cache import EncoderDecoderCache
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
-from transformer import padding_mask
 
 
 def test_decoder_inputs_are_targets_shifted_right_and_long_pairs_are_left_out():
@@ -58,10 +58,9 @@ def test_source_padding_and_the_kv_cache_do_not_change_the_logits():
   padded = np.pad(source, ((0, 0), (0, 3)), constant_values=18)
   assert np.allclose(model(Tensor(padded), Tensor(target)).numpy(), expected, atol=1e-4)
   attention_mask = Tensor(padded != 18)
-  cross_kv = model.cross_kv(Tensor(padded), attention_mask)
-  cache = EncoderDecoderCache(cross_kv, padding_mask(attention_mask), 1, CONTEXT)
+  cache = EncoderDecoderCache.for_source(model, Tensor(padded), attention_mask, 1, CONTEXT)
   chunks = []
   for start, end in ((0, 3), (3, 4)):
-    x = model.last_hidden_state(Tensor(target[:, start:end]), start, cache)
+    x = last_hidden_state(model, Tensor(target[:, start:end]), cache)
     chunks.append(model.head(x).numpy())
   assert np.allclose(np.concatenate(chunks, 1), expected, atol=1e-4)

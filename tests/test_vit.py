@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, close, normal
+from conftest import FIXTURES, all_parts, close, normal, uninitialized
 from tinygrad import Tensor, nn
 
 from models import vit
+from models.hf_config import HFConfig
 from tinyformer import checkpoints, files
 from tinyformer.checkpoints import load_module, safetensors
-from tinyformer.checkpoints.config import Config
 
 FOLDER = FIXTURES / "vit-a"
 EXPECTED = np.load(FOLDER / "expected.npz")
@@ -20,12 +20,12 @@ PIXELS = EXPECTED["pixels"]
 
 @pytest.fixture(scope="module")
 def model():
-  return vit.load(FOLDER)
+  return load_module(FOLDER)
 
 
-@pytest.mark.parametrize("load", [vit.load, load_module], ids=["plain parts", "fast parts"])
-def test_logits_equal_hugging_faces(load):
-  model = load(FOLDER)
+@all_parts()
+def test_logits_equal_hugging_faces(parts):
+  model = load_module(FOLDER, parts=parts)
   close(model(Tensor(PIXELS)).numpy(), EXPECTED["logits"])
   assert model.labels == ["dot", "line", "field", "none", "cross"]
   assert model.task == "image-classification"
@@ -76,7 +76,7 @@ def test_permuting_patches_together_with_their_positions_does_not_change_the_log
   grid = patches[:, order].reshape(2, 3, 3, 3, 4, 4)
   pixels = np.ascontiguousarray(grid.transpose(0, 3, 1, 4, 2, 5).reshape(PIXELS.shape))
   assert np.abs(model(Tensor(pixels)).numpy() - EXPECTED["logits"]).max() > 1e-3
-  permuted = vit.load(FOLDER)
+  permuted = load_module(FOLDER)
   permuted.positions = Tensor(model.positions.numpy()[:, [0, *1 + order]])
   close(permuted(Tensor(pixels)).numpy(), EXPECTED["logits"])
 
@@ -117,17 +117,17 @@ def test_a_checkpoint_without_a_head_loads(model, tmp_path):
   safetensors.write_safetensors(tmp_path / "model.safetensors", arrays | pooler)
   config = files.read_json(FOLDER / "config.json") | {"architectures": ["ViTModel"]}
   (tmp_path / "config.json").write_text(json.dumps(config))
-  bare = vit.load(tmp_path)
+  bare = load_module(tmp_path)
   close(bare.last_hidden_state(Tensor(PIXELS)).numpy(), EXPECTED["last"])
   assert not bare.labels
   with pytest.raises(ValueError, match="no head"):
     bare(Tensor(PIXELS))
-  vit.save(bare, tmp_path / "again")
-  assert not vit.load(tmp_path / "again").labels
+  checkpoints.save(bare, tmp_path / "again")
+  assert not load_module(tmp_path / "again").labels
 
 
 def test_a_saved_checkpoint_equals_the_loaded_one(model, tmp_path):
-  vit.save(model, tmp_path)
+  checkpoints.save(model, tmp_path)
   saved = safetensors.read(tmp_path)
   original = safetensors.read(FOLDER)
   assert saved.keys() == original.keys()
@@ -150,15 +150,15 @@ def test_a_saved_checkpoint_equals_the_loaded_one(model, tmp_path):
   ],
 )
 def test_parameter_counts_equal_the_published_ones(dim, heads, num_layers, patch, num_parameters):
-  with safetensors.skip_init():
-    model = vit.ViT(
-      [str(i) for i in range(1000)],
-      patch=(patch, patch),
-      dim=dim,
-      heads=heads,
-      num_layers=num_layers,
-      ff_dim=4 * dim,
-    )
+  config = vit.ViTConfig(
+    labels=tuple(str(i) for i in range(1000)),
+    patch=(patch, patch),
+    dim=dim,
+    heads=heads,
+    num_layers=num_layers,
+    ff_dim=4 * dim,
+  )
+  model = uninitialized(vit.ViT, config)
   assert sum(math.prod(p.shape) for p in nn.state.get_parameters(model)) == num_parameters
 
 
@@ -174,7 +174,7 @@ def test_parameter_counts_equal_the_published_ones(dim, heads, num_layers, patch
 )
 def test_an_unsupported_configuration_raises_an_error(key, value):
   with pytest.raises(ValueError, match=f"config.json: .*{key}"):
-    vit.from_config(Config({key: value}))
+    vit.from_hf(HFConfig({key: value}))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 12, 12), (1, 3, 3, 12)])
@@ -184,7 +184,7 @@ def test_images_that_do_not_fit_the_model_raise_an_error(model, shape):
 
 
 def test_a_new_head_is_all_zero():
-  model = vit.load(FOLDER)
+  model = load_module(FOLDER)
   model.new_head(["left", "right"])
   assert model.labels == ["left", "right"]
   assert not model.head.weight.numpy().any()

@@ -58,13 +58,14 @@ def accuracy(model):
 
 
 def test_fine_tuning_learns_new_classes_unless_the_labels_are_shuffled(tmp_path):
-  model = vit.ViT(
-    ["cat", "dog"], (12, 12), (4, 4), dim=48, heads=3, num_layers=1, ff_dim=48, eps=1e-6
+  config = vit.ViTConfig(
+    ("cat", "dog"), (12, 12), (4, 4), dim=48, heads=3, num_layers=1, ff_dim=48, eps=1e-6
   )
-  vit.save(randomise(model), tmp_path / "old")
+  model = vit.ViT(config)
+  checkpoints.save(randomise(model), tmp_path / "old")
   model = fine_tuned(tmp_path / "old", shuffle=False)
   assert accuracy(model) > 0.95
-  vit.save(model, tmp_path / "new")
+  checkpoints.save(model, tmp_path / "new")
   reloaded = checkpoints.load_module(tmp_path / "new")
   assert reloaded.labels == CLASSES and accuracy(reloaded) == accuracy(model)
   assert accuracy(fine_tuned(tmp_path / "old", shuffle=True)) < 0.5

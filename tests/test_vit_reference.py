@@ -7,10 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, close, normal, randomise
+from conftest import FIXTURES, all_parts, close, normal, randomise
 from tinygrad import Tensor
 
 from models import vit
+from tinyformer import checkpoints
 from tinyformer.checkpoints import load_module
 
 torch = pytest.importorskip("torch")
@@ -46,7 +47,7 @@ def reference_output(model, pixels, **options):
   return (out.logits if hasattr(out, "logits") else out.last_hidden_state).numpy()
 
 
-@pytest.mark.parametrize("load", [vit.load, load_module], ids=["plain parts", "fast parts"])
+@all_parts()
 @pytest.mark.parametrize(
   "sizes",
   [
@@ -58,12 +59,12 @@ def reference_output(model, pixels, **options):
     dict(image_size=6, patch_size=6, hidden_act="gelu_new", num_channels=4),
   ],
 )
-def test_logits_equal_the_references(tmp_path, sizes, load):
+def test_logits_equal_the_references(tmp_path, sizes, parts):
   model = save_reference(tmp_path, **sizes)
   side = sizes["image_size"]
   height_and_width = side if isinstance(side, list) else (side, side)
   pixels = normal(3, sizes.get("num_channels", 3), *height_and_width)
-  close(load(tmp_path)(Tensor(pixels)).numpy(), reference_output(model, pixels))
+  close(load_module(tmp_path, parts=parts)(Tensor(pixels)).numpy(), reference_output(model, pixels))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_logits_for_images_of_other_sizes_equal_the_references(tmp_path, height,
   model = save_reference(tmp_path, image_size=12, patch_size=4)
   pixels = normal(2, 3, height, width)
   expected = reference_output(model, pixels, interpolate_pos_encoding=True)
-  close(vit.load(tmp_path)(Tensor(pixels)).numpy(), expected)
+  close(load_module(tmp_path)(Tensor(pixels)).numpy(), expected)
 
 
 @pytest.mark.parametrize("new, old", [(16, 14), (24, 14), (7, 14), (3, 32), (1, 5), (9, 1)])
@@ -91,7 +92,7 @@ def test_interpolation_equals_pytorchs_bicubic(new, old):
 def test_hidden_states_of_a_model_without_a_head_equal_the_references(tmp_path):
   model = save_reference(tmp_path, transformers.ViTModel, image_size=12, patch_size=4)
   pixels = normal(2, 3, 12, 12)
-  actual = vit.load(tmp_path).last_hidden_state(Tensor(pixels)).numpy()
+  actual = load_module(tmp_path).last_hidden_state(Tensor(pixels)).numpy()
   close(actual, reference_output(model, pixels))
 
 
@@ -100,20 +101,22 @@ def test_logits_of_16_bit_checkpoints_equal_the_references(tmp_path, dtype):
   model = save_reference(tmp_path, image_size=12, patch_size=4).to(getattr(torch, dtype))
   model.save_pretrained(tmp_path)
   pixels = normal(2, 3, 12, 12)
-  close(vit.load(tmp_path)(Tensor(pixels)).numpy(), reference_output(model.float(), pixels))
+  close(load_module(tmp_path)(Tensor(pixels)).numpy(), reference_output(model.float(), pixels))
 
 
 @pytest.mark.parametrize("labels", [["cat", "dog", "neither"], ["yes", "no"], []])
 @pytest.mark.parametrize("image, patch", [((12, 12), (4, 4)), ((12, 20), (3, 5))])
 def test_transformers_loads_our_checkpoints(tmp_path, image, patch, labels):
   model = randomise(
-    vit.ViT(["old"], image, patch, dim=18, heads=3, num_layers=2, ff_dim=30, eps=1e-3)
+    vit.ViT(
+      vit.ViTConfig(("old",), image, patch, dim=18, heads=3, num_layers=2, ff_dim=30, eps=1e-3)
+    )
   )
   model.new_head(labels)
   if labels:
     model.head.weight = Tensor(normal(len(labels), 18))
     model.head.bias = Tensor(normal(len(labels)))
-  vit.save(model, tmp_path)
+  checkpoints.save(model, tmp_path)
   kind = transformers.AutoModelForImageClassification if labels else transformers.AutoModel
   reference, info = kind.from_pretrained(tmp_path, output_loading_info=True)
   assert not info["missing_keys"] - {"pooler.dense.weight", "pooler.dense.bias"}

@@ -15,6 +15,8 @@ from tinygrad import Context, Tensor, nn
 
 import transformer
 from layers import similarity
+from layers.norms import pre_norm
+from layers.positions import concatenate_positions
 from tinyformer import cli, oracle
 from tinyformer.device import select_device
 
@@ -274,11 +276,11 @@ def residuals(s: Section) -> None:
     "Each sublayer has a residual connection and a norm: LayerNorm(x + Sublayer(x)) in the paper\n"
     "(post-norm), x + Sublayer(LayerNorm(x)) in most later models (pre-norm)."
   )
-  for residual in (transformer.post_norm, transformer.pre_norm):
+  for residual in (transformer.post_norm, pre_norm):
     attn, ff = transformer.MultiHeadAttention(12, 3), transformer.FeedForward(12, 20)
     block = transformer.Block(attn, ff, lambda: nn.LayerNorm(12), residual)
     out = block(Tensor(x[None]))[0]
-    is_pre_norm = residual is transformer.pre_norm
+    is_pre_norm = residual is pre_norm
     expected = oracle.block(parameters(block), x.tolist(), 3, pre_norm=is_pre_norm)
     s.check(f"a block with {residual.__name__}, (T, D) = (5, 12)", out, expected)
     if not is_pre_norm:
@@ -322,9 +324,9 @@ def positions(s: Section) -> None:
   x = [[1.0, 2.0], [3.0, 4.0]]
   rows = oracle.sinusoids(2, 2)
   encodings = transformer.sinusoids(2, 2)
-  added = transformer.add_positions(Tensor([x]), encodings)
+  added = Tensor([x]) + encodings
   s.check("added to x, (1, 2, 2)", added, [oracle.plus(x, rows)])
-  concatenated = transformer.concatenate_positions(Tensor([x]), encodings)
+  concatenated = concatenate_positions(Tensor([x]), encodings)
   s.check("concatenated to x, (1, 2, 4)", concatenated, [[x[0] + rows[0], x[1] + rows[1]]])
 
 

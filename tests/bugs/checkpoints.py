@@ -5,10 +5,10 @@ from planted_bugs import Bug
 BUGS = [
   Bug(
     "gelu_new is the exact GELU",
-    "tinyformer/checkpoints/config.py",
-    "ACTIVATIONS",
-    '"gelu_new": gelu',
-    '"gelu_new": functools.partial(Tensor.gelu, approximate="none")',
+    "models/hf_config.py",
+    "ACTIVATION_NAMES",
+    '"gelu_new": "gelu_tanh"',
+    '"gelu_new": "gelu"',
     "gpt2",
   ),
   Bug(
@@ -21,18 +21,18 @@ BUGS = [
   ),
   Bug(
     "gelu is the tanh form in BERT",
-    "tinyformer/checkpoints/config.py",
-    "ACTIVATIONS",
-    '"gelu": functools.partial(Tensor.gelu, approximate="none")',
-    '"gelu": gelu',
+    "models/hf_config.py",
+    "ACTIVATION_NAMES",
+    '"gelu": "gelu"',
+    '"gelu": "gelu_tanh"',
     "bert",
   ),
   Bug(
     "gelu is the tanh form in ViT",
-    "tinyformer/checkpoints/config.py",
-    "ACTIVATIONS",
-    'functools.partial(Tensor.gelu, approximate="none")',
+    "layers/activations.py",
     "gelu",
+    'approximate="none"',
+    'approximate="tanh"',
     "vit",
   ),
   Bug(

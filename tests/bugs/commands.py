@@ -103,8 +103,8 @@ BUGS = [
     "--precision bfloat16 has no effect",
     "train.py",
     "make_model",
-    'mixed = MIXED if args.precision == "bfloat16" else {}',
-    "mixed: dict = {}",
+    'parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS',
+    "parts = CPU_KERNELS",
     "train",
   ),
   Bug(

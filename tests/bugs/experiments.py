@@ -304,8 +304,8 @@ BUGS = [
     "the translator attends to padding",
     "experiments/translate.py",
     "Translator.__call__",
-    "mask = padding_mask(source != self.padding)",
-    "mask = padding_mask(source != -1)",
+    "is_token = source != self.padding",
+    "is_token = source != -1",
     "translate",
   ),
   Bug(

@@ -87,7 +87,7 @@ BUGS = [
     "token embeddings include the positions",
     "tinyformer/interpret/activations.py",
     "token_embeddings",
-    'to_numpy(embed(model.tokens, inputs)[0]) * getattr(model, "scale", 1.0)',
+    'to_numpy(model.tokens(inputs)[0]) * getattr(model, "scale", 1.0)',
     "embeddings",
     "interpret",
   ),

@@ -1,15 +1,13 @@
 """Read and write checkpoints: safetensors files, and folders as `save_pretrained` writes them."""
 
-import contextlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 from tinygrad import Tensor, dtypes, nn
@@ -18,7 +16,7 @@ from tinygrad.dtype import DType
 from models.key_map import KeyMap
 from tinyformer.files import atomic_write, read_json, write_text
 from tinyformer.kernels.c_kernel import buffer_of
-from tinyformer.kernels.linear import quantize_int8, to_float32
+from tinyformer.kernels.quantization import quantize_int8, to_float32
 
 # Bytes per element of each type in the format.
 ITEM_SIZES = {
@@ -325,20 +323,6 @@ CONVERT: dict[DType, Callable[[np.ndarray], np.ndarray]] = {
   dtypes.bfloat16: to_bfloat16,
   dtypes.int8: quantize_int8,
 }
-
-
-@contextlib.contextmanager
-def skip_init() -> Iterator[None]:
-  """Construct models without initial values, for load_weights to fill.
-
-  tinygrad takes a second to draw GPT-2's random numbers.
-  """
-
-  def empty(*shape: int, **_: Any) -> Tensor:
-    return Tensor.empty(*shape)
-
-  with mock.patch.multiple(Tensor, glorot_uniform=empty, uniform=empty, normal=empty):
-    yield
 
 
 def summarize(names: Sequence[str], limit: int = 3) -> str:

@@ -1,22 +1,81 @@
 """The generation engine: a model with its KV cache and compiled steps."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from tinygrad import Tensor, UOp, nn
 
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.compiled_step import CompiledStep
-from tinyformer.kernels.exact_top_k import ExactTopKHead
+
+
+def generate_simple(model, ids: list[int], max_new_tokens: int) -> list[int]:
+  """Return the most probable next tokens, one after another, without a cache.
+
+  This function is the specification of Engine with greedy decoding. model: token ids (1, T) ->
+  logits (1, T, V), such as a decoder, or an encoder-decoder with its source bound.
+  """
+  ids = list(ids)
+  for _ in range(max_new_tokens):
+    logits = model(Tensor([ids])).numpy()
+    ids.append(int(logits[0, -1].argmax()))
+  return ids[len(ids) - max_new_tokens :]
+
+
+def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
+  """Return the model's last hidden state (B, T, D) of new tokens ids (B, T).
+
+  Unlike the model's own method, it realizes the output of each block, which lets tinygrad reuse one
+  block's schedule for all.
+  """
+  x = model.embed(ids, cache)
+  inputs = model.attention_inputs(ids, cache)
+  for i, block in enumerate(model.blocks):
+    x = block(x, **inputs, **cache.block_inputs(i)).realize()
+  return model.norm(x)
+
+
+def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:
+  """Return position `index` of the last hidden state of new tokens ids (B, T), as (B, 1, D).
+
+  The head needs one position only, so the last block computes a single query. The keys and values
+  of all T positions are stored in the cache, because that query attends to them.
+  """
+  start = cache.length
+  x = model.embed(ids, cache)
+  inputs = model.attention_inputs(ids, cache)
+  *blocks, last_block = model.blocks
+  for i, block in enumerate(blocks):
+    x = block(x, **inputs, **cache.block_inputs(i)).realize()
+  store_keys_values(last_block, x, cache.layer(len(blocks)), inputs.get("rope"))
+  cache.length = start + index
+  inputs = model.attention_inputs(ids[:, index : index + 1], cache)
+  x = last_block(x[:, index : index + 1], **inputs, **cache.block_inputs(len(blocks))).realize()
+  return model.norm(x)
+
+
+def store_keys_values(block, x: Tensor, cache: Callable, rope: Callable | None) -> None:
+  """Store the keys and values of a block's input x (B, T, D), without computing its attention."""
+
+  def store(normalized: Tensor) -> Tensor:
+    cache(*block.attn.keys_values(normalized, rope))
+    return normalized
+
+  # The residual connection gives `store` the input of the attention; its sum is never computed.
+  block.residual(x, store, block.attn_norm)
 
 
 class Engine:
   """Process a batch of texts of the same length incrementally: each token is processed once.
 
-  model: a decoder, or an encoder-decoder's decoder. The model's weights must not be replaced later.
+  model: a decoder, or an encoder-decoder's decoder, with the methods and attributes `embed`,
+    `attention_inputs`, `blocks`, `norm` and `head`. Its weights must not be replaced later.
   batch: the number of texts.
   key: identifies everything that determines the kernels, apart from the weights, such as the
     model's config. The kernels are saved under this key for later processes; None does not save
     them.
-  cache: a cache for `batch` texts; None creates the model's own.
+  cache: a cache for `batch` texts; None creates a KVCache.
   top_k: only the top_k largest logits of a decoder are needed. The engine may then set all other
     logits to -inf, which can take less time. None or 0 computes all logits.
 
@@ -28,6 +87,8 @@ class Engine:
   # the next of these sizes if more than half of it is filled; a short remainder is processed token
   # by token.
   CHUNK_SIZES = (512, 64, 1)
+  # The least number of tokens that are processed as a chunk.
+  MIN_CHUNK = 9
 
   def __init__(
     self,
@@ -37,36 +98,40 @@ class Engine:
     cache: KVCache | None = None,
     top_k: int | None = None,
   ):
-    captured_buffers = nn.state.get_state_dict(model)
-    Tensor.realize(*captured_buffers.values())
-    self.cache: KVCache = cache or model.cache(batch)
+    self.model = model
+    self.cache: KVCache = cache or KVCache.for_model(model, batch)
     self.context = self.cache.context
     self.batch = batch
     self.position = 0
     self.top_k = top_k or None
+    captured_buffers = nn.state.get_state_dict(model)
+    Tensor.realize(*captured_buffers.values())
     for name, tensor in nn.state.get_state_dict(self.cache).items():
       captured_buffers[f"cache.{name}"] = tensor
-    head = model.head
-    if top_k and ExactTopKHead.supports(model.unembedding, batch, top_k):
-      head = ExactTopKHead(model.unembedding, top_k, key)
+    self.head = model.head
+    top_k_head = model.parts.top_k_head
+    if top_k and top_k_head and (head := top_k_head(model.unembedding, top_k, batch, key)):
+      self.head = head
       captured_buffers |= {"top_k_head.copy": head.copy, "top_k_head.slack": head.slack}
       key = key and f"{key} {head.count}"
-
-    def process_chunk(ids: Tensor, start: UOp, last: UOp) -> Tensor:
-      hidden_state = model.last_hidden_state(ids, start, self.cache, at=last)
-      return head(hidden_state).float().realize()
-
-    def process_token(ids: Tensor, start: UOp) -> Tensor:
-      return head(model.last_hidden_state(ids, start, self.cache)).float().realize()
-
     start = UOp.variable("start", 0, self.cache.rows - 1)
     self.steps: dict[int, CompiledStep] = {}  # by number of tokens
     for size in self.CHUNK_SIZES:
       if size > 1:
         variables = (start, UOp.variable("last", 0, size - 1))
-        self.steps[size] = CompiledStep(process_chunk, variables, captured_buffers, key)
+        self.steps[size] = CompiledStep(self.process_chunk, variables, captured_buffers, key)
       else:
-        self.steps[size] = CompiledStep(process_token, (start,), captured_buffers, key)
+        self.steps[size] = CompiledStep(self.process_token, (start,), captured_buffers, key)
+
+  def process_chunk(self, ids: Tensor, start: UOp, last: UOp) -> Tensor:
+    """Return the logits (B, 1, V) of position `last` of a chunk ids (B, T) from row `start` on."""
+    self.cache.length = start
+    return self.head(hidden_state_at(self.model, ids, self.cache, last)).float().realize()
+
+  def process_token(self, ids: Tensor, start: UOp) -> Tensor:
+    """Return the logits (B, 1, V) of one token ids (B, 1) in row `start`."""
+    self.cache.length = start
+    return self.head(last_hidden_state(self.model, ids, self.cache)).float().realize()
 
   def __call__(self, ids: np.ndarray) -> np.ndarray:
     """Process the next tokens ids (B, T) of each text; return the logits (B, V) of the last one.
@@ -86,17 +151,19 @@ class Engine:
       )
     while remaining := ids.shape[1]:
       size = 1
-      if remaining > 8:
+      if remaining >= self.MIN_CHUNK:
         fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
         size = next((n for n in fitting if remaining > n / 2), 1)
       chunk = ids[:, :size]
       ids = ids[:, size:]
       start = self.cache.reserve(self.position, size)
+      tokens = chunk.shape[1]
       if size == 1:
         logits = self.steps[1](chunk, start=start)
       else:
         # Padding changes no result: its keys are masked here and overwritten by the next chunk.
-        padded_chunk = np.pad(chunk, ((0, 0), (0, size - chunk.shape[1])))
-        logits = self.steps[size](padded_chunk, start=start, last=chunk.shape[1] - 1)
-      self.position += chunk.shape[1]
+        padded_chunk = np.pad(chunk, ((0, 0), (0, size - tokens)))
+        logits = self.steps[size](padded_chunk, start=start, last=tokens - 1)
+      self.cache.length = start + tokens
+      self.position += tokens
     return logits[:, -1].copy()

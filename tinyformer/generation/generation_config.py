@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyformer.checkpoints.config import Config
+from models.hf_config import HFConfig
 from tinyformer.files import read_json
 from tinyformer.generation.logits_processors import (
   LogitsProcessor,
@@ -47,7 +47,7 @@ class GenerationConfig(NamedTuple):
     if not path.exists():
       path = Path(folder) / "config.json"
     values = {name: value for name, value in read_json(path).items() if value is not None}
-    config = Config(values, str(path))
+    config = HFConfig(values, str(path))
     config.only(
       do_sample=False,
       repetition_penalty=1.0,

@@ -1,22 +1,25 @@
 """KV caches: keys and values of earlier positions, so that each call processes new tokens only."""
 
 from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, UOp, dtypes
 
-from tinyformer.kernels.c_kernel import buffer_of
-from transformer import Block, Size, padding_mask
+from tinyformer.kernels.compiled_step import memory_view
+from transformer import padding_mask
+
+Size = int | UOp  # A number, or a symbolic variable bound on each call of a compiled step.
 
 
 class KVCache:
   """Buffers for the keys and values of `context` positions in each layer, (B, H, context, K).
 
-  The caller creates the cache and passes it to the model, with the number of positions that the
-  cache already contains. The model writes the new positions after these. Rows that have not been
-  written are never read.
+  The caller creates the cache and passes it to the model, which adds its new positions.
   window: the number of positions that a query attends to, including its own; None is unlimited.
     With a window, the buffers have rows for two windows and a chunk: `reserve` evicts older keys.
+
+  Attributes: `length` is the number of rows in use. The last layer increases it when it has added
+  its keys and values. The generation engine may set it, also to a symbolic variable.
   """
 
   # The maximum number of positions written at once if there is a window.
@@ -33,6 +36,7 @@ class KVCache:
   ):
     self.context = context
     self.window = window
+    self.length: Size = 0
     self.dropped = 0  # number of evicted positions
     self.rows = min(context, 2 * window + self.CHUNK_SIZE) if window else context
     # `dropped` as a buffer, because a compiled step reads it.
@@ -43,13 +47,24 @@ class KVCache:
     self.k = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
     self.v = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
 
+  @classmethod
+  def for_model(cls, model, batch: int = 1, context: int | None = None) -> "KVCache":
+    """Return an empty cache for `batch` sequences of up to `context` tokens of a decoder.
+
+    context: the model's own if None.
+    """
+    attn = model.blocks[0].attn
+    window = getattr(model, "window", None)
+    context = context or model.context
+    return cls(len(model.blocks), batch, attn.kv_heads, context, attn.head_dim, window)
+
   def reserve(self, position: int, count: int) -> int:
-    """Return the first row for `count` tokens from `position` on: a model's `start`.
+    """Return the first row for `count` tokens from `position` on, and set `length` to it.
 
     Evict the oldest keys and values if the rows do not suffice.
     """
     dropped = 0 if position == 0 else self.dropped
-    if self.window and self.first_position is not None and position - dropped + count > self.rows:
+    if self.window and position - dropped + count > self.rows:
       # The next query attends to its own position and the window - 1 positions before it.
       end = position - dropped
       start = end - (self.window - 1)
@@ -59,13 +74,15 @@ class KVCache:
     if dropped != self.dropped and self.first_position is not None:
       self.first_position.assign(Tensor([dropped], dtype=dtypes.int32)).realize()
     self.dropped = dropped
-    return position - dropped
+    self.length = position - dropped
+    return self.length
 
-  def position(self, row: Size) -> Size | Tensor:
-    """Return the position, in the text, of a row."""
+  @property
+  def position(self) -> Size | Tensor:
+    """Return the position, in the text, of the next token."""
     if self.first_position is None:
-      return row
-    return self.first_position + (row if isinstance(row, int) else Tensor(row))
+      return self.length
+    return self.first_position + self.length  # type: ignore[operator]
 
   def resume_position(self, position: int) -> int:
     """Return the position to resume from after a rewind to `position`.
@@ -76,20 +93,31 @@ class KVCache:
     needed = (self.window or 1) - 1
     return position if not self.dropped or retained >= needed else 0
 
-  def layer(self, i: int, start: Size) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return the `cache` argument of layer i's MultiHeadAttention.
+  def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the `cache` argument of layer i's attention.
 
-    The returned function writes k and v (B, H, T, K) from row `start` on. It returns all start + T
-    rows.
+    The returned function adds k and v (B, H, T, K), and returns those of all positions. It raises
+    ValueError if the cache is full.
     """
 
     def extend(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+      start = self.length
       end = start + k.shape[2]
+      if isinstance(end, int) and end > self.rows:
+        raise ValueError(
+          f"{end:,} positions are more than the {self.rows:,} of the KV cache: shorten the text"
+        )
       for buffer, new in ((self.k[i], k), (self.v[i], v)):
         buffer[:, :, start:end].assign(new)
+      if i == len(self.k) - 1:
+        self.length = end
       return self.k[i][:, :, :end], self.v[i][:, :, :end]
 
     return extend
+
+  def block_inputs(self, i: int) -> dict[str, Any]:
+    """Return the arguments of block i that come from the cache."""
+    return {"cache": self.layer(i)}
 
   def reorder(self, rows: list[int], end: int | None = None) -> None:
     """Replace text b of the batch by text rows[b], up to position `end`.
@@ -97,13 +125,12 @@ class KVCache:
     Beam search calls this function, because some beams have several successors and others none.
     """
     for buffer in self.k + self.v:
-      if buffer.device == "CPU":
-        # Copying the process's own memory takes less time than scheduling in tinygrad.
-        view = buffer_of(buffer).as_memoryview(force_zero_copy=True)
-        memory = np.frombuffer(view, np.float32).reshape(buffer.shape)
-        memory[:, :, :end] = memory[rows, :, :end]
-      else:
+      memory = memory_view(buffer)
+      if memory is None:
         buffer.assign(buffer[Tensor(rows, device=buffer.device)].contiguous()).realize()
+      else:
+        # Copying the process's own memory takes less time than scheduling in tinygrad.
+        memory[:, :, :end] = memory[rows, :, :end]
 
 
 class EncoderDecoderCache(KVCache):
@@ -128,43 +155,34 @@ class EncoderDecoderCache(KVCache):
       tensors.append(self.mask)
     Tensor.realize(*tensors)
 
+  @classmethod
+  def for_source(
+    cls,
+    model,
+    source: Tensor,
+    attention_mask: Tensor | None = None,
+    batch: int | None = None,
+    context: int | None = None,
+  ) -> "EncoderDecoderCache":
+    """Encode a source and return a cache for `batch` targets of up to `context` tokens.
 
-def continues(ids: Tensor, start: Size, cache: KVCache | None, context: int) -> Size:
-  """Return T of ids (B, T), the tokens from position `start` on.
+    source: token ids (batch, S), or (1, S) if all targets have the same source.
+    context: the model's own if None.
+    """
+    cross_kv = cross_keys_values(model, source, attention_mask)
+    mask = None if attention_mask is None else padding_mask(attention_mask)
+    return cls(cross_kv, mask, batch or int(source.shape[0]), context or model.context)
 
-  Raises ValueError if they exceed the context, or if `start` is not 0 and there is no cache.
+  def block_inputs(self, i: int) -> dict[str, Any]:
+    """Return the arguments of block i that come from the cache, with those of cross-attention."""
+    return {"cache": self.layer(i), "memory": self.cross_kv[i], "memory_mask": self.mask}
+
+
+def cross_keys_values(model, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+  """Return the keys and values of a source in an encoder-decoder's L decoder blocks.
+
+  ids (B, S), attention_mask (B, S) with 0 for padding -> (L, 2, B, H, S, K).
   """
-  T: Size = ids.shape[1]
-  if isinstance(start, int) and start + T > context:
-    raise ValueError(f"{start + T} tokens are more than the context of {context}: shorten the text")
-  if cache is None and not (isinstance(start, int) and start == 0):
-    raise ValueError(f"a text can start at position {start} only with a cache: pass one")
-  return T
-
-
-def select_position(
-  block: Block, x: Tensor, at: Size, cache: Callable | None, rope: Callable | None = None
-) -> Tensor:
-  """Return row `at` of x (B, T, D), as (B, 1, D): the input of a last block that needs no other.
-
-  The keys and values of all T positions are written to the cache, because the selected position
-  attends to them. cache, rope: as in MultiHeadAttention. Raises ValueError without a cache.
-  """
-  if cache is None:
-    raise ValueError("a single position can be selected only with a cache: pass one")
-
-  def write(normalized: Tensor) -> Tensor:
-    k, v = block.attn.keys_values(normalized)
-    cache(rope(k) if rope else k, v)
-    return normalized
-
-  # The residual connection gives `write` the input of the attention; its sum is never computed.
-  block.residual(x, write, block.attn_norm)
-  return x[:, at : at + 1]
-
-
-def padded(mask: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-  """Return the additive mask, extended to hide the padding of attention_mask (B, S)."""
-  if attention_mask is None:
-    return mask
-  return padding_mask(attention_mask) if mask is None else mask + padding_mask(attention_mask)
+  memory = model.encode(source, attention_mask)
+  pairs = [block.cross.keys_values(memory) for block in model.blocks]
+  return Tensor.stack(*(Tensor.stack(k, v) for k, v in pairs))

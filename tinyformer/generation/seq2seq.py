@@ -8,7 +8,7 @@ from tinygrad import Tensor, nn
 from tinyformer.generation.beam_search import beam_search
 from tinyformer.generation.engine import Engine
 from tinyformer.generation.generation_config import GenerationConfig
-from tinyformer.generation.kv_cache import EncoderDecoderCache
+from tinyformer.generation.kv_cache import EncoderDecoderCache, cross_keys_values
 from tinyformer.generation.sampling import generate
 from tinyformer.kernels.compiled_step import CompiledStep
 from transformer import padding_mask
@@ -69,7 +69,7 @@ def encode_source(model, source: Sequence[int], key: str | None) -> tuple[Tensor
   parameters = nn.state.get_state_dict(model)
   Tensor.realize(*parameters.values())
   step = CompiledStep(
-    lambda ids, attention_mask: model.cross_kv(ids, attention_mask).realize(),
+    lambda ids, attention_mask: cross_keys_values(model, ids, attention_mask).realize(),
     captured_buffers=parameters,
     key=key,
   )

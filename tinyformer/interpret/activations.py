@@ -15,8 +15,6 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer.interpret.recorder import Recorder, ResidualCall, StreamRecorder
-from tinyformer.kernels.linear import embed, to_float32
-from transformer import materialize
 
 
 class Norm(NamedTuple):
@@ -175,7 +173,7 @@ class StackRecorder:
     """Return a function that computes this norm and records the call."""
 
     def recorded_norm(x: Tensor) -> Tensor:
-      x = materialize(x)
+      x = x.contiguous()
       self.norm_calls.append(NormCall(len(self.stream.calls), norm, x))
       return norm(x)
 
@@ -226,11 +224,15 @@ class StackRecorder:
     if call.attention_call is None:
       return sublayer
     out = getattr(block, kind).out
+    heads = to_numpy(self.recorder.heads[call.attention_call][0])
+    out_bias = None if out.bias is None else to_numpy(out.bias)
+    # The projection of the identity is its matrix in float32, whatever the dtype of the weights.
+    identity = Tensor.eye(heads.shape[0] * heads.shape[2])
     return sublayer._replace(
       weights=to_numpy(self.recorder.weights[call.attention_call][0]),
-      heads=to_numpy(self.recorder.heads[call.attention_call][0]),
-      out_weight=to_numpy(to_float32(out.weight)),
-      out_bias=None if out.bias is None else to_numpy(out.bias),
+      heads=heads,
+      out_weight=(to_numpy(out(identity)) - (0 if out_bias is None else out_bias)).T,
+      out_bias=out_bias,
     )
 
 
@@ -239,7 +241,7 @@ def token_embeddings(model, inputs: Tensor, embeddings: np.ndarray) -> np.ndarra
   if model.task == "image-classification":
     rows, columns = (int(n) // p for n, p in zip(inputs.shape[2:], model.patch, strict=True))
     return embeddings - to_numpy(model.interpolated_positions(rows, columns)[0])
-  return to_numpy(embed(model.tokens, inputs)[0]) * getattr(model, "scale", 1.0)
+  return to_numpy(model.tokens(inputs)[0]) * getattr(model, "scale", 1.0)
 
 
 def run(model, recorder: Recorder, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
@@ -262,7 +264,7 @@ def run(model, recorder: Recorder, *inputs: Sequence[int] | np.ndarray) -> dict[
       contexts.enter_context(stack_recorder.recording())
     if is_encoder_decoder:
       memory = model.encode(tensors[0])
-      y = model.decode(tensors[1], [memory] * len(model.decoder.blocks))
+      y = model.decode(tensors[1], memory)
     else:
       y = model.last_hidden_state(tensors[0])
     recorded = [t for stack_recorder in stack_recorders.values() for t in stack_recorder.tensors]

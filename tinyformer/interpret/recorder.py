@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 from tinygrad import Tensor
 
-from transformer import Block, attention_weights, materialize, repeat_kv, scaled_dot_product
+from layers.attention import repeat_kv
+from transformer import Block, attention_weights, scaled_dot_product
 
 
 class Recorder:
-  """Compute transformer.attention and record each call: weights (B, H, T, S), heads (B, H, T, K).
+  """Compute grouped_attention and record each call: weights (B, H, T, S), heads (B, H, T, K).
 
   weights: the attention weights.  heads: the output of each head.
   A model appends one entry per attention, layer by layer. An encoder-decoder appends the layers of
@@ -28,10 +29,10 @@ class Recorder:
     mask: Tensor | None = None,
     similarity: Callable = scaled_dot_product,
   ) -> Tensor:
-    """Return what transformer.attention returns for these arguments, and record it."""
-    weights = materialize(attention_weights(q, k, mask, similarity))
+    """Return what grouped_attention returns for these arguments, and record it."""
+    weights = attention_weights(q, repeat_kv(k, q), mask, similarity).contiguous()
     self.weights.append(weights)
-    self.heads.append(materialize(weights @ repeat_kv(v, q)))
+    self.heads.append((weights @ repeat_kv(v, q)).contiguous())
     return self.heads[-1]
 
 
@@ -68,7 +69,7 @@ class StreamRecorder:
       def recorded_sublayer(x: Tensor) -> Tensor:
         index = len(self.recorder.weights)
         call["norm_called_first"] = call["norm_called"]
-        call["output"] = materialize(sublayer(x))
+        call["output"] = sublayer(x).contiguous()
         call["attention_call"] = index if len(self.recorder.weights) > index else None
         return call["output"]
 
@@ -76,7 +77,7 @@ class StreamRecorder:
         call["norm_called"] = True
         return norm(x)
 
-      x = materialize(x)
+      x = x.contiguous()
       y = original(x, recorded_sublayer, recorded_norm)
       is_post_norm = not call["norm_called_first"]
       self.calls.append(

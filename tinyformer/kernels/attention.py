@@ -11,7 +11,8 @@ from typing import Any
 from tinygrad import Tensor, UOp, dtypes
 from tinygrad.uop.ops import Ops
 
-import transformer
+from layers.attention import repeat_kv
+from tinyformer.kernels import fused
 from tinyformer.kernels.c_kernel import (
   VEC_EXP,
   contiguous_buffer,
@@ -20,8 +21,9 @@ from tinyformer.kernels.c_kernel import (
   kernel,
   num_tasks,
 )
+from tinyformer.kernels.fused import Size
 from tinyformer.kernels.linear import matmul
-from transformer import Size, causal_mask, scaled_dot_product
+from transformer import attention_weights, causal_mask, dot_product, scaled_dot_product
 
 # Queries per tile of FORWARD and BACKWARD; TILES defines QUERIES with the same value.
 QUERIES = 48
@@ -462,13 +464,13 @@ def masked_backward(
   The formulas are those of BACKWARD.
   """
   q, k, v, mask = inputs
-  all_k = transformer.repeat_kv(k, q)
-  all_v = transformer.repeat_kv(v, q)
+  all_k = repeat_kv(k, q)
+  all_v = repeat_kv(v, q)
 
   def similarity(q: Tensor, k: Tensor) -> Tensor:
     return matmul(q, k, transpose_b=True) * scale
 
-  weights = transformer.attention_weights(q, k, mask, similarity).contiguous()
+  weights = attention_weights(q, all_k, mask, similarity).contiguous()
   dp = matmul(dy, all_v, transpose_b=True)
   delta = (weights * dp).sum(-1, keepdim=True)
   ds = (weights * (dp - delta)).contiguous()
@@ -499,15 +501,15 @@ def attention(
   mask: Tensor | None = None,
   similarity: Callable = scaled_dot_product,
 ) -> Tensor:
-  """Return transformer.attention(q, k, v, mask, similarity), computed by a kernel if possible.
+  """Return fused.attention(q, k, v, mask, similarity), computed by a kernel if possible.
 
   q (B, H, T, K), k and v (B, G, S, K), where H / G query heads share each head of k and v
   -> (B, H, T, K). The kernels support float32 on the CPU and (scaled) dot products. All other calls
-  are passed on to transformer.attention.
+  are passed on to fused.attention.
   """
   B, H, T, K = q.shape
   S = k.shape[2]
-  scale = {scaled_dot_product: K**-0.5, transformer.dot_product: 1.0}.get(similarity)
+  scale = {scaled_dot_product: K**-0.5, dot_product: 1.0}.get(similarity)
   # tinygrad represents equal expressions by one UOp.
   causal = mask is not None and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop
   if causal and isinstance(T, int) and T == 1:  # a single query sees all keys
@@ -523,7 +525,7 @@ def attention(
     and all(has_clang(str(t.device)) for t in (q, k, v))
   )
   if not supported:
-    return transformer.attention(q, k, v, mask, similarity)
+    return fused.attention(q, k, v, mask, similarity)
   k = cache_buffer(k)
   v = cache_buffer(v)
   masks = [contiguous_buffer(m.float()) for m in masks]

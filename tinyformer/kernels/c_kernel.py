@@ -14,7 +14,7 @@ from tinygrad import Device, Tensor, UOp, dtypes
 from tinygrad.device import Buffer
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
 
-from transformer import Size
+from tinyformer.kernels.fused import Size
 
 # tinygrad compiles for a bare-metal target but calls the code with the system's calling convention.
 ABI = "__attribute__((ms_abi))" if sys.platform == "win32" else ""

@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad import Device, Tensor, TinyJit, UOp
 from tinygrad.engine.jit import CapturedJit
 
-from tinyformer.kernels.c_kernel import has_clang
+from tinyformer.kernels.c_kernel import buffer_of, has_clang
 from tinyformer.kernels.graph_runner import GraphRunner, Recording, record
 
 # The cache directory keeps this many compiled steps.
@@ -172,3 +172,11 @@ def load_cached(
   if hashlib.sha256(pickled).digest() != digest:
     return None
   return GraphRunner(Recording(*pickle.loads(pickled)), list(arrays), captured_buffers)
+
+
+def memory_view(t: Tensor) -> np.ndarray | None:
+  """Return a numpy view of a realized tensor's memory, or None if the device has its own memory."""
+  if t.device != "CPU":
+    return None
+  memory = buffer_of(t).as_memoryview(force_zero_copy=True)
+  return np.frombuffer(memory, np.dtype(t.dtype.fmt)).reshape(t.shape)

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from tinygrad import Tensor, UOp, dtypes, nn
+from tinygrad import Tensor, UOp, dtypes
 
 import transformer
 from tinyformer.kernels.c_kernel import (
@@ -19,7 +18,7 @@ from tinyformer.kernels.c_kernel import (
   num_tasks,
   static_size,
 )
-from transformer import Size, materialize
+from tinyformer.kernels.fused import Size, linear
 
 # PackedLinear multiplies up to this many rows of x by GEMV, and more by GEMM.
 MAX_GEMV_ROWS = 16
@@ -311,43 +310,6 @@ def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
   return None, dx.uop, dw.uop, empty(N).custom_kernel(dy, fxn=function)[0].uop
 
 
-def quantize_int8(weight: np.ndarray) -> np.ndarray:
-  """Return a matrix (N, K) quantized to int8, with one scale per row, as (N, K + 4).
-
-  A row's scale is its largest absolute value / 127. Values are rounded to the nearest multiple of
-  the scale. The last 4 bytes of each row are its scale as a float32.
-  """
-  largest = np.abs(weight).max(1, keepdims=True, initial=0).astype(np.float32)
-  scale = largest / np.float32(127)
-  quantized = np.rint(weight / np.where(scale == 0, 1, scale)).astype(np.int8)
-  return np.concatenate([quantized, scale.view(np.int8)], 1)
-
-
-def to_float32(weight: Tensor) -> Tensor:
-  """Return weights in float32. Int8 weights (..., K + 4) of quantize_int8 become (..., K)."""
-  if weight.dtype != dtypes.int8:
-    return weight.float()
-  return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
-
-
-def embed(table: nn.Embedding, ids: Tensor) -> Tensor:
-  """Return the embeddings (..., D) of ids (...) in float32, from a table of any weight dtype."""
-  return table(ids) if table.weight.dtype == dtypes.float32 else gather_rows(table.weight, ids)
-
-
-def gather_rows(weight: Tensor, ids: Tensor) -> Tensor:
-  """Return weight[ids] in float32, for weights in float32, float16, bfloat16 or quantize_int8's.
-
-  16-bit rows are gathered as int16. tinygrad gathers by a sum with zeros, and a CPU without
-  bfloat16 arithmetic cannot round that sum.
-  """
-  if weight.dtype == dtypes.float32:
-    return weight[ids]
-  if weight.dtype == dtypes.int8:
-    return to_float32(weight[ids].contiguous())
-  return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
-
-
 class PackedLinear(transformer.Linear):
   """A transformer.Linear whose product is a C kernel, if x is float32 and on the CPU."""
 
@@ -356,7 +318,7 @@ class PackedLinear(transformer.Linear):
     """Return x weight^T + bias (..., N), for x (..., K) and bias (N).
 
     weight: (N, K) in float32, float16 or bfloat16, or (N, K + 4) in int8 as quantize_int8
-    returns it. Calls that the kernels do not support are passed on to transformer.Linear.
+    returns it. Calls that the kernels do not support are passed on to fused.linear.
     """
     N = weight.shape[0]
     M = math.prod(x.shape[:-1])
@@ -370,9 +332,7 @@ class PackedLinear(transformer.Linear):
       and weight.dtype in C_TYPES
     )
     if not supported:
-      plain_weight = to_float32(weight) if weight.dtype == dtypes.int8 else weight
-      y = transformer.Linear.product(materialize(x), plain_weight)
-      return y if bias is None else materialize(y + bias)
+      return linear(x, weight, bias)
     biases = [] if bias is None else [contiguous_buffer(bias)]
     if M > MAX_GEMV_ROWS:
       function = matmul_kernel((1, M, N, K), weight, transpose_b=True, bias=bool(biases))

@@ -8,14 +8,18 @@ of float32 (Kalamkar et al. 2019).
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from tinygrad import Tensor, dtypes
 
 import tinyformer.kernels.attention
-import transformer
+from layers.attention import repeat_kv
+from tinyformer.kernels import fused
 from tinyformer.kernels.c_kernel import has_clang
+from tinyformer.kernels.fused import materialize
 from tinyformer.kernels.linear import PackedLinear
-from transformer import attention_weights, materialize, repeat_kv, scaled_dot_product
+from tinyformer.kernels.parts import CPU_KERNELS, PackedEmbedding
+from transformer import attention_weights, scaled_dot_product
 
 
 def to_bfloat16(x: Tensor) -> Tensor:
@@ -62,18 +66,32 @@ def attention(
   mask: Tensor | None = None,
   similarity: Callable = scaled_dot_product,
 ) -> Tensor:
-  """Return transformer.attention with bfloat16 products and a float32 softmax.
+  """Return grouped attention with bfloat16 products and a float32 softmax.
 
   q (B, H, T, K), k and v (B, G, S, K) -> (B, H, T, K), all float32. If `similarity` is not
-  scaled_dot_product, the call is passed on to transformer.attention.
+  scaled_dot_product, the call is passed on to fused.attention.
   """
   if similarity is not scaled_dot_product:
-    return transformer.attention(q, k, v, mask, similarity)
+    return fused.attention(q, k, v, mask, similarity)
   if has_clang(str(q.device)):
     q, k, v = (to_bfloat16(x).float() for x in (q, k, v))
     return tinyformer.kernels.attention.attention(q, k, v, mask)
-  weights = attention_weights(q, k, mask, bfloat16_scores)
+  weights = attention_weights(q, repeat_kv(k, q), mask, bfloat16_scores)
   return matmul(weights, repeat_kv(v, q))
 
 
-MIXED = {"linear": MixedLinear, "attention_fn": attention}
+class MixedEmbedding(PackedEmbedding):
+  """A PackedEmbedding whose product with vectors is rounded to bfloat16."""
+
+  def as_linear(self, x: Tensor) -> Tensor:
+    """Return the dot product with each token's vector: (..., D) -> (..., V)."""
+    return MixedLinear.product(x, self.weight)
+
+
+MIXED = replace(
+  CPU_KERNELS,
+  linear=MixedLinear,
+  linear_fn=MixedLinear.product,
+  embedding=MixedEmbedding,
+  attention=attention,
+)

@@ -1,0 +1,82 @@
+"""Multi-head attention after 2017: a KV cache, grouped queries and rotary positions."""
+
+from collections.abc import Callable
+
+from tinygrad import Tensor
+
+from transformer import Linear, attention, merge_heads, scaled_dot_product, split_heads
+
+
+def repeat_kv(x: Tensor, q: Tensor) -> Tensor:
+  """Repeat keys or values (B, G, S, K) to match the heads of q (B, H, T, K).
+
+  Each is used by H / G consecutive heads. Source: Ainslie et al. 2023, sec. 2.2.
+  """
+  if x.shape[:-2] == q.shape[:-2]:
+    return x
+  return x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)
+
+
+def grouped_attention(
+  q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, similarity=scaled_dot_product
+) -> Tensor:
+  """Return transformer.attention, with each head of k and v used by H / G heads of q.
+
+  q (B, H, T, K), k and v (B, G, S, K) -> (B, H, T, K).
+  """
+  return attention(q, repeat_kv(k, q), repeat_kv(v, q), mask, similarity)
+
+
+class CachedAttention:
+  """The MultiHeadAttention of decoders, with an optional KV cache and rotary positions.
+
+  kv_heads: G, if several of the H query heads share one head of keys and values.
+  head_dim: K, if it is not D / H.
+  linear: (in, out) -> a projection.  attention_fn: grouped_attention or an equivalent function.
+  Raises ValueError if dim is not a multiple of heads, or heads of kv_heads.
+  """
+
+  def __init__(
+    self,
+    dim: int,
+    heads: int,
+    linear: Callable = Linear,
+    attention_fn: Callable = grouped_attention,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+  ):
+    kv_heads = kv_heads or heads
+    if dim % heads and not head_dim:
+      raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+    if heads % kv_heads:
+      raise ValueError(f"heads {heads} is not a multiple of kv_heads {kv_heads}")
+    self.kv_heads = kv_heads
+    self.head_dim = head_dim or dim // heads
+    self.attention_fn = attention_fn
+    self.q = linear(dim, heads * self.head_dim)
+    self.k = linear(dim, kv_heads * self.head_dim)
+    self.v = linear(dim, kv_heads * self.head_dim)
+    self.out = linear(heads * self.head_dim, dim)
+
+  def keys_values(self, x: Tensor, rope: Callable | None = None) -> tuple[Tensor, Tensor]:
+    """Return the keys and values (B, G, S, K) of x (B, S, D)."""
+    k, v = (split_heads(y, self.head_dim) for y in (self.k(x), self.v(x)))
+    return rope(k) if rope else k, v
+
+  def __call__(self, x: Tensor, memory=None, mask=None, cache=None, rope=None) -> Tensor:
+    """x (B, T, D) -> (B, T, D).
+
+    memory: None for self-attention; for cross-attention (B, S, D), or its keys_values.
+    mask: broadcasts to (B, H, T, S).  cache: maps the k and v of T positions to those of all S.
+    rope: applies rotary position embeddings to q and k (layers/positions.py).
+    """
+    q = split_heads(self.q(x), self.head_dim)
+    if rope:
+      q = rope(q)
+    if isinstance(memory, tuple):
+      k, v = memory
+    else:
+      k, v = self.keys_values(x if memory is None else memory, rope)
+    if cache:
+      k, v = cache(k, v)
+    return self.out(merge_heads(self.attention_fn(q, k, v, mask)))

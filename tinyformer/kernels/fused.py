@@ -1,0 +1,130 @@
+"""Parts that decide what tinygrad computes once and stores, on any device.
+
+tinygrad fuses an activation into the next matrix product and then recomputes it for every output
+row. These parts prevent that, and read weights of any dtype.
+"""
+
+from collections.abc import Callable
+
+from tinygrad import Tensor, UOp, dtypes, nn
+
+import transformer
+from layers.attention import repeat_kv
+from layers.moe import MixtureOfExperts
+from layers.positions import apply_rope_half
+from tinyformer.kernels.quantization import gather_rows, to_float32
+from transformer import attention_weights, scaled_dot_product
+
+Size = int | UOp  # A dimension: an int, or a symbolic variable bound on each call of a step.
+
+
+def materialize(x: Tensor) -> Tensor:
+  """Return x, computed and stored once, in the forward and in the backward pass."""
+  return x.contiguous_backward().contiguous()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+  """Return x W^T + b: (..., in), (out, in), (out) -> (..., out). W may have any dtype."""
+  y = materialize(x) @ (to_float32(weight) if weight.dtype == dtypes.int8 else weight).T
+  return materialize(y if bias is None else y + bias)
+
+
+class FusedLinear(transformer.Linear):
+  """A transformer.Linear whose input and output are materialized."""
+
+  def __call__(self, x: Tensor) -> Tensor:
+    """(..., in) -> (..., out)."""
+    return linear(x, self.weight, self.bias)
+
+
+class FusedEmbedding(transformer.Embedding):
+  """A transformer.Embedding whose results are materialized."""
+
+  def __call__(self, ids: Tensor) -> Tensor:
+    """ids (...) -> vectors (..., D) in float32."""
+    is_float32 = self.weight.dtype == dtypes.float32
+    return materialize(super().__call__(ids) if is_float32 else gather_rows(self.weight, ids))
+
+  def as_linear(self, x: Tensor) -> Tensor:
+    """Return the dot product with each token's vector: (..., D) -> (..., V)."""
+    return linear(x, self.weight)
+
+
+class FusedLayerNorm(nn.LayerNorm):
+  """An nn.LayerNorm whose output is materialized."""
+
+  def __call__(self, x: Tensor) -> Tensor:
+    return materialize(super().__call__(x))
+
+
+class FusedRMSNorm(nn.RMSNorm):
+  """An nn.RMSNorm whose output is materialized."""
+
+  def __call__(self, x: Tensor) -> Tensor:
+    return materialize(super().__call__(x))
+
+
+def attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  mask: Tensor | None = None,
+  similarity: Callable = scaled_dot_product,
+) -> Tensor:
+  """Return layers.attention.grouped_attention, with materialized scores and weights."""
+
+  def masked_scores(q: Tensor, k: Tensor) -> Tensor:
+    scores = similarity(q, k)
+    return materialize(scores if mask is None else scores + mask)
+
+  weights = attention_weights(q, repeat_kv(k, q), similarity=masked_scores)
+  return materialize(weights) @ repeat_kv(v, q)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+  """Return layers.positions.apply_rope_half, with cosines and sines that are computed once."""
+  return apply_rope_half(x, cos.contiguous(), sin.contiguous())
+
+
+class FusedMixtureOfExperts(MixtureOfExperts):
+  """A layers.moe.MixtureOfExperts that reads only the selected experts' weights for one token."""
+
+  linear = staticmethod(linear)
+
+  def __call__(self, x: Tensor) -> Tensor:
+    """(..., D) -> (..., F) in each selected expert -> (..., D)."""
+    weights, indices = self.route(x)
+    num_tokens = x.numel() // x.shape[-1]
+    forward = self.forward_token if num_tokens == 1 else self.forward_dense
+    return forward(x, weights, indices)
+
+  def forward_token(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+    """Run one token through the selected experts, reading only their weights."""
+
+    def project(y: Tensor, stacked: Tensor) -> Tensor:  # y (selected or 1, in) -> (selected, out)
+      matrices = stacked.reshape(self.experts, -1, stacked.shape[-1])
+      return (y.unsqueeze(1) * gather_rows(matrices, indices.flatten())).sum(-1)
+
+    y = x.reshape(1, -1)
+    gate = self.activation(project(y, self.gate.weight))
+    y = (gate * project(y, self.up.weight)).contiguous()
+    outputs = project(y, self.down.weight)
+    return (outputs * weights.reshape(-1, 1)).sum(0).reshape(x.shape)
+
+  def forward_dense(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
+    """Run all tokens through all experts; the weight of an expert that is not selected is 0."""
+    selected = indices.unsqueeze(-1) == Tensor.arange(self.experts)
+    dense_weights = selected.where(weights.unsqueeze(-1), 0).sum(-2)  # (..., E)
+
+    def expert_rows(stacked: Tensor, e: int) -> Tensor:
+      rows = stacked.shape[0] // self.experts
+      return stacked[e * rows : (e + 1) * rows]
+
+    def expert(e: int) -> Tensor:
+      gate = self.linear(x, expert_rows(self.gate.weight, e))
+      up = self.linear(x, expert_rows(self.up.weight, e))
+      y = (self.activation(gate) * up).contiguous()
+      return self.linear(y, expert_rows(self.down.weight, e))
+
+    outputs = (expert(e) * dense_weights[..., e : e + 1] for e in range(self.experts))
+    return sum(outputs, Tensor.zeros_like(x))

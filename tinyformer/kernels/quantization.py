@@ -1,0 +1,36 @@
+"""Weights in int8 and 16 bits: quantize them, and read them as float32."""
+
+import numpy as np
+from tinygrad import Tensor, dtypes
+
+
+def quantize_int8(weight: np.ndarray) -> np.ndarray:
+  """Return a matrix (N, K) quantized to int8, with one scale per row, as (N, K + 4).
+
+  A row's scale is its largest absolute value / 127. Values are rounded to the nearest multiple of
+  the scale. The last 4 bytes of each row are its scale as a float32.
+  """
+  largest = np.abs(weight).max(1, keepdims=True, initial=0).astype(np.float32)
+  scale = largest / np.float32(127)
+  quantized = np.rint(weight / np.where(scale == 0, 1, scale)).astype(np.int8)
+  return np.concatenate([quantized, scale.view(np.int8)], 1)
+
+
+def to_float32(weight: Tensor) -> Tensor:
+  """Return weights in float32. Int8 weights (..., K + 4) of quantize_int8 become (..., K)."""
+  if weight.dtype != dtypes.int8:
+    return weight.float()
+  return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
+
+
+def gather_rows(weight: Tensor, ids: Tensor) -> Tensor:
+  """Return weight[ids] in float32, for weights in float32, float16, bfloat16 or quantize_int8's.
+
+  16-bit rows are gathered as int16. tinygrad gathers by a sum with zeros, and a CPU without
+  bfloat16 arithmetic cannot round that sum.
+  """
+  if weight.dtype == dtypes.float32:
+    return weight[ids]
+  if weight.dtype == dtypes.int8:
+    return to_float32(weight[ids].contiguous())
+  return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
