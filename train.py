@@ -19,6 +19,7 @@ import numpy as np
 from tinyformer import cli
 from tinyformer.device import select_device
 from tinyformer.training import plot_loss
+from tinyformer.training.log import parse_losses, read_log
 
 # Arguments that are not settings of the run, and settings that may change when it is resumed.
 NOT_SETTINGS = ("data", "out", "resume", "device", "offline", "given")
@@ -342,7 +343,7 @@ class Run:
     self.text_hash = state["text"]
     self.step, self.best = state["step"], state["best"]
     self.recent: list[float] = state["recent"]  # train losses since the last evaluation
-    self.lines = plot_loss.read_log(self.log_file, self.step)
+    self.lines = read_log(self.log_file, self.step)
     self.settings = {name: v for name, v in vars(args).items() if name not in NOT_SETTINGS}
     self.plotted = False
 
@@ -477,7 +478,7 @@ def run_training(run: Run, data: Data, sampler: Sampler) -> int:
       bar(run.step, args.steps, f"loss {run.recent[-1]:.3f} {speed:,.0f} tokens/s")
   bar.clear()
   if len(run.lines) > 2 and not run.plotted and cli.fancy(sys.stderr):
-    steps, _, val_losses = plot_loss.parse_losses(run.lines)
+    steps, _, val_losses = parse_losses(run.lines)
     cli.note(plot_loss.terminal_plot(steps, val_losses))
   if run.step >= args.steps:
     return 0

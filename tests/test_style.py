@@ -93,7 +93,6 @@ TO_REMOVE = {
   ("tinyformer/interpret/activations.py", "tinyformer.kernels.linear"),
   ("tinyformer/interpret/inspection.py", "tinyformer.generation"),
   ("tinyformer/interpret/inspection.py", "tinyformer.vision.image_processor"),
-  ("tinyformer/training/plot_loss.py", "tinyformer.cli"),
 }
 PUBLIC_TINYGRAD = {
   "tinygrad",
@@ -204,7 +203,7 @@ def test_lines_have_at_most_100_columns(name):
 # help texts
 
 COMMANDS = ["gpt", "ask", "attend", "train", "evaluate", "bench"]
-COMMANDS += ["tinyformer.walkthrough", "tinyformer.training.plot_loss"]
+COMMANDS += ["tinyformer.walkthrough", "tinyformer.cli.plot_loss"]
 COMMANDS += sorted(
   f"experiments.{path.stem}"
   for path in Path(ROOT / "experiments").glob("*.py")
