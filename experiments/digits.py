@@ -20,6 +20,7 @@ from models.vit import ViT
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.training.schedules import linear_schedule
 from transformer import attention, loss
 
 BATCH_SIZE = 64
@@ -197,7 +198,7 @@ class DigitsExperiment:
 
     config = common.RunConfig(
       self.steps,
-      learning_rate=lambda step: common.linear_schedule(step, self.steps, self.learning_rate),
+      learning_rate=lambda step: linear_schedule(step, self.steps, self.learning_rate),
       batch=batch,
       eval_interval=50,
     )
