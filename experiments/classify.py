@@ -22,6 +22,7 @@ from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.training.schedules import linear_schedule
 from transformer import loss
 
 DIM = 128
@@ -299,7 +300,7 @@ class Study:
 
     config = common.RunConfig(
       self.steps,
-      learning_rate=lambda step: common.linear_schedule(step, self.steps, 5e-4),
+      learning_rate=lambda step: linear_schedule(step, self.steps, 5e-4),
       batch=batch,
     )
     trainer.train(self.experiment, run, self.experiment.seed, config)
@@ -332,7 +333,7 @@ class Study:
 
     config = common.RunConfig(
       self.pretraining_steps,
-      learning_rate=lambda step: common.linear_schedule(step, self.pretraining_steps, 1e-3),
+      learning_rate=lambda step: linear_schedule(step, self.pretraining_steps, 1e-3),
       batch=batch,
     )
     trainer.train(self.experiment, pretraining, self.experiment.seed, config)

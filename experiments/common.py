@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,13 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer import cli
-from tinyformer.checkpoints.safetensors import (
-  atomic_write,
-  read_metadata,
-  read_safetensors,
-  write_safetensors,
-  write_text,
-)
 from tinyformer.device import select_device
+from tinyformer.files import atomic_write, write_text
 from tinyformer.kernels.compiled_step import CompiledStep
-from tinyformer.training.trainer import Trainer
+from tinyformer.training import random_state
+from tinyformer.training.checkpoint import restore_checkpoint, save_checkpoint
+from tinyformer.training.run import TrainConfig
+from tinyformer.training.trainer import Trainer, train
 
 Curve = list[list[float | None]]
 
@@ -202,25 +199,60 @@ class RunConfig:
     return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
 
 
-@dataclass
-class Progress:
-  """How far a run has come: finished steps, its curve, and the losses since the last row."""
+class ExperimentRun:
+  """What training.trainer.train needs to train one run of an experiment; see training.run.Run.
 
-  step: int = 0
-  curve: Curve = field(default_factory=list)
-  recent_losses: list[float] = field(default_factory=list)
+  curve: rows of [step, mean training loss since the last row, *config.evaluate()], in which None
+  replaces a number that is not finite.
+  """
 
-  def add_row(self, metrics: list[float]) -> None:
-    """Append [step, mean training loss since the last row, *metrics]; None if not finite."""
-    values = (float(np.mean(self.recent_losses)), *metrics)
+  def __init__(self, experiment: Experiment, name: str, config: RunConfig, trainer: Trainer):
+    self.experiment = experiment
+    self.config = config
+    self.trainer = trainer
+    self.steps = config.steps
+    self.eval_interval = config.eval_interval
+    self.step = 0
+    self.curve: Curve = []
+    self.recent_losses: list[float] = []
+    self.checkpoint = experiment.out / f"{name}.safetensors"
+    self.bar = cli.Bar(name)
+    self.last_save = time.monotonic()
+
+  def restore(self) -> None:
+    """Restore the trainer and the progress from the checkpoint, if it exists."""
+    if self.checkpoint.exists():
+      progress = restore_checkpoint(self.checkpoint, self.trainer, "run")
+      self.step = progress["step"]
+      self.curve = progress["curve"]
+      self.recent_losses = progress["recent_losses"]
+
+  def learning_rate(self, step: int) -> float:
+    return self.config.learning_rate_at(step)
+
+  def batch(self, step: int) -> Sequence[np.ndarray]:
+    return self.config.batch(step)
+
+  def report(self, loss: float) -> None:
+    """Show the loss of the step."""
+    self.bar(self.step, self.steps, f"loss {loss:.3f}")
+
+  def evaluate(self) -> None:
+    """Append a row to the curve."""
+    values = (float(np.mean(self.recent_losses)), *self.config.evaluate())
     self.curve.append([self.step, *(x if math.isfinite(x) else None for x in values)])
     self.recent_losses = []
 
-  def last_loss(self) -> float:
-    """Return the loss of the last step, or the last row's mean loss if the row has just ended."""
-    if self.recent_losses:
-      return self.recent_losses[-1]
-    return self.curve[-1][1] or math.nan
+  def save_is_due(self) -> bool:
+    """Return whether this is the last step, or the last checkpoint is SAVE_INTERVAL old."""
+    return self.step == self.steps or time.monotonic() - self.last_save > SAVE_INTERVAL
+
+  def save(self) -> None:
+    """Write a checkpoint: model, optimizer, progress and the random number generator's state."""
+    progress = {"step": self.step, "curve": self.curve, "recent_losses": self.recent_losses}
+    save_checkpoint(self.checkpoint, self.trainer, "run", progress)
+    self.experiment.add_elapsed_time()
+    self.last_save = time.monotonic()
 
 
 class MultiRunTrainer:
@@ -231,7 +263,7 @@ class MultiRunTrainer:
 
   make: a function that creates the model.
   loss: (model, *tensors of a batch) -> scalar.
-  options: further arguments of training.trainer.Trainer.
+  options: fields of training.run.TrainConfig.
   """
 
   def __init__(self, make: Callable[[], Any], loss: Callable[..., Tensor], **options: Any):
@@ -245,7 +277,8 @@ class MultiRunTrainer:
 
   @functools.cached_property
   def trainer(self) -> Trainer:
-    return Trainer(self.model, lambda *batch: self.loss(self.model, *batch), **self.options)
+    config = TrainConfig(**self.options)
+    return Trainer(self.model, lambda *batch: self.loss(self.model, *batch), config)
 
   @functools.cached_property
   def initial_optimizer_state(self) -> dict[str, np.ndarray]:
@@ -267,8 +300,7 @@ class MultiRunTrainer:
       parameters = nn.state.get_state_dict(self.model)
       new_parameters = nn.state.get_state_dict(self.make())
       assigned = [parameters[name].assign(t) for name, t in new_parameters.items()]
-      counters = Tensor._device_rng_counters.values()
-      return assigned[0].sum().realize(*assigned, *counters)
+      return assigned[0].sum().realize(*assigned, *random_state.counters())
 
     return CompiledStep(initialize_parameters)
 
@@ -280,68 +312,26 @@ class MultiRunTrainer:
     # Reading the initial state creates the trainer, which creates the counters.
     for name, value in self.initial_optimizer_state.items():
       self.trainer.state[name].assign(Tensor(value)).realize()
-    for counter in Tensor._device_rng_counters.values():
-      start = Tensor([0, seed], dtype=counter.dtype, device=counter.device)
-      counter.assign(start).realize()
+    random_state.set_rng_state({device: [0, seed] for device in random_state.get_rng_state()})
     self.initialize()
 
   def train(self, experiment: Experiment, run: str, seed: int, config: RunConfig) -> Curve:
     """Train a run from its seed, or resume it from its checkpoint, and return its curve.
 
-    Each row of the curve is [step, mean training loss since the last row, *config.evaluate()];
-    None replaces a number that is not finite. Ctrl-C saves a checkpoint and raises
-    KeyboardInterrupt. If the process is killed, at most about 30 seconds of training are lost.
+    ExperimentRun describes the curve. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
+    If the process is killed, at most about 30 seconds of training are lost.
     """
-    checkpoint = experiment.out / f"{run}.safetensors"
     self.reset(seed)
-    progress = self.load_progress(checkpoint)
-    bar = cli.Bar(run)
-    last_save = time.monotonic()
+    current = ExperimentRun(experiment, run, config, self.trainer)
+    current.restore()
     # A step that is interrupted halfway could not be resumed.
     with cli.deferred_interrupt() as interrupted:
-      while progress.step < config.steps:
-        learning_rate = config.learning_rate_at(progress.step)
-        loss = self.trainer.train_step(learning_rate, *config.batch(progress.step))
-        progress.recent_losses.append(loss)
-        progress.step += 1
-        finished = progress.step == config.steps
-        if finished or progress.step % config.eval_interval == 0:
-          progress.add_row(config.evaluate())
-        bar(progress.step, config.steps, f"loss {progress.last_loss():.3f}")
-        if interrupted() or finished or time.monotonic() - last_save > SAVE_INTERVAL:
-          self.save_progress(checkpoint, progress)
-          experiment.add_elapsed_time()
-          last_save = time.monotonic()
-        if interrupted():
-          bar.clear()
-          cli.note(f"stopped at step {progress.step} of {run}: repeat the command to resume")
-          raise KeyboardInterrupt
-    bar.clear()
-    return progress.curve
-
-  def save_progress(self, checkpoint: Path, progress: Progress) -> None:
-    """Write a checkpoint: model, optimizer, progress and the random number generator's state."""
-    metadata = asdict(progress) | {"rng_state": self.trainer.rng_state}
-    arrays = {name: t.numpy() for name, t in self.trainer.state.items()}
-    write_safetensors(checkpoint, arrays, {"run": json.dumps(metadata)})
-
-  def load_progress(self, checkpoint: Path) -> Progress:
-    """Restore the trainer from a checkpoint and return its progress, if the file exists."""
-    if not checkpoint.exists():
-      return Progress()
-    metadata = json.loads(read_metadata(checkpoint)["run"])
-    tensors = read_safetensors(checkpoint)
-    arrays = {name: tensors[name].numpy() for name in self.trainer.state}
-    self.trainer.restore(arrays, metadata.pop("rng_state"))
-    return Progress(**metadata)
-
-
-def linear_schedule(step: int, steps: int, peak: float) -> float:
-  """Return the learning rate of a step, the first of which is 0.
-
-  It rises linearly to `peak` during the first tenth of the steps, then falls linearly to zero.
-  """
-  return peak * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+      train(self.trainer, current, interrupted)
+      current.bar.clear()
+      if interrupted():
+        cli.note(f"stopped at step {current.step} of {run}: repeat the command to resume")
+        raise KeyboardInterrupt
+    return current.curve
 
 
 def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float, float]:

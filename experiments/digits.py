@@ -22,6 +22,7 @@ from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.fused import attention
 from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.training.schedules import linear_schedule
 from transformer import loss
 
 BATCH_SIZE = 64
@@ -208,7 +209,7 @@ class DigitsExperiment:
 
     config = common.RunConfig(
       self.steps,
-      learning_rate=lambda step: common.linear_schedule(step, self.steps, self.learning_rate),
+      learning_rate=lambda step: linear_schedule(step, self.steps, self.learning_rate),
       batch=batch,
       eval_interval=50,
     )

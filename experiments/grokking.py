@@ -170,7 +170,7 @@ def train_run(
     functools.partial(ModularAddition, args.prime),
     lambda model, ids, sums: loss(model(ids), sums, smoothing=0),
     weight_decay=weight_decay,
-    b2=0.98,
+    betas=(0.9, 0.98),
   )
   forward = CompiledStep(lambda ids: trainer.model(ids).realize())
 

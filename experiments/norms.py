@@ -133,10 +133,12 @@ def make_variants(residual_scale: Tensor) -> dict[str, Variant]:
     return loss(model(x, sinusoids(LENGTH, DIM)), y, smoothing=0)
 
   post = common.MultiRunTrainer(
-    lambda: PostNormDecoder(scaled_post_norm(residual_scale)), batch_loss, b2=0.98
+    lambda: PostNormDecoder(scaled_post_norm(residual_scale)), batch_loss, betas=(0.9, 0.98)
   )
   pre = common.MultiRunTrainer(
-    lambda: Decoder(NUM_SYMBOLS + 1, DIM, HEADS, NUM_LAYERS, pre_norm), batch_loss, b2=0.98
+    lambda: Decoder(NUM_SYMBOLS + 1, DIM, HEADS, NUM_LAYERS, pre_norm),
+    batch_loss,
+    betas=(0.9, 0.98),
   )
   return {
     POST_NORM: Variant(post, 1, 0),

@@ -125,7 +125,7 @@ def train_encoder_decoder(experiment: common.Experiment, size: Size, name: str) 
   trainer = common.MultiRunTrainer(
     functools.partial(ENCODER_DECODERS[name], size.num_layers),
     lambda model, source, read, target: loss(model(source, read), target, smoothing=0),
-    b2=0.98,
+    betas=(0.9, 0.98),
   )
 
   def train_run(run: str, seed: int) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def train_decoder_only(experiment: common.Experiment, size: Size, name: str) -> 
   trainer = common.MultiRunTrainer(
     lambda: small.Decoder(NUM_SYMBOLS + 1, DIM, HEADS, size.num_layers, mask=DECODER_MASKS[name]),
     lambda model, x, y: loss(decoder_logits(model, x), y, smoothing=0),
-    b2=0.98,
+    betas=(0.9, 0.98),
   )
 
   def train_run(run: str, seed: int) -> dict[str, Any]:

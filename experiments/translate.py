@@ -238,7 +238,7 @@ class TranslationExperiment:
       lambda: Translator(len(self.tokenizer) + 1, *sizes),
       lambda model, source, read, target: loss(model(source, read), target),
       weight_decay=0,
-      b2=0.98,
+      betas=(0.9, 0.98),
     )
 
   def train_run(self, run: str, arrays: tuple[np.ndarray, ...]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from tinyformer import cli
+from tinyformer.cli import plot_loss as command
 from tinyformer.training import plot_loss
+from tinyformer.training.log import TrainingLog, parse_losses, read_log
 
 LOG = [
   "step,tokens,train_loss,val_loss,bits_per_byte,seconds",
@@ -18,9 +20,22 @@ LOG = [
 
 def test_a_log_is_read_up_to_a_step(tmp_path):
   (tmp_path / "log.csv").write_text("\n".join(LOG) + "\n")
-  assert plot_loss.read_log(tmp_path / "log.csv", 20) == LOG[:3]
-  assert plot_loss.read_log(tmp_path / "none.csv", 0) == LOG[:1]
-  assert plot_loss.parse_losses(LOG) == ([10, 20, 30], [4.0, 2.0, 1.0], [4.1, 2.5, 2.1])
+  assert read_log(tmp_path / "log.csv", 20) == LOG[:3]
+  assert read_log(tmp_path / "none.csv", 0) == LOG[:1]
+  assert parse_losses(LOG) == ([10, 20, 30], [4.0, 2.0, 1.0], [4.1, 2.5, 2.1])
+
+
+def test_the_log_of_a_resumed_run_continues_after_the_saved_step(tmp_path):
+  """The line of step 30 was written by a run that was killed before it saved."""
+  file = tmp_path / "log.csv"
+  file.write_text("\n".join(LOG) + "\n")
+  log = TrainingLog(file, 20)
+  assert log.contains(20)
+  log.add(25, 1600, (1.5, 2.25, 3.0), 7.4)
+  assert log.contains(25)
+  assert not log.contains(2)
+  log.write()
+  assert file.read_text().splitlines() == [*LOG[:3], "25,1600,1.5000,2.2500,3.0000,7"]
 
 
 def test_the_terminal_plot_spans_the_range_of_the_values():
@@ -55,11 +70,11 @@ def test_nothing_is_written_without_matplotlib(tmp_path, monkeypatch):
   "invalid", ["no points", "a=1", "a=1:2,3", "a=x:2", "a=1:2:3", "a=1:2,3:4:5"]
 )
 def test_points_of_another_run_must_be_steps_and_losses(invalid, capsys):
-  name, steps, losses = plot_loss.parse_points("nanoGPT's README=2000:1.88")
+  name, steps, losses = command.parse_points("nanoGPT's README=2000:1.88")
   assert (name, steps, losses) == ("nanoGPT's README", [2000], [1.88])
-  assert plot_loss.parse_points("b=1:2,3:4.5")[1:] == ([1, 3], [2, 4.5])
+  assert command.parse_points("b=1:2,3:4.5")[1:] == ([1, 3], [2, 4.5])
   with pytest.raises(SystemExit) as e:
-    plot_loss.main(["log.csv", "--points", invalid])
+    command.main(["log.csv", "--points", invalid])
   assert e.value.code == 2
   assert "is not NAME=STEP:LOSS" in capsys.readouterr().err
 
@@ -73,7 +88,7 @@ def log_file(tmp_path):
 
 
 def test_the_command_plots_the_validation_loss_in_the_terminal(log_file, capsys):
-  assert plot_loss.main([str(log_file)]) == 0
+  assert command.main([str(log_file)]) == 0
   expected = plot_loss.terminal_plot([10, 20, 30], [4.1, 2.5, 2.1])
   assert capsys.readouterr().out == expected + "\n"
 
@@ -82,11 +97,11 @@ def test_the_command_plots_a_png_file_with_the_points_of_other_runs(log_file, mo
   calls = []
   monkeypatch.setattr(plot_loss, "plot", lambda *args: calls.append(args) or len(calls) == 1)
   options = ["-o", "a.png", "--points", "b=1:2", "--points", "c=3:4,5:6"]
-  assert plot_loss.main([str(log_file), *options]) == 0
+  assert command.main([str(log_file), *options]) == 0
   assert calls[0] == (LOG, Path("a.png"), [("b", [1], [2]), ("c", [3, 5], [4, 6])])
   # The second call returns False, as without matplotlib.
   with pytest.raises(cli.UsageError, match="plot"):
-    plot_loss.main([str(log_file), "-o", "a.png"])
+    command.main([str(log_file), "-o", "a.png"])
 
 
 @pytest.mark.parametrize(
@@ -103,4 +118,4 @@ def test_an_invalid_log_is_a_usage_error(tmp_path, content, message):
   if content is not None:
     file.write_text(content)
   with pytest.raises(cli.UsageError, match=message):
-    plot_loss.main([str(file)])
+    command.main([str(file)])

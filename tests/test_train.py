@@ -1,4 +1,4 @@
-"""train.py: resuming, checkpoints, settings, and the learning-rate schedule."""
+"""train.py: resuming, checkpoints and settings."""
 
 import csv
 import hashlib
@@ -22,8 +22,11 @@ import train
 from tinyformer import cli
 from tinyformer.checkpoints import hub, load_module
 from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
+from tinyformer.cli.training_arguments import parse_arguments
+from tinyformer.cli.training_model import make_model
 from tinyformer.kernels.mixed_precision import MixedEmbedding, MixedLinear, attention
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.training import random_state
 from tinyformer.training.batches import windows
 from tinyformer.training.documents import read_documents, train_val_split
 
@@ -317,13 +320,17 @@ def test_gradient_accumulation_and_devices_equal_one_batch(data, tmp_path, capsy
 class Idle:
   """A trainer that only counts its steps. Its 15th loss is NaN."""
 
-  rng_state, steps = dict[str, list[int]](), 0
+  steps = 0
 
   def __init__(self, model, *_, **__):
+    random_state.create_generators()
     self.state = {f"model.{name}": t for name, t in nn.state.get_state_dict(model).items()}
 
   def evaluate(self, *_):
     return 1.0
+
+  def replicate(self, t):
+    return t
 
   def copy_to(self, model):
     model.steps = self.steps
@@ -331,6 +338,25 @@ class Idle:
   def train_step(self, *_):
     self.steps += 1
     return 1.0 if self.steps < 15 else math.nan
+
+
+def test_a_run_resumed_with_another_interval_evaluates_a_step_that_it_makes_due(
+  data, tmp_path, monkeypatch
+):
+  """The run stops after step 3, before the first evaluation, and goes on with an interval of 3."""
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
+  command = [str(data), "-o", str(tmp_path / "x"), "--steps", "10"]
+
+  def stop(bar, done, *_):
+    if done == 3:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with monkeypatch.context() as m:
+    m.setattr(cli.Bar, "__call__", stop)
+    assert train.main([*command, *SMALL]) == 130
+  assert not (tmp_path / "x" / "log.csv").exists()
+  assert train.main([*command, "--resume", "--eval-interval", "3"]) == 0
+  assert [r["step"] for r in log(tmp_path / "x")] == ["3", "6", "9", "10"]
 
 
 def test_samples_use_the_weights_trained_on_several_devices(data, tmp_path, monkeypatch):
@@ -370,10 +396,8 @@ def test_a_batch_that_devices_cannot_share_is_a_usage_error(data, tmp_path):
 
 
 def test_precision_may_be_bfloat16_but_not_float16(data, finished, tmp_path):
-  args = train.parse_arguments(
-    [str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"]
-  )
-  model = train.make_model(args, [])[0]
+  args = parse_arguments([str(data), "-o", str(finished), "--resume", "--precision", "bfloat16"])
+  model = make_model(args, [])[0]
   assert (
     isinstance(model.blocks[0].ff.up, MixedLinear)
     and model.blocks[0].attn.attention_fn is attention
@@ -467,16 +491,6 @@ def test_a_nan_loss_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
   assert [r["step"] for r in log(tmp_path / "x")] == ["10"] and load_module(
     tmp_path / "x" / "last"
   ).vocab_size > 256
-
-
-def test_the_learning_rate_warms_up_and_decays():
-  rates = [train.schedule(s, 1000, 100, 2.0) for s in range(1000)]
-  assert (
-    rates[0] == 0.02
-    and max(rates) == rates[99] == 2.0
-    and rates[-1] == pytest.approx(0.2, rel=0.01)
-  )
-  assert rates[:100] == sorted(rates[:100]) and rates[99:] == sorted(rates[99:], reverse=True)
 
 
 @pytest.mark.parametrize(

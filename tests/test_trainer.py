@@ -1,4 +1,4 @@
-"""The training step: gradient accumulation, data parallelism, AdamW, clipping and dropout."""
+"""The training step and loop: accumulation, data parallelism, AdamW, clipping, dropout, saving."""
 
 import functools
 import math
@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from tinygrad import Device, Tensor, nn
 
+from tinyformer.training import random_state
+from tinyformer.training import trainer as training
+from tinyformer.training.run import TrainConfig
 from tinyformer.training.trainer import Trainer
 from transformer import Linear, loss
 
@@ -23,8 +26,8 @@ class BigramModel:
     return self.head(self.tokens(ids).dropout(self.dropout))
 
 
-def device_names(count: int) -> list[str]:
-  return [f"{Device.DEFAULT}:{i}" for i in range(count)]
+def device_names(count: int) -> tuple[str, ...]:
+  return tuple(f"{Device.DEFAULT}:{i}" for i in range(count))
 
 
 @functools.cache
@@ -38,13 +41,10 @@ def train(
   """
   Tensor.manual_seed(1)
   model = BigramModel()
-  trainer = Trainer(
-    model,
-    lambda x, y: loss(model(x), y),
-    clip=clip,
-    grad_accum_steps=grad_accum_steps,
-    devices=device_names(num_devices),
+  config = TrainConfig(
+    clip=clip, grad_accum_steps=grad_accum_steps, devices=device_names(num_devices)
   )
+  trainer = Trainer(model, lambda x, y: loss(model(x), y), config)
   losses = []
   for step in range(3):
     ids = np.random.default_rng(step).integers(0, 11, (4, 9)).astype(np.int32)
@@ -98,8 +98,8 @@ def test_a_step_is_adamw_with_the_clipped_gradient_and_decays_matrices_only():
   The weight decay is multiplied by the learning rate of the step.
   """
   model = LinearLoss()
-  clip, decay, b1, b2 = 3.0, 0.5, 0.9, 0.95
-  trainer = Trainer(model, model, weight_decay=decay, clip=clip, b2=b2)
+  clip, decay, b1, b2 = 3.0, 0.5, 0.8, 0.95
+  trainer = Trainer(model, model, TrainConfig(weight_decay=decay, clip=clip, betas=(b1, b2)))
   expected = [np.ones((3, 4)), np.ones(4)]
   m = [0.0, 0.0]
   v = [0.0, 0.0]
@@ -127,18 +127,135 @@ def test_a_step_is_adamw_with_the_clipped_gradient_and_decays_matrices_only():
   assert model.bias.numpy() == pytest.approx(expected[1], rel=1e-4)
 
 
+class PartlyTrained(LinearLoss):
+  """A LinearLoss with a parameter before the others that the loss does not depend on."""
+
+  def __init__(self):
+    self.unused = Tensor.full((3, 4), 2.0)
+    super().__init__()
+
+
+@pytest.mark.parametrize("clip", [1.0, math.inf])
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+def test_a_parameter_without_a_gradient_is_skipped(grad_accum_steps, clip):
+  """It has the shape of the next parameter, whose gradient would fit. Nothing decays it."""
+  rng = np.random.default_rng(0)
+  batch = [rng.normal(0, 1, (2, *shape)).astype(np.float32) for shape in ((3, 4), (4,))]
+  states = []
+  for model in (LinearLoss(), PartlyTrained()):
+
+    def mean_loss(matrices, biases, model=model):
+      return model(matrices.mean(0), biases.mean(0))
+
+    config = TrainConfig(weight_decay=0.5, clip=clip, grad_accum_steps=grad_accum_steps)
+    trainer = Trainer(model, mean_loss, config)
+    for _ in range(2):
+      trainer.train_step(0.1, *batch)
+    states.append({name: t.numpy() for name, t in trainer.state.items()})
+  expected, actual = states
+  assert (actual["model.unused"] == 2).all()
+  # The moments of the matrices are numbered; number 0 is now that of the unused parameter.
+  for moment in (0, 1):
+    assert not actual[f"optimizer.0.{moment}.0"].any()
+    assert (actual[f"optimizer.0.{moment}.1"] == expected[f"optimizer.0.{moment}.0"]).all()
+    assert expected[f"optimizer.0.{moment}.0"].any()
+  for name in ("model.matrix", "model.bias", "optimizer.1.0.0", "optimizer.1.1.0"):
+    assert (actual[name] == expected[name]).all(), name
+
+
+def test_a_loss_without_parameters_is_an_error():
+  model = LinearLoss()
+  trainer = Trainer(model, lambda x: x.sum())
+  with pytest.raises(ValueError, match="depends on no parameter"):
+    trainer.train_step(0.1, np.ones(4, np.float32))
+
+
+class RecordedRun:
+  """A run that records what `train` calls. It saves after the second of four steps."""
+
+  steps = 4
+  eval_interval = 3
+
+  def __init__(self, step: int = 0):
+    self.step = step
+    self.recent_losses: list[float] = []
+    self.calls: list[str] = []
+
+  def learning_rate(self, step: int) -> float:
+    self.calls.append(f"learning rate {step}")
+    return 0.1
+
+  def batch(self, step: int) -> tuple[int]:
+    self.calls.append(f"batch {step}")
+    return (step,)
+
+  def train_step(self, learning_rate: float, batch: int) -> float:
+    self.calls.append(f"train on {batch} at {learning_rate}")
+    return batch / 2
+
+  def report(self, loss: float) -> None:
+    self.calls.append(f"step {self.step}: loss {loss}")
+
+  def evaluate(self) -> None:
+    self.calls.append(f"evaluate {self.recent_losses}")
+    self.recent_losses = []
+
+  def save_is_due(self) -> bool:
+    return self.step == 2
+
+  def save(self) -> None:
+    self.calls.append(f"save {self.step}")
+
+
+def step_calls(step: int) -> list[str]:
+  """Return the calls of a step that neither evaluates nor saves."""
+  return [
+    f"learning rate {step}",
+    f"batch {step}",
+    f"train on {step} at 0.1",
+    f"step {step + 1}: loss {step / 2}",
+  ]
+
+
+def test_the_loop_evaluates_at_the_interval_and_at_the_last_step():
+  run = RecordedRun()
+  training.train(run, run)
+  assert run.calls == [
+    *step_calls(0),
+    *step_calls(1),
+    "save 2",
+    *step_calls(2),
+    "evaluate [0.0, 0.5, 1.0]",
+    *step_calls(3),
+    "evaluate [1.5]",
+  ]
+
+
+def test_an_interrupted_loop_saves_after_the_step_and_returns():
+  run = RecordedRun()
+  training.train(run, run, interrupted=lambda: run.step == 1)
+  assert run.calls == [*step_calls(0), "save 1"]
+
+
+def test_a_finished_run_is_neither_trained_nor_saved():
+  run = RecordedRun(step=4)
+  training.train(run, run)
+  assert not run.calls
+
+
 @pytest.mark.parametrize("num_devices", [0, 2])
 def test_dropout_uses_new_random_numbers_in_each_step(num_devices):
   """This also holds if no random number was used before the first step, as for loaded weights."""
   model = BigramModel(dropout=0.5)
   Tensor.realize(*nn.state.get_parameters(model))
   Tensor.manual_seed(1)
-  trainer = Trainer(model, lambda x, y: loss(model(x), y), devices=device_names(num_devices))
+  config = TrainConfig(devices=device_names(num_devices))
+  trainer = Trainer(model, lambda x, y: loss(model(x), y), config)
   ids = np.random.default_rng(0).integers(0, 11, (4, 9)).astype(np.int32)
   losses = []
   rng_states = []
   for _ in range(4):
-    rng_states.append(trainer.rng_state)
+    rng_states.append(random_state.get_rng_state())
     losses.append(trainer.train_step(0.0, ids[:, :-1].copy(), ids[:, 1:].copy()))
   assert len(set(losses)) == 4
   assert len(rng_states[0]) == max(1, num_devices)

@@ -1,1 +1,1 @@
-"""Training: documents, batches, the optimizer step, metrics, and plots of the loss."""
+"""Training: the loop and its step, AdamW, schedules, checkpoints, documents, metrics and plots."""

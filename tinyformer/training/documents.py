@@ -1,4 +1,4 @@
-"""Read text files as documents, and split the documents into training and validation sets."""
+"""Text files as documents: reading, the split for validation, and the tokens of both parts."""
 
 import gzip
 import lzma
@@ -64,3 +64,22 @@ def train_val_split(
     val_size += len(documents[i])
   train = [d for i, d in enumerate(documents) if i not in val_indices]
   return train, [documents[i] for i in sorted(val_indices)]
+
+
+class Corpus:
+  """The tokens of the training and validation documents.
+
+  bits_per_byte: bits per byte of the validation text for a loss of one nat per token.
+  """
+
+  def __init__(self, tokenizer, train_documents: list[str], val_documents: list[str]):
+    self.num_documents = len(train_documents) + len(val_documents)
+    self.train_ids = tokenizer.encode_documents(train_documents)
+    self.val_ids = tokenizer.encode_documents(val_documents)
+    val_bytes = sum(len(d.encode()) for d in val_documents)
+    self.bits_per_byte = len(self.val_ids) / val_bytes / math.log(2)
+
+  def check_length(self, context: int) -> None:
+    """Raise ValueError if a part has no window of `context` tokens and its targets."""
+    if min(len(self.train_ids), len(self.val_ids)) <= context:
+      raise ValueError(f"the text is too short for a context of {context} tokens")

@@ -1,0 +1,124 @@
+"""The model that train.py trains: a new GPT-2 or a checkpoint, its tokenizer, and its folders."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from layers.parts import Parts
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer import checkpoints, cli
+from tinyformer.checkpoints import load_module
+from tinyformer.cli.training_arguments import set_sizes
+from tinyformer.kernels.mixed_precision import MIXED
+from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+
+
+def make_model(args: argparse.Namespace, train_documents: list[str]):
+  """Return the model, the tokenizer, and the folder that its vocabulary is from, or None.
+
+  Raises UsageError for arguments that contradict each other or the checkpoint.
+  """
+  parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS
+  if args.resume:
+    model = load_module(args.out / "last", parts=parts, dropout=args.dropout)
+    return model, BytePairEncoding.load(args.out), None
+  if args.init and "tokens" in args.given:
+    raise cli.UsageError("--init has its own vocabulary: omit --tokens")
+  source = None
+  if args.init or args.tokens not in ("bpe", "characters"):
+    source = cli.find_model(args, args.init or args.tokens, bool(args.init))
+    tokenizer = BytePairEncoding.load(source)
+  elif args.tokens == "bpe":
+    tokenizer = BytePairEncoding.train(train_documents, args.vocab)
+  else:
+    tokenizer = BytePairEncoding.characters(train_documents)
+  if args.init and source:
+    return load_initial_model(args, source, tokenizer, parts), tokenizer, source
+  if args.tokens != "bpe":
+    set_sizes(args, f"--tokens {args.tokens}", vocab=len(tokenizer))
+  config = GPT2Config(
+    vocab_size=len(tokenizer),
+    context=args.context,
+    dim=args.dim,
+    heads=args.heads,
+    num_layers=args.layers,
+    dropout=args.dropout,
+  )
+  return GPT2(config, parts), tokenizer, source
+
+
+def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts: Parts):
+  """Return the model of --init. Raises UsageError if it is not a GPT-2 or has other sizes."""
+  kind = checkpoints.read_config(source).get("model_type")
+  if kind != "gpt2":
+    raise cli.UsageError(f"--init {args.init} is a {kind}; only gpt2 can be trained")
+  model = load_module(source, parts=parts, dropout=args.dropout)
+  if len(tokenizer) > model.vocab_size:
+    raise ValueError(
+      f"{source}: the tokenizer has {len(tokenizer):,} tokens, the model only {model.vocab_size:,}"
+    )
+  sizes = {"vocab": model.vocab_size, "layers": len(model.blocks)}
+  sizes |= {"heads": model.config.heads, "dim": model.config.dim}
+  set_sizes(args, f"--init {args.init}", **sizes)
+  if "context" not in args.given:
+    args.context = model.context
+  if args.context > model.context:
+    raise cli.UsageError(
+      f"--init {args.init} has a context of {model.context} tokens, less than {args.context}"
+    )
+  return model
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+  """Copy the files of a tokenizer."""
+  for name in (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+  ):
+    if (source / name).exists():
+      shutil.copyfile(source / name, folder / name)
+
+
+class ModelFolder:
+  """The output folder of train.py, with the best model; its subfolder last/ has the latest one.
+
+  gpt.py and transformers can load both.
+  """
+
+  def __init__(self, args: argparse.Namespace, model, tokenizer):
+    self.model = model
+    self.tokenizer = tokenizer
+    self.dtype = args.dtype
+    self.best = args.out
+    self.last = args.out / "last"
+
+  def create(self, source: Path | None) -> None:
+    """Write the tokenizer and the initial model, from which --resume constructs the model.
+
+    source: the folder from which to copy the tokenizer, or None.
+    """
+    for folder in (self.best, self.last):
+      folder.mkdir(parents=True, exist_ok=True)
+      if source:
+        copy_tokenizer(source, folder)
+      else:
+        self.tokenizer.save(folder)
+    self.save(self.last)
+
+  def save(self, folder: Path) -> None:
+    """Save the model in one of the two folders."""
+    end = self.tokenizer.end
+    checkpoints.save(self.model, folder, self.dtype, eos_token_id=end, bos_token_id=end)
+
+  def load_last(self):
+    """Return the model in last/, on one device."""
+    return load_module(self.last)
+
+  def delete_partial_files(self) -> None:
+    """Delete the files that a killed run left half-written."""
+    for part in [*self.best.glob(".*.part"), *self.last.glob(".*.part")]:
+      part.unlink()
