@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tinygrad import Tensor, UOp, dtypes
-from tinygrad.uop.ops import Ops
 
 import transformer
 from tinyformer.kernels.c_kernel import (
@@ -21,6 +20,7 @@ from tinyformer.kernels.c_kernel import (
   num_tasks,
 )
 from tinyformer.kernels.linear import matmul
+from tinyformer.kernels.tinygrad_internals import Ops
 from transformer import Size, causal_mask, scaled_dot_product
 
 # Queries per tile of FORWARD and BACKWARD; TILES defines QUERIES with the same value.

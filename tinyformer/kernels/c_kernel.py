@@ -11,9 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from tinygrad import Device, Tensor, UOp, dtypes
-from tinygrad.device import Buffer
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
 
+from tinyformer.kernels.tinygrad_internals import Buffer, KernelInfo, Ops, ProgramInfo
 from transformer import Size
 
 # tinygrad compiles for a bare-metal target but calls the code with the system's calling convention.

@@ -12,14 +12,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Device, Tensor, UOp
-from tinygrad.device import Buffer, TinyELF
-from tinygrad.engine.jit import CapturedJit
-from tinygrad.engine.realize import get_call_arg_uops, resolve_params
-from tinygrad.helpers import NUM_CPU_THREADS
-from tinygrad.runtime.ops_cpu import CPUProgram
-from tinygrad.uop.ops import Ops
 
 from tinyformer.kernels.c_kernel import ABI, buffer_of
+from tinyformer.kernels.tinygrad_internals import (
+  Buffer,
+  CapturedJit,
+  CPUProgram,
+  Ops,
+  TinyELF,
+  get_call_arg_uops,
+  num_cpu_threads,
+  resolve_params,
+)
 
 # Layout of a step in 64-bit words: a header, then the commands.
 HEADER_WORDS = 32
@@ -147,7 +151,7 @@ def step_program(worker: bool) -> CPUProgram:
 
 def num_workers() -> int:
   """Return the number of worker threads: one for each core except the caller's."""
-  return NUM_CPU_THREADS.value - 1
+  return num_cpu_threads() - 1
 
 
 @functools.cache
