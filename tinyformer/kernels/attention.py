@@ -58,9 +58,10 @@ def attention_backward(scale: float, macros: dict[str, Any]) -> Callable:
       return None, *masked_backward(scale, dy, (q, k, v, mask[0]))
     B, H, T, K = q.shape
     S = k.shape[2]
-    tasks = num_tasks(B * H * S * 8 * T * K)
+    # A task is a range of heads.
+    tasks = min(B * H, num_tasks(B * H * S * 8 * T * K))
     # The PADDED_K of attention_tiles.h is at most K + 63.
-    workspace = tasks * (T + QUERIES) * (K + 63)
+    workspace = tasks * (T + QUERIES) * (K + 63 + 3)
     function = kernel("attention_backward", 5, tasks, **macros, S=S)
     size = B * H * (T + 2 * S) * K
     out = empty(size + workspace).custom_kernel(q, k, v, dy, fxn=function)[0]

@@ -57,8 +57,8 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
 
 // The kernel is FlashAttention's backward pass (Dao et al. 2022, algorithm 4), with tiles of
 // QUERIES queries by C keys. P is recomputed. out ends with a workspace for each task, of
-// (T + QUERIES, PADDED_K) floats, in which the dq of one head is accumulated. A task is a range of
-// heads.
+// (T + QUERIES) * (PADDED_K + 3) floats: the dq of one head (T + QUERIES, PADDED_K), then
+// row_max, row_sum and delta, T + QUERIES floats each. A task is a range of heads.
 
 // Turn the scores and dP of a tile of queries by keys into P and dS.
 INLINE void softmax_grad(float *weights, float *ds, const float *row_max, const float *row_sum,
@@ -82,8 +82,10 @@ KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict 
   ALIGNED float packed_keys[PANELS * C * PANEL], weights[QUERIES * C], ds[QUERIES * C];
   ALIGNED float acc_dk[QUERIES * PADDED_K], acc_dv[QUERIES * PADDED_K];
   ALIGNED float new_max[QUERIES], rescale[QUERIES];
-  ALIGNED float row_max[T + QUERIES], row_sum[T], delta[T];
-  float *dq = out + HEADS * (T + 2 * S) * K + task * (T + QUERIES) * PADDED_K;
+  float *dq = out + HEADS * (T + 2 * S) * K + task * (T + QUERIES) * (PADDED_K + 3);
+  float *row_max = dq + (T + QUERIES) * PADDED_K;
+  float *row_sum = row_max + T + QUERIES;
+  float *delta = row_sum + T + QUERIES;
   for (long head = HEADS * task / NUM_TASKS; head < HEADS * (task + 1) / NUM_TASKS; head++) {
     const float *head_q = q + head * T * K;
     const float *head_dy = dy + head * T * K;
