@@ -75,6 +75,21 @@ def test_the_gradient_for_many_queries_does_not_overflow_the_stack():
   check(*inputs(1, 1, 1, 800_000, 2, 1))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_first_keys_of_a_buffer_is_0_for_its_other_keys(masked):
+  """The kernel reads the keys in the buffer instead of copying them."""
+  q, k, v = inputs(2, 4, 2, 3, 7, 5)
+  mask = Tensor(normal(4, 3, 5, seed=5)).realize() if masked else None
+  dy = Tensor(normal(2, 4, 3, 5, seed=9))
+  results = []
+  for function in (attention, transformer.attention):
+    y = function(q, k[:, :, :5], v[:, :, :5], mask)
+    results.append([t.numpy() for t in (y, *(y * dy).sum().gradient(q, k, v))])
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+  assert not results[0][2][:, :, 5:].any()
+
+
 @pytest.mark.parametrize("S", [1, 7])
 def test_a_causal_mask_of_one_query_hides_no_key(S):
   check(*inputs(1, 2, 1, 1, S, 5), causal_mask(1, S))

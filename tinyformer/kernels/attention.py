@@ -41,46 +41,67 @@ def cache_buffer(x: Tensor) -> Tensor:
   return Tensor(cache) if same_sizes and from_zero else contiguous_buffer(x)
 
 
-def sum_shared_heads(gradient: Tensor, kv: Tensor) -> Tensor:
-  """Sum the gradients (B, H, S, K) of the query heads that share each head of kv (B, G, S, K)."""
-  if gradient.shape == kv.shape:
-    return gradient
-  return gradient.reshape(*kv.shape[:2], -1, *kv.shape[2:]).sum(2)
+def gradient_of_buffer(gradient: Tensor, buffer: Tensor) -> Tensor:
+  """Return the gradient of a buffer (B, G, capacity, K) of keys or values.
+
+  gradient: that of the first S rows for each query head (B, H, S, K), of which H / G share each
+  head of the buffer.
+  """
+  B, G, capacity, K = buffer.shape
+  S = gradient.shape[2]
+  if gradient.shape[1] != G:
+    gradient = gradient.reshape(B, G, -1, S, K).sum(2)
+  return gradient if capacity == S else gradient.pad((None, None, (0, capacity - S), None))
 
 
-def attention_backward(scale: float, macros: dict[str, Any]) -> Callable:
-  """Return the gradient function of the forward kernel that has this scale and these macros."""
+def attention_backward(scale: float, S: Size, macros: dict[str, Any]) -> Callable:
+  """Return the gradient function of the forward kernel with S keys and these macros."""
 
   def backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
     dy = Tensor(grad).contiguous()
-    q, k, v, *mask = (Tensor(u) for u in call.src[2:])
-    if mask:
-      return None, *masked_backward(scale, dy, (q, k, v, mask[0]))
-    B, H, T, K = q.shape
-    S = k.shape[2]
-    # A task is a range of heads.
-    tasks = min(B * H, num_tasks(B * H * S * 8 * T * K))
-    # The PADDED_K of attention_tiles.h is at most K + 63.
-    workspace = tasks * (T + QUERIES) * (K + 63 + 3)
-    function = kernel("attention_backward", 5, tasks, **macros, S=S)
-    size = B * H * (T + 2 * S) * K
-    out = empty(size + workspace).custom_kernel(q, k, v, dy, fxn=function)[0]
-    dq_end = B * H * T * K
-    dk_end = B * H * (T + S) * K
-    dq = out[:dq_end].reshape(q.shape)
-    dk = out[dq_end:dk_end].reshape(B, H, S, K)
-    dv = out[dk_end:size].reshape(B, H, S, K)
-    return None, dq.uop, sum_shared_heads(dk, k).uop, sum_shared_heads(dv, v).uop
+    q, k, v, *masks = (Tensor(u) for u in call.src[2:])
+    # k and v may be buffers of which the first S rows are used; see cache_buffer.
+    used_k, used_v = (contiguous_buffer(buffer[:, :, :S]) for buffer in (k, v))
+    if masks:
+      dq, dk, dv, dmask = masked_backward(scale, dy, (q, used_k, used_v, masks[0]))
+      others = [dmask]
+    else:
+      dq, dk, dv = unmasked_backward(macros, dy, (q, used_k, used_v))
+      others = []
+    gradients = (dq, gradient_of_buffer(dk, k), gradient_of_buffer(dv, v), *others)
+    return None, *(gradient.uop for gradient in gradients)
 
   return backward
 
 
+def unmasked_backward(
+  macros: dict[str, Any], dy: Tensor, inputs: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+  """Return the gradients of q, k and v; those of k and v for each query head (B, H, S, K)."""
+  B, H, T, K = inputs[0].shape
+  S = inputs[1].shape[2]
+  # A task is a range of heads.
+  tasks = min(B * H, num_tasks(B * H * S * 8 * T * K))
+  # The PADDED_K of attention_tiles.h is at most K + 63.
+  workspace = tasks * (T + QUERIES) * (K + 63 + 3)
+  function = kernel("attention_backward", 5, tasks, **macros, S=S)
+  size = B * H * (T + 2 * S) * K
+  out = empty(size + workspace).custom_kernel(*inputs, dy, fxn=function)[0]
+  dq_end = B * H * T * K
+  dk_end = B * H * (T + S) * K
+  dq = out[:dq_end].reshape(B, H, T, K)
+  dk = out[dq_end:dk_end].reshape(B, H, S, K)
+  dv = out[dk_end:size].reshape(B, H, S, K)
+  return dq, dk, dv
+
+
 def masked_backward(
   scale: float, dy: Tensor, inputs: tuple[Tensor, Tensor, Tensor, Tensor]
-) -> tuple[UOp, ...]:
-  """Return the gradients of q, k, v and mask, of which the mask's needs dS (B, H, T, S) as a whole.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+  """Return the gradients of q, k, v and mask; those of k and v for each query head (B, H, S, K).
 
-  The formulas are those of attention_backward.c.
+  The mask's gradient needs dS (B, H, T, S) as a whole. The formulas are those of
+  attention_backward.c.
   """
   q, k, v, mask = inputs
   all_k = transformer.repeat_kv(k, q)
@@ -97,8 +118,7 @@ def masked_backward(
   dk = matmul(ds, q, transpose_a=True) * scale
   dv = matmul(weights, dy, transpose_a=True)
   broadcast_axes = [i for i, n in enumerate(mask.shape) if n == 1]
-  dmask = ds.sum(broadcast_axes, keepdim=True)
-  return dq.uop, sum_shared_heads(dk, k).uop, sum_shared_heads(dv, v).uop, dmask.uop
+  return dq, dk, dv, ds.sum(broadcast_axes, keepdim=True)
 
 
 def mask_macros(mask: Tensor, heads: Size) -> dict[str, Any]:
@@ -184,5 +204,5 @@ def attention(
   )
   out = empty(B, H, T, K)
   inputs = (contiguous_buffer(q), k, v, *masks)
-  grad_fxn = attention_backward(scale, macros)
+  grad_fxn = attention_backward(scale, S, macros)
   return out.custom_kernel(*inputs, fxn=function, grad_fxn=grad_fxn)[0]
