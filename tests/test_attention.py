@@ -90,6 +90,17 @@ def test_the_gradient_of_the_first_keys_of_a_buffer_is_0_for_its_other_keys(mask
   assert not results[0][2][:, :, 5:].any()
 
 
+@pytest.mark.parametrize("T", [1, 9])
+def test_keys_and_values_in_buffers_of_different_capacities_equal_the_plain_form(T):
+  q, k, v = inputs(2, 2, 2, T, 7, 5)
+  _, other_k, other_v = inputs(2, 2, 2, T, 5, 5)
+  for keys_and_values in ((k[:, :, :5], other_v), (other_k, v[:, :, :5])):
+    actual = attention(q, *keys_and_values).numpy()
+    np.testing.assert_allclose(
+      actual, transformer.attention(q, *keys_and_values).numpy(), atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("S", [1, 7])
 def test_a_causal_mask_of_one_query_hides_no_key(S):
   check(*inputs(1, 2, 1, 1, S, 5), causal_mask(1, S))

@@ -41,6 +41,14 @@ def cache_buffer(x: Tensor) -> Tensor:
   return Tensor(cache) if same_sizes and from_zero else contiguous_buffer(x)
 
 
+def cache_buffers(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+  """Return cache_buffer of k and v, or copies of both if the two buffers' capacities differ."""
+  buffers = cache_buffer(k), cache_buffer(v)
+  if buffers[0].shape == buffers[1].shape:
+    return buffers
+  return k.contiguous(), v.contiguous()
+
+
 def gradient_of_buffer(gradient: Tensor, buffer: Tensor) -> Tensor:
   """Return the gradient of a buffer (B, G, capacity, K) of keys or values.
 
@@ -177,8 +185,7 @@ def attention(
   )
   if not supported or scale is None or num_keys is None:
     return transformer.attention(q, k, v, mask, similarity)
-  k = cache_buffer(k)
-  v = cache_buffer(v)
+  k, v = cache_buffers(k, v)
   masks = [contiguous_buffer(m.float()) for m in masks]
   variables, constant = num_keys
   macros: dict[str, Any] = {
