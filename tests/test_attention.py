@@ -1,17 +1,20 @@
 """The attention kernels equal transformer.attention."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import ROOT, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygrad import Device, Tensor, UOp
 
 import transformer
 from tinyformer.generation.kv_cache import KVCache
-from tinyformer.kernels.attention import attention
+from tinyformer.kernels.attention import attention, sum_of_variables
 from transformer import causal_mask, dot_product, padding_mask, scaled_dot_product
 
 
@@ -72,7 +75,11 @@ def test_causal_attention_and_its_gradients_equal_the_plain_form(sizes):
 
 def test_the_gradient_for_many_queries_does_not_overflow_the_stack():
   """Three floats for each of these queries exceed the usual stack of 8 MiB."""
-  check(*inputs(1, 1, 1, 800_000, 2, 1))
+  code = "from test_attention import *\ncheck(*inputs(1, 1, 1, 800_000, 2, 1))"
+  path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+  command = [sys.executable, "-c", code]
+  process = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+  assert process.returncode == 0, process.stderr.decode()
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -190,6 +197,31 @@ def test_attention_over_a_kv_cache_equals_attention_over_its_contents(T):
     expected = transformer.attention(q, *contents, causal_mask(T, position + T)).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     fill_cache()
+
+
+def test_a_number_of_keys_with_two_variables_equals_the_plain_form():
+  cache = KVCache(1, 1, 2, 20, 8)
+  first = UOp.variable("first", 0, 9)
+  second = UOp.variable("second", 0, 9)
+  q = Tensor(normal(1, 2, 3, 8)).realize()
+  new = Tensor(normal(1, 2, 2, 8, seed=4)).realize()
+  cache.k[0].assign(Tensor(normal(1, 2, 20, 8, seed=1))).realize()
+  cache.v[0].assign(Tensor(normal(1, 2, 20, 8, seed=2))).realize()
+  k, v = cache.layer(0, first.bind(5) + second.bind(8))(new, new)
+  actual = attention(q, k, v).numpy()
+  contents = [t[:, :, :15].contiguous() for t in (cache.k[0], cache.v[0])]
+  np.testing.assert_allclose(actual, transformer.attention(q, *contents).numpy(), atol=1e-5)
+
+
+def test_only_sums_of_at_most_two_variables_and_a_constant_are_numbers_of_keys():
+  a, b, c = (UOp.variable(name, 0, 9) for name in "abc")
+  assert sum_of_variables(7) == ((), 7)
+  assert sum_of_variables(a.bind(2) + 5) == ((a,), 5)
+  variables, constant = sum_of_variables((a + 3) + (b + 4))
+  assert {v.expr for v in variables} == {"a", "b"}
+  assert constant == 7
+  for other in (a * 2, a * 2 + b, a + b + c, a // 2 + 1):
+    assert sum_of_variables(other) is None
 
 
 @pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")

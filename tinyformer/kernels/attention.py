@@ -129,11 +129,13 @@ def masked_backward(
   return dq, dk, dv, ds.sum(broadcast_axes, keepdim=True)
 
 
-def mask_macros(mask: Tensor, heads: Size) -> dict[str, Any]:
-  """Return the macros of attention.h for a mask that broadcasts to (B, H, T, S)."""
-  strides = [0 if n == 1 else math.prod(mask.shape[i + 1 :]) for i, n in enumerate(mask.shape)]
+def mask_macros(masks: list[Tensor], heads: Size) -> dict[str, Any]:
+  """Return the macros of attention_mask.h for at most one mask that broadcasts to (B, H, T, S)."""
+  strides: list[Any] = [0] * 4
+  for mask in masks:
+    strides = [0 if n == 1 else math.prod(mask.shape[i + 1 :]) for i, n in enumerate(mask.shape)]
   names = ("MASK_TEXT", "MASK_HEAD", "MASK_QUERY", "MASK_KEY")
-  return {"HEADS_PER_TEXT": heads, **dict(zip(names, strides, strict=True))}
+  return {"HAS_MASK": len(masks), "HEADS_PER_TEXT": heads, **dict(zip(names, strides, strict=True))}
 
 
 def sum_of_variables(n: Size) -> tuple[tuple[UOp, ...], int] | None:
@@ -206,8 +208,7 @@ def attention(
     CAPACITY=k.shape[2],
     NUM_VARIABLES=len(variables),
     S_CONSTANT=constant,
-    HAS_MASK=len(masks),
-    **(mask_macros(masks[0], H) if masks else {}),
+    **mask_macros(masks, H),
   )
   out = empty(B, H, T, K)
   inputs = (contiguous_buffer(q), k, v, *masks)

@@ -1,4 +1,4 @@
-#include "attention.h"
+#include "attention_mask.h"
 #include "exp.h"
 
 // Attention of one query per head, as in a step of generation: attention_forward.c with T = 1.

@@ -1,3 +1,4 @@
+#include "attention_mask.h"
 #include "attention_tiles.h"
 
 // Attention (Vaswani et al. 2017, sec. 3.2.1). For each head h and query t:
