@@ -44,6 +44,7 @@ SANITIZE = [
   "-fno-sanitize=function",
   "-fno-sanitize-recover=all",
 ]
+NATIVE = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
 INF = math.inf
 
 
@@ -440,7 +441,7 @@ def test_a_file_compiled_by_hand_is_the_text_that_tinygrad_compiles(tmp_path):
 def test_a_kernel_equals_its_naive_loop(case, build):
   if os.name != "posix":
     pytest.skip("the driver needs POSIX")
-  check(case, build(case, "-O2", "-march=native"))
+  check(case, build(case, "-O2", *NATIVE))
 
 
 @pytest.mark.parametrize(
