@@ -153,6 +153,16 @@ def test_a_change_of_the_environment_changes_the_cache_key(cache, monkeypatch):
 
 
 @on_cpu
+@pytest.mark.parametrize("name", ["NOOPT", "BEAM", "NUM_CPU_THREADS"])
+def test_tinygrads_settings_change_the_environment(name, monkeypatch):
+  environments = set()
+  for value in ("1", "2"):
+    monkeypatch.setenv(name, value)
+    environments.add(compiled_step.environment.__wrapped__())
+  assert len(environments) == 2
+
+
+@on_cpu
 def test_a_step_runs_if_the_cache_cannot_be_written(cache):
   cache.parent.mkdir()
   cache.write_text("a file where the folder should be")

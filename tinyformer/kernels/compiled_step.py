@@ -156,7 +156,7 @@ def environment() -> tuple[str, ...]:
     cpu = next(line for line in lines if line.startswith(("flags", "Features")))
   except (OSError, StopIteration):
     cpu = platform.processor()
-  names = [name for name in ("NOOPT", "BEAM", "CPU_COUNT") if name in os.environ]
+  names = [name for name in ("NOOPT", "BEAM", "NUM_CPU_THREADS") if name in os.environ]
   return (
     version("tinygrad"),
     source_digest(),
