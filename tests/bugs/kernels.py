@@ -202,7 +202,7 @@ BUGS = [
     "tinyformer/kernels/c/attention_backward.c",
     "",
     "float *row_sum = row_max + T + QUERIES;",
-    "float row_sum[3 * T];",
+    "float row_sum[3 * T + 2 * QUERIES];",
     "attention",
   ),
   Bug(
