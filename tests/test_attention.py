@@ -1,17 +1,21 @@
 """The attention kernels equal transformer.attention."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import ROOT, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygrad import Device, Tensor, UOp
 
 import transformer
+from layers.attention import grouped_attention
 from tinyformer.generation.kv_cache import KVCache
-from tinyformer.kernels.attention import attention
+from tinyformer.kernels.attention import attention, sum_of_variables
 from transformer import causal_mask, dot_product, padding_mask, scaled_dot_product
 
 
@@ -70,8 +74,39 @@ def test_causal_attention_and_its_gradients_equal_the_plain_form(sizes):
   check(*inputs(*sizes), causal_mask(sizes[3], sizes[4]))
 
 
-def test_the_gradient_for_40000_queries_does_not_overflow_the_stack():
-  check(*inputs(1, 1, 1, 40_000, 2, 64))
+def test_the_gradient_for_many_queries_does_not_overflow_the_stack():
+  """Three floats for each of these queries exceed the usual stack of 8 MiB."""
+  code = "from test_attention import *\ncheck(*inputs(1, 1, 1, 800_000, 2, 1))"
+  path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+  command = [sys.executable, "-c", code]
+  process = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+  assert process.returncode == 0, process.stderr.decode()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_of_the_first_keys_of_a_buffer_is_0_for_its_other_keys(masked):
+  """The kernel reads the keys in the buffer instead of copying them."""
+  q, k, v = inputs(2, 4, 2, 3, 7, 5)
+  mask = Tensor(normal(4, 3, 5, seed=5)).realize() if masked else None
+  dy = Tensor(normal(2, 4, 3, 5, seed=9))
+  results = []
+  for function in (attention, grouped_attention):
+    y = function(q, k[:, :, :5], v[:, :, :5], mask)
+    results.append([t.numpy() for t in (y, *(y * dy).sum().gradient(q, k, v))])
+  for actual, expected in zip(*results, strict=True):
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+  assert not results[0][2][:, :, 5:].any()
+
+
+@pytest.mark.parametrize("T", [1, 9])
+def test_keys_and_values_in_buffers_of_different_capacities_equal_the_plain_form(T):
+  q, k, v = inputs(2, 2, 2, T, 7, 5)
+  _, other_k, other_v = inputs(2, 2, 2, T, 5, 5)
+  for keys_and_values in ((k[:, :, :5], other_v), (other_k, v[:, :, :5])):
+    actual = attention(q, *keys_and_values).numpy()
+    np.testing.assert_allclose(
+      actual, transformer.attention(q, *keys_and_values).numpy(), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("S", [1, 7])
@@ -164,6 +199,32 @@ def test_attention_over_a_kv_cache_equals_attention_over_its_contents(T):
     expected = transformer.attention(q, *contents, causal_mask(T, position + T)).numpy()
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     fill_cache()
+
+
+def test_a_number_of_keys_with_two_variables_equals_the_plain_form():
+  cache = KVCache(1, 1, 2, 20, 8)
+  first = UOp.variable("first", 0, 9)
+  second = UOp.variable("second", 0, 9)
+  q = Tensor(normal(1, 2, 3, 8)).realize()
+  new = Tensor(normal(1, 2, 2, 8, seed=4)).realize()
+  cache.k[0].assign(Tensor(normal(1, 2, 20, 8, seed=1))).realize()
+  cache.v[0].assign(Tensor(normal(1, 2, 20, 8, seed=2))).realize()
+  cache.length = first.bind(5) + second.bind(8)
+  k, v = cache.layer(0)(new, new)
+  actual = attention(q, k, v).numpy()
+  contents = [t[:, :, :15].contiguous() for t in (cache.k[0], cache.v[0])]
+  np.testing.assert_allclose(actual, transformer.attention(q, *contents).numpy(), atol=1e-5)
+
+
+def test_only_sums_of_at_most_two_variables_and_a_constant_are_numbers_of_keys():
+  a, b, c = (UOp.variable(name, 0, 9) for name in "abc")
+  assert sum_of_variables(7) == ((), 7)
+  assert sum_of_variables(a.bind(2) + 5) == ((a,), 5)
+  variables, constant = sum_of_variables((a + 3) + (b + 4))
+  assert {v.expr for v in variables} == {"a", "b"}
+  assert constant == 7
+  for other in (a * 2, a * 2 + b, a + b + c, a // 2 + 1):
+    assert sum_of_variables(other) is None
 
 
 @pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")

@@ -5,10 +5,11 @@ import subprocess
 import numpy as np
 import pytest
 from conftest import ROOT, normal
-from tinygrad import Context, Device, Tensor, UOp
+from tinygrad import Context, Device, Tensor, UOp, dtypes
 
 from tinyformer.kernels import compiled_step, graph_runner
-from tinyformer.kernels.compiled_step import CompiledStep, source_digest
+from tinyformer.kernels.compiled_step import CompiledStep, memory_view, source_digest
+from tinyformer.kernels.tinygrad_internals import num_cpu_threads
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="GraphRunner runs CPU kernels only")
 WEIGHT = normal(64, 300, seed=1)
@@ -89,7 +90,7 @@ def test_each_task_of_a_kernel_runs_once_with_any_number_of_workers(monkeypatch,
       x = array + i / 10
       np.testing.assert_allclose(step(x), np.exp(x) + x, rtol=1e-4, atol=1e-5)
   num_tasks = step.graph_runner.table[graph_runner.HEADER_WORDS + 1 :: graph_runner.COMMAND_WORDS]
-  assert max(num_tasks) > 1 or graph_runner.NUM_CPU_THREADS.value == 1
+  assert max(num_tasks) > 1 or num_cpu_threads() == 1
 
 
 @on_cpu
@@ -152,6 +153,16 @@ def test_a_change_of_the_environment_changes_the_cache_key(cache, monkeypatch):
 
 
 @on_cpu
+@pytest.mark.parametrize("name", ["NOOPT", "BEAM", "NUM_CPU_THREADS"])
+def test_tinygrads_settings_change_the_environment(name, monkeypatch):
+  environments = set()
+  for value in ("1", "2"):
+    monkeypatch.setenv(name, value)
+    environments.add(compiled_step.environment.__wrapped__())
+  assert len(environments) == 2
+
+
+@on_cpu
 def test_a_step_runs_if_the_cache_cannot_be_written(cache):
   cache.parent.mkdir()
   cache.write_text("a file where the folder should be")
@@ -181,6 +192,27 @@ def test_a_kernel_with_too_many_arguments_runs_in_tinyjit():
   arrays = [np.full(1, i, np.float32) for i in range(80)]
   for _ in range(3):
     assert step(*arrays).item() == sum(range(80))
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.int8, dtypes.int32])
+def test_a_memory_view_has_the_tensors_values_and_writing_to_it_changes_the_tensor(dtype):
+  tensor = Tensor(normal(3, 5) * 9).cast(dtype).contiguous().realize()
+  view = memory_view(tensor)
+  np.testing.assert_array_equal(view, tensor.numpy())
+  assert view.dtype == tensor.numpy().dtype
+  view[1] = 7
+  assert (tensor.numpy()[1] == 7).all()
+
+
+@on_cpu
+def test_a_memory_view_of_bfloat16_values_has_their_bits():
+  tensor = Tensor([1.0, -2.5]).cast(dtypes.bfloat16).contiguous().realize()
+  assert memory_view(tensor).tolist() == [0x3F80, 0xC020]
+
+
+def test_a_device_with_its_own_memory_has_no_memory_view():
+  assert memory_view(Tensor([1.0], device="PYTHON").contiguous().realize()) is None
 
 
 def test_editing_any_source_file_changes_the_cache_key(tmp_path):

@@ -67,11 +67,8 @@ PUBLIC_TINYGRAD = {
   "tinygrad.dtype",
   "tinygrad.helpers",
 }
-# tinygrad internals outside tinyformer/kernels/ that still have to move there.
-INTERNALS_TO_MOVE = {
-  ("tinyformer/device.py", "tinygrad.device"),
-  ("tinyformer/device.py", "tinygrad.runtime"),
-}
+# The one file that imports tinygrad's internals.
+INTERNALS = "tinyformer/kernels/tinygrad_internals.py"
 
 
 def package(name: str) -> str:
@@ -117,15 +114,15 @@ def test_packages_import_in_one_direction_only():
   assert against == {EXCEPTION}
 
 
-def test_tinygrad_internals_are_imported_in_kernels_only():
-  internals = {
-    (name, module)
+def test_one_file_imports_tinygrads_internals():
+  importers = {
+    name
     for name in source_files(".py")
     for module in imported_modules(name)
     if module.split(".")[0] == "tinygrad" and module not in PUBLIC_TINYGRAD
-    if not name.startswith(("tests/", "tinyformer/kernels/"))
+    if not name.startswith("tests/")
   }
-  assert internals == INTERNALS_TO_MOVE
+  assert importers == {INTERNALS}
 
 
 # identifiers

@@ -12,9 +12,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 INSTALL_CLANG = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(
   sys.platform, "sudo apt install clang (or your system's package)"
@@ -57,9 +55,8 @@ def select_device(device: str | None = None) -> str:
   from tinygrad import Device
 
   try:
-    with without_queue_programs() if cpu_is_best else contextlib.nullcontext():
-      name = Device.DEFAULT
-      renderer = type(Device[name].renderer).__name__
+    name = Device.DEFAULT
+    renderer = type(Device[name].renderer).__name__
   except Exception as e:
     raise NoDeviceError(open_failure(e, device, compiler)) from e
   cpu_with_clang = (name, renderer) == ("CPU", "ClangRenderer")
@@ -120,28 +117,6 @@ def cpu_marker(compiler: str | None) -> Path | None:
   except (OSError, importlib.metadata.PackageNotFoundError):
     return None
   return cache_folder() / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
-
-
-@contextlib.contextmanager
-def without_queue_programs() -> Iterator[None]:
-  """Open tinygrad's CPU device without compiling four programs that only HCQ2 needs.
-
-  This saves half a second per start. It has no effect if HCQ2 is set.
-  """
-  from tinygrad.device import TinyELF
-  from tinygrad.helpers import Target
-  from tinygrad.runtime import ops_cpu
-
-  if os.environ.get("HCQ2"):
-    yield
-    return
-  empty_program = SimpleNamespace(to_elf=lambda: TinyELF(b"\0", "empty", Target(), ()))
-  do_to_program = ops_cpu.do_to_program
-  ops_cpu.do_to_program = lambda *_: empty_program
-  try:
-    yield
-  finally:
-    ops_cpu.do_to_program = do_to_program
 
 
 def zig_clang() -> str | None:

@@ -10,11 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit, UOp
-from tinygrad.engine.jit import CapturedJit
+from tinygrad import Device, Tensor, TinyJit, UOp, dtypes
 
 from tinyformer.kernels.c_kernel import buffer_of, has_clang
-from tinyformer.kernels.graph_runner import GraphRunner, Recording, record
+
+try:
+  from tinyformer.kernels import graph_runner
+except ImportError:  # this tinygrad lacks an internal that the graph runner needs
+  HAS_GRAPH_RUNNER = False
+else:
+  HAS_GRAPH_RUNNER = True
 
 # The cache directory keeps this many compiled steps.
 MAX_CACHED_STEPS = 64
@@ -22,10 +27,29 @@ MAX_CACHED_STEPS = 64
 DIGEST_BYTES = 32
 
 
+def uses_graph_runner() -> bool:
+  """Return whether GraphRunner runs the steps on the default device."""
+  return HAS_GRAPH_RUNNER and has_clang(Device.DEFAULT)
+
+
+def memory_view(tensor: Tensor) -> np.ndarray | None:
+  """Return a numpy view of a realized tensor's memory, or None if its device has its own memory.
+
+  The view has the tensor's shape and numpy's dtype of the same name. Numpy has no bfloat16: the
+  view of a bfloat16 tensor is uint16. Writing to the view changes the tensor.
+  """
+  if tensor.device != "CPU":
+    return None
+  dtype = np.dtype("H" if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
+  memory = buffer_of(tensor).as_memoryview(force_zero_copy=True)
+  return np.frombuffer(memory, dtype).reshape(tensor.shape)
+
+
 class CompiledStep:
   """A function of tensors that is traced on the first call; later calls only run its kernels.
 
-  On the CPU, GraphRunner runs the kernels, elsewhere tinygrad's TinyJit.
+  On the CPU, GraphRunner runs the kernels. tinygrad's TinyJit does on other devices, and if this
+  release of tinygrad lacks the internals that GraphRunner needs.
   """
 
   def __init__(
@@ -52,7 +76,7 @@ class CompiledStep:
     self.key = key
     self.variables = {v.expr: v for v in variables}
     self.shapes: list[tuple] | None = None
-    self.graph_runner: GraphRunner | None = None
+    self.graph_runner: graph_runner.GraphRunner | None = None
 
   def __call__(self, *arrays: np.ndarray, **values: int) -> np.ndarray:
     """Return the function's result for these arrays and values of the variables.
@@ -74,24 +98,25 @@ class CompiledStep:
     tensors = [Tensor(a).realize() for a in arrays]
     bound = {name: v.bind(values[name]) for name, v in self.variables.items()}
     result = self.jit(*tensors, **bound).numpy()
-    on_cpu = has_clang(Device.DEFAULT) and all(t.device == "CPU" for t in tensors)
-    if on_cpu and self.jit.captured:
-      self.build_graph_runner(self.jit.captured, arrays, tensors)
+    if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
+      self.build_graph_runner(arrays, tensors)
     return result
 
-  def build_graph_runner(
-    self, captured: CapturedJit, arrays: tuple[np.ndarray, ...], tensors: list[Tensor]
-  ) -> None:
+  def build_graph_runner(self, arrays: tuple[np.ndarray, ...], tensors: list[Tensor]) -> None:
     """Record what TinyJit captured, for GraphRunner and for the cache.
 
     If that cannot be recorded, TinyJit runs the later calls too.
     """
+    captured = self.jit.captured
+    if captured is None:
+      return
     inputs = [t.uop.base for t in tensors]
+    buffers = self.captured_buffers
     try:
-      recording, workspace = record(captured, inputs, self.captured_buffers)
+      recording, workspace = graph_runner.record(captured, inputs, buffers)
     except ValueError:
       return
-    self.graph_runner = GraphRunner(recording, list(arrays), self.captured_buffers, workspace)
+    self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
     if (file := self.cache_file(arrays)) and recording.self_contained():
       save_cached(file, recording)
 
@@ -100,7 +125,7 @@ class CompiledStep:
 
     The file name is a digest of everything that the kernels depend on.
     """
-    if self.key is None or not has_clang(Device.DEFAULT):
+    if self.key is None or not uses_graph_runner():
       return None
     inputs = [(a.shape, a.dtype.str) for a in arrays]
     buffers = [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()]
@@ -131,7 +156,7 @@ def environment() -> tuple[str, ...]:
     cpu = next(line for line in lines if line.startswith(("flags", "Features")))
   except (OSError, StopIteration):
     cpu = platform.processor()
-  names = [name for name in ("NOOPT", "BEAM", "CPU_COUNT") if name in os.environ]
+  names = [name for name in ("NOOPT", "BEAM", "NUM_CPU_THREADS") if name in os.environ]
   return (
     version("tinygrad"),
     source_digest(),
@@ -141,7 +166,9 @@ def environment() -> tuple[str, ...]:
   )
 
 
-def save_cached(file: Path, recording: Recording, max_files: int = MAX_CACHED_STEPS) -> None:
+def save_cached(
+  file: Path, recording: "graph_runner.Recording", max_files: int = MAX_CACHED_STEPS
+) -> None:
   """Write a recording atomically, and delete the oldest files if there are more than max_files.
 
   An OSError is ignored, because the step also runs if it cannot be cached.
@@ -161,7 +188,7 @@ def save_cached(file: Path, recording: Recording, max_files: int = MAX_CACHED_ST
 
 def load_cached(
   file: Path, arrays: tuple[np.ndarray, ...], captured_buffers: dict[str, Tensor]
-) -> GraphRunner | None:
+) -> "graph_runner.GraphRunner | None":
   """Return the step that an earlier process cached, or None if it is missing or damaged."""
   try:
     data = file.read_bytes()
@@ -171,12 +198,5 @@ def load_cached(
   pickled = data[DIGEST_BYTES:]
   if hashlib.sha256(pickled).digest() != digest:
     return None
-  return GraphRunner(Recording(*pickle.loads(pickled)), list(arrays), captured_buffers)
-
-
-def memory_view(t: Tensor) -> np.ndarray | None:
-  """Return a numpy view of a realized tensor's memory, or None if the device has its own memory."""
-  if t.device != "CPU":
-    return None
-  memory = buffer_of(t).as_memoryview(force_zero_copy=True)
-  return np.frombuffer(memory, np.dtype(t.dtype.fmt)).reshape(t.shape)
+  recording = graph_runner.Recording(*pickle.loads(pickled))
+  return graph_runner.GraphRunner(recording, list(arrays), captured_buffers)

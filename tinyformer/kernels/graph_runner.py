@@ -12,116 +12,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tinygrad import Device, Tensor, UOp
-from tinygrad.device import Buffer, TinyELF
-from tinygrad.engine.jit import CapturedJit
-from tinygrad.engine.realize import get_call_arg_uops, resolve_params
-from tinygrad.helpers import NUM_CPU_THREADS
-from tinygrad.runtime.ops_cpu import CPUProgram
-from tinygrad.uop.ops import Ops
 
-from tinyformer.kernels.c_kernel import ABI, buffer_of
+from tinyformer.kernels.c_kernel import buffer_of, define, read_source
+from tinyformer.kernels.tinygrad_internals import (
+  Buffer,
+  CapturedJit,
+  CPUProgram,
+  Ops,
+  TinyELF,
+  get_call_arg_uops,
+  num_cpu_threads,
+  resolve_params,
+)
 
-# Layout of a step in 64-bit words: a header, then the commands.
+# Layout of a step in 64-bit words, as in c/graph_runner.c: a header, then the commands.
 HEADER_WORDS = 32
 COMMAND_WORDS = 64
 # The words of a command before its arguments: kernel, num_tasks, task_arg, num_args.
 COMMAND_FIELDS = 4
 # Arguments of a kernel, including the task: COMMAND_WORDS - COMMAND_FIELDS + 1.
 MAX_ARGS = 61
-# Most kernels have few arguments, and are called with this many.
-FEW_ARGS = 12
-
-SOURCE = r"""
-// A step is a list of commands: a kernel, its number of tasks and its arguments. The tasks of a
-// command run on whichever thread takes them. The upper half of `ticket` is the index of the
-// current command, the lower half its next task. A thread takes a task by compare-and-swap, so a
-// worker that arrives late, or never, delays no other thread.
-typedef unsigned long long word;
-typedef struct {
-  word kernel, num_tasks, task_arg, num_args, args[MAX_ARGS - 1];
-} command;
-typedef int ABI yield_function(void);
-// ticket and done are on cache lines of their own.
-typedef struct {
-  volatile word ticket, padding1[15], done, padding2[15];
-  command commands[];
-} step;
-#define INLINE static inline __attribute__((always_inline))
-
-// Call the command's kernel for one task. task_arg is the index of the argument that is the task.
-INLINE void run_task(command *c, word task) {
-  word args[MAX_ARGS];
-  for (word i = 0; i < c->num_args; i++)
-    args[i] = i == c->task_arg ? task : c->args[i];
-  if (c->num_args <= FEW_ARGS)
-    ((void ABI (*)(FEW_ARG_TYPES))c->kernel)(FEW_ARG_VALUES);
-  else
-    ((void ABI (*)(ALL_ARG_TYPES))c->kernel)(ALL_ARG_VALUES);
-}
-
-// Wait a moment. After 256 waits, yield the core: the awaited thread may need it.
-INLINE void backoff(word waits, yield_function *yield_core) {
-  if (waits >= 256) {
-    yield_core();
-    return;
-  }
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
-// Take and run one more task of the current command. Return 0 if there is none left.
-INLINE int take_task(step *s, word ticket) {
-  command *c = s->commands + (ticket >> 32);
-  if ((ticket & 0xffffffff) >= c->num_tasks)
-    return 0;
-  if (!__atomic_compare_exchange_n(&s->ticket, &ticket, ticket + 1, 0, __ATOMIC_ACQ_REL,
-                                   __ATOMIC_RELAXED))
-    return 0;
-  run_task(c, ticket & 0xffffffff);
-  __atomic_fetch_add(&s->done, 1, __ATOMIC_RELEASE);
-  return 1;
-}
-
-#ifdef WORKER
-// Help with a step until its last command is done, or until there was no task for about a second.
-ABI void work(step *s, word num_commands, yield_function *yield_core) {
-  for (word idle = 0; idle < 1 << 22; idle++) {
-    word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
-    if (ticket >> 32 == num_commands)
-      return;
-    if (take_task(s, ticket))
-      idle = 0;
-    else
-      backoff(idle, yield_core);
-  }
-}
-#else
-// Run all commands of a step in order, each after the tasks of the one before are done.
-ABI void run(step *s, word num_commands, yield_function *yield_core) {
-  for (word i = 0; i < num_commands; i++) {
-    command *c = s->commands + i;
-    if (c->num_tasks == 1) {
-      run_task(c, 0);
-      continue;
-    }
-    __atomic_store_n(&s->done, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&s->ticket, i << 32, __ATOMIC_RELEASE);
-    for (;;) {
-      word ticket = __atomic_load_n(&s->ticket, __ATOMIC_ACQUIRE);
-      if ((ticket & 0xffffffff) >= c->num_tasks)
-        break;
-      take_task(s, ticket);
-    }
-    for (word waits = 0; __atomic_load_n(&s->done, __ATOMIC_ACQUIRE) < c->num_tasks; waits++)
-      backoff(waits, yield_core);
-  }
-  __atomic_store_n(&s->ticket, num_commands << 32, __ATOMIC_RELEASE);
-}
-#endif
-"""
 
 
 @functools.cache
@@ -134,20 +44,15 @@ def load_program(name: str, code: bytes) -> CPUProgram:
 @functools.cache
 def step_program(worker: bool) -> CPUProgram:
   """Compile `run`, which runs a step, or `work`, which helps another thread with it."""
-  macros: dict[str, Any] = {"ABI": ABI, "MAX_ARGS": MAX_ARGS, "FEW_ARGS": FEW_ARGS}
-  for prefix, count in (("FEW", FEW_ARGS), ("ALL", MAX_ARGS)):
-    macros[f"{prefix}_ARG_TYPES"] = ", ".join(["word"] * count)
-    macros[f"{prefix}_ARG_VALUES"] = ", ".join(f"args[{i}]" for i in range(count))
-  defines = "".join(f"#define {key} {value}\n" for key, value in macros.items())
-  if worker:
-    defines += "#define WORKER\n"
-  code = Device["CPU"].renderer.compiler.compile_cached(defines + SOURCE)
+  defines = define(WORKER=1) if worker else define()
+  source = defines + read_source("graph_runner.c")
+  code = Device["CPU"].renderer.compiler.compile_cached(source)
   return load_program("work" if worker else "run", code)
 
 
 def num_workers() -> int:
   """Return the number of worker threads: one for each core except the caller's."""
-  return NUM_CPU_THREADS.value - 1
+  return num_cpu_threads() - 1
 
 
 @functools.cache

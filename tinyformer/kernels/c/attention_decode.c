@@ -1,0 +1,119 @@
+#include "attention_mask.h"
+#include "exp.h"
+
+// Attention of one query per head, as in a step of generation: attention_forward.c with T = 1.
+//
+//   score[s] = SCALE * dot(q[h], k[h / GROUP][s]) + mask[h][s]         for s < S
+//   weight[s] = exp(score[s] - max(score)) / sum(exp(score - max(score)))
+//   out[h] = sum over s of weight[s] * v[h / GROUP][s]
+//
+// q and out have shape (HEADS, K), k and v (HEADS / GROUP, CAPACITY, K), with S <= CAPACITY keys in
+// use. S is S_CONSTANT plus NUM_VARIABLES variables. A query whose keys are all masked gets zeros.
+
+#ifdef NAIVE
+void naive(float *out, const float *q, const float *k, const float *v, const float *mask, int first,
+           int second) {
+  const int S = S_CONSTANT + first + second;
+  for (long head = 0; head < HEADS; head++) {
+    const float *head_k = k + head / GROUP * CAPACITY * K;
+    const float *head_v = v + head / GROUP * CAPACITY * K;
+    float *y = out + head * K;
+    float score[CAPACITY];
+    float max = -INFINITY;
+    float sum = 0;
+    for (long s = 0; s < S; s++) {
+      score[s] = 0;
+      for (long p = 0; p < K; p++)
+        score[s] += q[head * K + p] * head_k[s * K + p];
+      score[s] = score[s] * SCALE + mask_at(mask, head, 0, s);
+      if (score[s] > max)
+        max = score[s];
+    }
+    for (long p = 0; p < K; p++)
+      y[p] = 0;
+    if (max == -INFINITY)
+      continue;
+    for (long s = 0; s < S; s++)
+      sum += __builtin_expf(score[s] - max);
+    for (long s = 0; s < S; s++)
+      for (long p = 0; p < K; p++)
+        y[p] += __builtin_expf(score[s] - max) / sum * head_v[s * K + p];
+  }
+}
+#endif
+
+// The kernel reads each key and each value once, KEYS keys at a time. A task is a range of heads.
+enum { KEYS = 64, VECTORS = (K + W - 1) / W };
+KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict k,
+            const float *restrict v,
+#if HAS_MASK
+            const float *restrict mask,
+#endif
+#if NUM_VARIABLES >= 1
+            int first,
+#endif
+#if NUM_VARIABLES >= 2
+            int second,
+#endif
+            int task) {
+#if !HAS_MASK
+  const float *mask = 0;
+#endif
+#if NUM_VARIABLES == 0
+  const int S = S_CONSTANT;
+#elif NUM_VARIABLES == 1
+  const int S = S_CONSTANT + first;
+#else
+  const int S = S_CONSTANT + first + second;
+#endif
+  for (long head = HEADS * task / NUM_TASKS; head < HEADS * (task + 1) / NUM_TASKS; head++) {
+    const float *head_k = k + head / GROUP * CAPACITY * K;
+    const float *head_v = v + head / GROUP * CAPACITY * K;
+    const float *head_q = q + head * K;
+    ALIGNED float row_max = -INFINITY, row_sum = 0, scores[KEYS];
+    vec acc[VECTORS] = {};
+    ALIGNED float tail[W] = {};
+    for (int s = 0; s < S; s += KEYS) {
+      int n = min_int(KEYS, S - s);
+      float new_max = row_max;
+      for (int j = 0; j < KEYS; j++)
+        scores[j] = -INFINITY;
+      for (int j = 0; j < n; j++) {
+        scores[j] = dot(head_q, head_k + (s + j) * K, K) * SCALE + mask_at(mask, head, 0, s + j);
+        // The negation makes a NaN the maximum too.
+        if (!(scores[j] <= new_max))
+          new_max = scores[j];
+      }
+      float old_max = row_max;
+      row_max = new_max;
+      if (new_max == -INFINITY)
+        continue;
+      vec sums = 0.0f;
+      vec rescale = vec_exp((vec)(old_max - new_max));
+      for (int j = 0; j < KEYS; j += W) {
+        vec e = vec_exp(*(vec *)(scores + j) - new_max);
+        *(vec *)(scores + j) = e;
+        sums += e;
+      }
+      row_sum = row_sum * rescale[0] + hsum(sums);
+      UNROLL
+      for (int p = 0; p < VECTORS; p++)
+        acc[p] *= rescale[0];
+      for (int j = 0; j < n; j++) {
+        const float *row = head_v + (s + j) * K;
+        UNROLL
+        for (int p = 0; p < VECTORS; p++) {
+          if (p * W + W <= K) {
+            acc[p] += scores[j] * *(const vec *)(row + p * W);
+          } else {
+            for (int l = 0; p * W + l < K; l++)
+              tail[l] = row[p * W + l];
+            acc[p] += scores[j] * *(vec *)tail;
+          }
+        }
+      }
+    }
+    for (int p = 0; p < K; p++)
+      out[head * K + p] = row_sum == 0 ? 0 : acc[p / W][p % W] / row_sum;
+  }
+}
