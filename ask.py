@@ -164,9 +164,9 @@ def main(argv: list[str] | None = None) -> int:
   model = Model(cli.find_model(args, args.model), args.dtype)
   for n, lines in enumerate(run_task(args, model, texts)):
     if n:
-      print()
+      cli.write("\n")
     for line in lines:
-      print(line, flush=True)
+      cli.write(f"{line}\n")
   if args.verbose:
     seconds = time.monotonic() - start
     cli.note(f"{model.folder} in {args.dtype} on {device}: {seconds:.1f} s")

@@ -201,17 +201,17 @@ def generate_once(session: Session, prompt: str) -> None:
 
   prompt += tokenizer.continuation_joiner
   chunks = first_text()
-  write_stdout(prompt)
+  cli.write(prompt)
   for chunk in stop_at(chunks, stops):
-    write_stdout(chunk)
+    cli.write(chunk)
   if len(texts) > 1:
     # The first text may contain a stop text before the other texts are complete.
     for _ in chunks:
       pass
   for text in texts[1:]:
     continuation = "".join(stop_at([text], stops))
-    write_stdout(f"\n---\n{prompt}{continuation}")
-  write_stdout("\n")
+    cli.write(f"\n---\n{prompt}{continuation}")
+  cli.write("\n")
 
 
 def interactive_loop(session: Session) -> None:
@@ -231,11 +231,11 @@ def interactive_loop(session: Session) -> None:
       append_line(session, line)
       print_continuation(session)
     except EOFError:
-      write_stdout("\n" if sys.stdin.isatty() else "")
+      cli.write("\n" if sys.stdin.isatty() else "")
       return
     except KeyboardInterrupt:
       pass
-    write_stdout("\n")
+    cli.write("\n")
 
 
 def append_line(session: Session, line: str) -> None:
@@ -267,7 +267,7 @@ def print_continuation(session: Session) -> None:
   shown = ""
   texts = (text for _, text in session.generate(history[engine.position :]))
   for text in stop_at(texts, stops):
-    write_stdout(text)
+    cli.write(text)
     shown += text
   if not stops:
     return
@@ -278,18 +278,13 @@ def print_continuation(session: Session) -> None:
     engine.position = engine.cache.resume_position(start)
 
 
-def write_stdout(text: str) -> None:
-  sys.stdout.write(text)
-  sys.stdout.flush()
-
-
 def list_models() -> None:
   """Print the models in weights/, then the other models that have a short name."""
   from tinyformer.checkpoints import hub
 
   local = hub.local()
   for name in [*local, *(name for name in hub.SHORT_NAMES if name not in local)]:
-    write_stdout(f"{name}\n")
+    cli.write(f"{name}\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017, arXiv:1706.03762).
 
-The sections, words and symbols are the paper's, so read this file alongside it.
-`python transformer.py -v` runs each section and checks it. layers/ contains what came after 2017;
-models/ contains the architectures that people built from both.
+The sections have the paper's numbers, so read this file alongside it. `python transformer.py -v`
+runs each section and checks it. layers/ contains what is not in the paper; models/ contains the
+architectures that people built from both.
 
 Shapes: B batch, T queries, S keys, D model width (d_model), H heads, K head width (d_k),
 F feed-forward width (d_ff), V vocabulary. Masks add: 0 where attention is allowed, else -inf.
@@ -173,8 +173,8 @@ class SingleHeadAttention:
 class MultiHeadAttention:
   """H heads of width K = D / H in parallel, concatenated and projected (sec. 3.2.2).
 
-  linear: (in, out) -> a projection.  similarity, attention_fn: scaled_dot_product and attention, or
-  functions with the same arguments.
+  linear: (in, out) -> a projection.
+  similarity: a function like scaled_dot_product.  attention_fn: a function like attention.
   Raises ValueError if dim is not a multiple of heads.
   """
 
@@ -259,7 +259,7 @@ class Transformer:
 
 
 def sinusoids(T, dim: int) -> Tensor:
-  """Return (T, D): sin(p / 10000^(2i/D)) in column 2i and its cosine in column 2i + 1.
+  """Return (T, D): the sine of p / 10000^(2i/D) in column 2i, the cosine in column 2i + 1.
 
   p is the position, from 0 to T - 1. Raises ValueError if D is odd.
   """

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from tinygrad import Tensor
+from tinygrad import Tensor, nn
 
 from experiments import common, small
 from experiments.small import (
@@ -25,9 +25,12 @@ from experiments.small import (
 )
 from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
-from tinyformer.kernels.fused import materialize
+from tinyformer.kernels.fused import FusedLinear, attention, materialize
 from transformer import (
+  Block,
   Decoder,
+  FeedForward,
+  MultiHeadAttention,
   Transformer,
   causal_mask,
   learning_rate,
@@ -46,8 +49,39 @@ DECODER_NO_MASK = "decoder only, no causal mask"
 Results = dict[str, list[dict[str, Any]]]
 
 
+def make_blocks(num_layers: int, is_decoder: bool) -> list[Block]:
+  """Return the blocks of an encoder or a decoder, with parts that limit what tinygrad fuses."""
+
+  def make_attention() -> MultiHeadAttention:
+    return MultiHeadAttention(DIM, HEADS, FusedLinear, attention_fn=attention)
+
+  def make_block() -> Block:
+    attn = make_attention()
+    ff = FeedForward(DIM, 4 * DIM, linear=FusedLinear)
+    cross = make_attention() if is_decoder else None
+    return Block(attn, ff, lambda: nn.LayerNorm(DIM), cross=cross)
+
+  return [make_block() for _ in range(num_layers)]
+
+
+class SmallTransformer(Transformer):
+  """The paper's Transformer in the size of this experiment, without dropout."""
+
+  def __init__(self, num_layers: int):
+    super().__init__(NUM_SYMBOLS + 1, DIM, HEADS, 4 * DIM, num_layers=0, dropout=0)
+    self.encoder.blocks = make_blocks(num_layers, is_decoder=False)
+    self.decoder.blocks = make_blocks(num_layers, is_decoder=True)
+
+  def embed(self, ids: Tensor) -> Tensor:
+    return materialize(super().embed(ids))
+
+
 class UnmaskedDecoder(Decoder):
   """A control without a causal mask, so that the input contains the answer."""
+
+  def __init__(self, num_layers: int):
+    super().__init__(num_layers=0)
+    self.blocks = make_blocks(num_layers, is_decoder=True)
 
   def __call__(self, y: Tensor, memory: Tensor, memory_mask: Tensor | None = None) -> Tensor:
     for block in self.blocks:
@@ -55,31 +89,23 @@ class UnmaskedDecoder(Decoder):
     return y
 
 
-class NoPositions(Transformer):
+class NoPositions(SmallTransformer):
   """A control whose embeddings contain no positions."""
 
   def embed(self, ids: Tensor) -> Tensor:
     return materialize(self.tokens(ids) * math.sqrt(self.dim))
 
 
-def make_transformer(num_layers: int, model: type[Transformer] = Transformer) -> Transformer:
-  return model(NUM_SYMBOLS + 1, DIM, HEADS, 4 * DIM, num_layers, dropout=0)
-
-
 def make_unmasked(num_layers: int) -> Transformer:
-  model = make_transformer(num_layers)
-  model.decoder = UnmaskedDecoder(num_layers, DIM, HEADS, 4 * DIM, dropout=0)
+  model = SmallTransformer(num_layers)
+  model.decoder = UnmaskedDecoder(num_layers)
   return model
 
 
-def make_without_positions(num_layers: int) -> Transformer:
-  return make_transformer(num_layers, NoPositions)
-
-
 ENCODER_DECODERS: dict[str, Callable[[int], Transformer]] = {
-  ENCODER_DECODER: make_transformer,
+  ENCODER_DECODER: SmallTransformer,
   NO_MASK: make_unmasked,
-  NO_POSITIONS: make_without_positions,
+  NO_POSITIONS: NoPositions,
 }
 DECODER_MASKS: dict[str, Callable] = {
   DECODER_ONLY: causal_mask,

@@ -1,1 +1,1 @@
-"""Components published after the 2017 paper, each passed to a block as an argument."""
+"""Components that are not in the 2017 paper. Most are passed to a block as an argument."""

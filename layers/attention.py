@@ -28,12 +28,13 @@ def grouped_attention(
 
 
 class CachedAttention:
-  """The MultiHeadAttention of decoders, with an optional KV cache and rotary positions.
+  """A MultiHeadAttention with an optional KV cache and rotary positions, for generation.
 
   kv_heads: G, if several of the H query heads share one head of keys and values.
   head_dim: K, if it is not D / H.
-  linear: (in, out) -> a projection.  attention_fn: grouped_attention or an equivalent function.
-  Raises ValueError if dim is not a multiple of heads, or heads of kv_heads.
+  linear: (in, out) -> a projection.  attention_fn: a function like grouped_attention.
+  Raises ValueError if heads is not a multiple of kv_heads, or if dim is not a multiple of heads and
+  head_dim is None.
   """
 
   def __init__(

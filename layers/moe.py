@@ -41,7 +41,10 @@ class MixtureOfExperts:
     return weights / weights.sum(-1, keepdim=True), indices
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(..., D) -> (..., E, F) -> (..., E, D) -> (..., D). The other experts have weight 0."""
+    """(..., D) -> (..., E, F) -> (..., E, D) -> (..., D).
+
+    All experts run. Those that are not selected have weight 0.
+    """
     weights, indices = self.route(x)
     is_selected = indices.unsqueeze(-1) == Tensor.arange(self.experts)  # (..., selected, E)
     expert_weights = is_selected.where(weights.unsqueeze(-1), 0).sum(-2)  # (..., E)

@@ -1,7 +1,7 @@
 """Similarity functions of a query and a key, besides the paper's dot products.
 
-Each can be passed to any attention as `similarity`. Each takes q (..., T, K) and k (..., S, K) and
-returns scores (..., T, S). The heads share the parameters of the learned ones.
+Each can be passed to the attentions of transformer.py as `similarity`. Each takes q (..., T, K) and
+k (..., S, K), and returns scores (..., T, S). The heads share the parameters of the learned ones.
 """
 
 from tinygrad import Tensor

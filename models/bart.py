@@ -41,7 +41,7 @@ class BartConfig:
 class LearnedPositions:
   """A learned vector for each of `context` positions.
 
-  Position 0 is row 2 of the table: fairseq numbers positions from its padding id, 1, plus 1.
+  Position p is row p + 2 of the table, because fairseq numbers positions from padding_id + 1 = 2.
   """
 
   def __init__(self, context: int, dim: int, parts: Parts):

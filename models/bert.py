@@ -1,6 +1,6 @@
 """BERT is GPT-2 without the causal mask, with segment embeddings, post-norm and the exact GELU.
 
-Source: Devlin et al. 2019, sec. 3.
+The embeddings are normalized too. Source: Devlin et al. 2019, sec. 3.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class BertConfig:
 class Bert:
   """Compute a vector for each token, and the output of a head (models/heads.py).
 
-  Matrices are initialized from N(0, 0.02) and biases to zero.
+  Matrices are initialized with standard deviation 0.02, biases to zero.
   """
 
   def __init__(self, config: BertConfig, parts: Parts = PLAIN):

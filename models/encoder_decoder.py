@@ -15,7 +15,7 @@ from transformer import Block, causal_mask, padding_mask
 
 
 def identity(x: Tensor) -> Tensor:
-  """Return x: the norm of a stack that has none in this place."""
+  """Return x unchanged. It replaces a norm that a stack does not have."""
   return x
 
 

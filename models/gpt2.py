@@ -37,7 +37,7 @@ class GPT2Config:
 class GPT2:
   """Compute the logits of the next token for each token of a sequence.
 
-  Weights are initialized from N(0, 0.02), biases to zero (Radford et al. 2018, sec. 4.1).
+  See `initialize` for the initial weights.
   """
 
   task = "text-generation"
@@ -64,7 +64,7 @@ class GPT2:
       self.initialize()
 
   def initialize(self) -> None:
-    """Draw new weights.
+    """Draw weights with standard deviation 0.02 (Radford et al. 2018, sec. 4.1).
 
     The last projection of each sublayer has standard deviation 0.02 / sqrt(2 * num_layers), so that
     the variance of the residual stream does not grow with depth (Radford et al. 2019, sec. 2.3).

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-# Hugging Face's names of activations -> those of layers/activations.py. Of several names for one
-# activation, the first is written.
+# Hugging Face's names of activations -> those of layers/activations.py. If an activation has
+# several names, hf_activation returns the first.
 ACTIVATION_NAMES = {
   "gelu_new": "gelu_tanh",
   "gelu_pytorch_tanh": "gelu_tanh",
@@ -31,7 +31,10 @@ class HFConfig(dict[str, Any]):
     self.source = source
 
   def size(self, name: str, default: int | None = None) -> int:
-    """Return a positive integer. Raises ValueError if the value is anything else."""
+    """Return a positive integer, or the default if the value is missing, null or 0.
+
+    Raises ValueError if the value is anything else.
+    """
     value = self.get(name) or default
     if type(value) is int and value > 0:
       return value

@@ -11,18 +11,18 @@ class KeyMap:
   """The tensor names of an architecture's checkpoints. All patterns are regular expressions.
 
   rules: beginning of a parameter's name -> beginning of the tensor's name; the first match applies.
-    If several parameters map to one tensor, the tensor contains them side by side in model order.
+    If several parameters map to one tensor, the tensor is their concatenation, in model order.
   transposed: matches tensors that the checkpoint stores as (inputs, outputs).
   ignored: tensors that a checkpoint may contain but the model does not need -> the reason.
   legacy: parts of names in older checkpoints -> the current spelling.
   stacked: tensors that are concatenated to form one parameter -> the name of the result.
-    The second group of the pattern is the index of the tensor in the result.
+    Group 2 of the pattern must match the index of the tensor, such as 3 in `experts.3.w1`.
   optional: tensors that a checkpoint may lack -> the reason.
     The parameter keeps its initial value if the tensor is missing.
   """
 
   rules: dict[str, str]
-  transposed: str = "$^"
+  transposed: str = "$^"  # matches nothing
   ignored: dict[str, str] = field(default_factory=dict)
   legacy: dict[str, str] = field(default_factory=dict)
   stacked: dict[str, str] = field(default_factory=dict)

@@ -27,7 +27,7 @@ class LlamaConfig:
 
   kv_heads: number of heads of keys and values. Each serves heads / kv_heads adjacent query heads.
   rope_theta, rope_scaling: as in rope_inv_freq.
-  window: number of keys that a query sees, its own included; None means all.
+  window: number of keys that a query attends to, including its own; None means all.
   tied: whether the head shares the matrix of the token embeddings.
   """
 

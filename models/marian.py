@@ -1,7 +1,7 @@
 """Marian is BART with sinusoidal positions and no norm after the embeddings.
 
-It thus equals the 2017 Transformer, except that the columns of its positions are all sines followed
-by all cosines. Source: Junczys-Dowmunt et al. 2018.
+The columns of its positions are all sines followed by all cosines. Published models use SiLU.
+Source: Junczys-Dowmunt et al. 2018.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""RoBERTa is BERT with position ids that begin after the padding id; its training differs more.
+"""RoBERTa is BERT with position ids that begin at padding_id + 1. Its training differs too.
 
 Source: Liu et al. 2019. CamemBERT (Martin et al. 2020) and XLM-R have the same architecture.
 """

@@ -1,8 +1,8 @@
-"""T5 is the 2017 Transformer with RMS pre-norm, relative positions, unscaled scores and no biases.
+"""T5 is the 2017 Transformer with RMS pre-norm, relative positions and unscaled scores.
 
-Source: Raffel et al. 2020, sec. 2.1. Each head learns one bias of its scores per bucket of
-distances. All blocks of a stack share these biases. T5 1.1, Flan-T5 and mT5 have gated feed-forward
-networks and a head that is not tied to the token embeddings.
+Source: Raffel et al. 2020, sec. 2.1. Each head adds a learned position bias to its scores, one per
+bucket of distances. All blocks of a stack share these. Linear layers have no bias. T5 1.1, Flan-T5
+and mT5 have gated feed-forward networks and a head that is not tied to the token embeddings.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ from tinygrad import Context, Tensor, nn
 
 import models
 import models.bert
+import models.roberta
 from models import heads
 from models.bert import Bert, BertConfig
 from models.hf_config import HFConfig
@@ -36,7 +37,7 @@ def test_gradients_equal_hugging_faces(case):
     if (n.startswith("grad.") and "query.weight" in n)
     or n.endswith(("position_embeddings.weight", "intermediate.dense.bias"))
   ]
-  key_map = models.bert.KEY_MAP if case == "bert-a" else models.bert.ROBERTA_KEY_MAP
+  key_map = models.bert.KEY_MAP if case == "bert-a" else models.roberta.KEY_MAP
   ours = {theirs: our for theirs, [our] in key_map.table(model).items()}
   params = nn.state.get_state_dict(model)
   logits = model(ids, attention_mask, segments)

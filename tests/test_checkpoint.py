@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -117,3 +118,17 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     part.write_text("new")
   assert path.read_text() == "new"
   assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+  pipe = tmp_path / "pipe"
+  os.mkfifo(pipe)
+  received = []
+  reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
+  reader.start()
+  files.write_text(pipe, "a page")
+  reader.join(timeout=60)
+  assert received == ["a page"]
+  assert pipe.is_fifo()
+  assert [p.name for p in tmp_path.iterdir()] == ["pipe"]

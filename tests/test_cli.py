@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_remaining_time_is_estimated_from_the_progress_since_the_first_call(monk
     ("0%", "?"),
     ("20%", "0:40"),
   ]
+
+
+def test_control_characters_are_escaped_only_for_a_terminal(monkeypatch, capsys):
+  text = "a\x1b[31mb\x07\x9bc\r\tété\n"
+  cli.write(text)
+  assert capsys.readouterr().out == text
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+  monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+  cli.write(text)
+  cli.note(text)
+  captured = capsys.readouterr()
+  assert captured.out == "a\\x1b[31mb\\x07\\x9bc\\x0d\tété\n"
+  assert captured.err == captured.out + "\n"
 
 
 @pytest.mark.parametrize(

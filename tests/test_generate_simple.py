@@ -51,7 +51,6 @@ WAYS = {
 def test_the_engine_generates_the_same_tokens(case, way, monkeypatch):
   chunk_sizes, lengths = WAYS[way]
   monkeypatch.setattr(Engine, "CHUNK_SIZES", chunk_sizes)
-  monkeypatch.setattr(Engine, "MIN_CHUNK", 1)
   model, cache = model_and_cache(case)
   engine = Engine(model, cache=cache)
   *first, last = np.split(np.array(PROMPT), np.cumsum(lengths)[:-1])

@@ -95,7 +95,7 @@ def test_embeddings_minus_token_embeddings_are_the_positions(case):
   T = len(logits)
   if model.task == "text2text-generation":
     decoder = model.decoder
-    positions = decoder.positions(0, T).numpy() if decoder.positions else 0
+    positions = decoder.positions(Tensor.arange(T)).numpy() if decoder.positions else 0
   else:
     positions = model.positions.weight.numpy()[:T] if hasattr(model, "positions") else 0
   expected = np.broadcast_to(positions, actual.token_embeddings.shape)

@@ -3,6 +3,7 @@
 tinygrad's CPU device compiles its kernels with clang on every machine.
 """
 
+import atexit
 import contextlib
 import hashlib
 import importlib.metadata
@@ -139,7 +140,9 @@ def zig_clang() -> str | None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:
-    folder = Path(tempfile.gettempdir())
+    # Others may write to the folder of temporary files, but not to a new folder in it.
+    folder = Path(tempfile.mkdtemp(prefix="tinyformer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
   # Each virtual environment has its own script, because another environment may be deleted.
   digest = hashlib.sha256(script.encode()).hexdigest()[:8]
   launcher = folder / f"zig-clang-{digest}{suffix}"

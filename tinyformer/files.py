@@ -28,7 +28,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
   The file is flushed to disk before it is renamed, so `path` never holds a partial file.
   If an exception is raised, the temporary file is deleted and `path` is unchanged.
+  A device or a pipe is not replaced: `path` itself is yielded.
   """
+  if path.exists() and not path.is_file() and not path.is_dir():
+    yield path
+    return
   part = path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
     yield part

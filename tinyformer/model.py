@@ -31,8 +31,8 @@ def load(
   >>> model.task
   'text-generation'
 
-  Raises NoDeviceError if the device cannot be used, FileNotFoundError or OSError if the model
-  cannot be found or downloaded, and ValueError if its files are damaged or not supported.
+  Raises NoDeviceError if the device cannot be used, OSError if the model cannot be found or
+  downloaded, and ValueError if its files are damaged or not supported.
   """
   from tinyformer.device import select_device
 
@@ -52,13 +52,14 @@ class Sampling(TypedDict, total=False):
 
 
 class Model:
-  """A model with its tokenizer. It has one method for each task of transformers' pipelines.
+  """A model with its tokenizer. It has one method for each task.
 
   A method raises InputError if the model was trained for another task, or if an input does not fit
   the model, such as a text that exceeds the context.
 
   folder: the checkpoint's folder.  task: the name of the task in transformers' pipelines.
-  module: the architecture. `model.module(ids)` returns logits as a Tensor (models/ has the shapes).
+  module: the architecture. `model.module(ids)` returns logits as a Tensor. Each class in models/
+    documents its arguments and shapes.
   tokenizer: text to token ids and back; None for an image model.
   """
 
@@ -89,7 +90,7 @@ class Model:
     """Return the text that continues a prompt, without the prompt.
 
     max_new_tokens: the maximum number of tokens to generate.
-    stop: texts before which to stop.
+    stop: strings that end the generation. The result excludes them.
     temperature: the softmax temperature; 0 selects the most probable token each time (default 0.8).
     top_k: sample from the top_k most probable tokens; 0 samples from all (default 40).
     top_p: sample from the smallest set of most probable tokens with a total probability of top_p
@@ -141,7 +142,7 @@ class Model:
 
     last = self._generator
     if last is not None and last.config.num_candidates == config.num_candidates:
-      # A new object, so that a stream that is still being read can notice.
+      # Create a new object, so that an unfinished stream can detect this call.
       generator = object.__new__(TextGenerator)
       generator.__dict__.update(last.__dict__, config=config, history=[])
       generator.engine.position = 0
@@ -161,8 +162,8 @@ class Model:
     """Return the perplexity of a text per token: the exponential of the mean loss.
 
     The first token is predicted from the end-of-text token, if the tokenizer has one.
-    stride: the tokens that each window predicts, if the text exceeds the context; the others in the
-      window are only context. None is half of the context.
+    stride: the number of tokens that each window after the first predicts, if the text exceeds the
+      context. None is half of the context.
 
     >>> model = tinyformer.load("tiny")
     >>> fluent = model.perplexity("The old man went out of the house.")
@@ -249,7 +250,7 @@ class Model:
   def translate(
     self, text: str, max_new_tokens: int | None = None, num_beams: int | None = None
   ) -> str:
-    """Return the translation of a text, or whatever an encoder-decoder was trained to write.
+    """Translate a text, or generate what the model was trained for, such as a summary.
 
     max_new_tokens, num_beams: None uses the checkpoint's settings.
 

@@ -79,7 +79,7 @@ BUGS = [
     "beam search does not reorder the KV cache",
     "tinyformer/generation/kv_cache.py",
     "KVCache.reorder",
-    "memory[:, :, :end] = memory[rows, :, :end]",
+    "memory[:, :, :end] = memory[texts, :, :end]",
     "pass",
     "encoder_decoders",
   ),

@@ -145,7 +145,7 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
   try:
     shards = read_json(folder / INDEX)["weight_map"].values()
     return all((folder / shard).is_file() for shard in shards)
-  except (OSError, ValueError, KeyError, AttributeError):
+  except (OSError, ValueError, KeyError, AttributeError, TypeError):
     return False
 
 

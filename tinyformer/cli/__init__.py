@@ -9,7 +9,7 @@ from tinyformer.cli.arguments import (
   read_prompt,
 )
 from tinyformer.cli.errors import UsageError, deferred_interrupt, run
-from tinyformer.cli.progress import Bar, clock, fancy, note
+from tinyformer.cli.progress import Bar, clock, escape_controls, fancy, note, write
 
 __all__ = [
   "Bar",
@@ -17,6 +17,7 @@ __all__ = [
   "UsageError",
   "clock",
   "deferred_interrupt",
+  "escape_controls",
   "fancy",
   "find_model",
   "model_arguments",
@@ -25,4 +26,5 @@ __all__ = [
   "read_input",
   "read_prompt",
   "run",
+  "write",
 ]

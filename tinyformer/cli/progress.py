@@ -1,13 +1,32 @@
 """Notes and progress bars on standard error."""
 
 import os
+import re
 import sys
 import time
 
+# The control characters C0, DEL and C1, except tab and line feed.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def escape_controls(text: str) -> str:
+  """Return a text with its control characters escaped, except line breaks and tabs.
+
+  A checkpoint's vocabulary, labels or file names may contain codes that control a terminal.
+  """
+  return CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
 
 def note(text: str) -> None:
-  """Print a line to standard error."""
+  """Print a line to standard error. Control characters are escaped if it is a terminal."""
+  text = escape_controls(text) if sys.stderr.isatty() else text
   print(text, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+  """Write to standard output at once. Control characters are escaped if it is a terminal."""
+  sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else text)
+  sys.stdout.flush()
 
 
 def fancy(stream) -> bool:

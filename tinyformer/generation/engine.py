@@ -40,7 +40,7 @@ def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:
   """Return position `index` of the last hidden state of new tokens ids (B, T), as (B, 1, D).
 
   The head needs one position only, so the last block computes a single query. The keys and values
-  of all T positions are stored in the cache, because that query attends to them.
+  of all T positions are stored in the cache before, because that query attends to them.
   """
   start = cache.length
   x = model.embed(ids, cache)
@@ -62,33 +62,30 @@ def store_keys_values(block, x: Tensor, cache: Callable, rope: Callable | None) 
     cache(*block.attn.keys_values(normalized, rope))
     return normalized
 
-  # The residual connection gives `store` the input of the attention; its sum is never computed.
+  # `residual` calls `store` with the attention's input. The sum that it returns is not computed,
+  # because nothing reads it.
   block.residual(x, store, block.attn_norm)
 
 
 class Engine:
   """Process a batch of texts of the same length incrementally: each token is processed once.
 
-  model: a decoder, or an encoder-decoder's decoder, with the methods and attributes `embed`,
-    `attention_inputs`, `blocks`, `norm` and `head`. Its weights must not be replaced later.
+  model: a decoder or an encoder-decoder, with the decoder's `embed`, `attention_inputs`, `blocks`,
+    `norm` and `head`, and with `parts` and `context`. Its weights must not be replaced later.
   batch: the number of texts.
-  key: identifies everything that determines the kernels, apart from the weights, such as the
-    model's config. The kernels are saved under this key for later processes; None does not save
-    them.
+  key: a string, such as the model's config, that differs if the kernels differ. It need not cover
+    the weights. The kernels are saved under this key for later processes; None does not save them.
   cache: a cache for `batch` texts; None creates a KVCache.
   top_k: only the top_k largest logits of a decoder are needed. The engine may then set all other
     logits to -inf, which can take less time. None or 0 computes all logits.
 
   Attributes: `position` is the number of tokens of each text processed so far; `context` is the
-  maximum. Setting `position` rewinds the texts (see KVCache.resume_position).
+  maximum. To rewind the texts, set `position` to what KVCache.resume_position returns.
   """
 
-  # The numbers of tokens that one step processes, each compiled on first use. A chunk is padded to
-  # the next of these sizes if more than half of it is filled; a short remainder is processed token
-  # by token.
+  # The numbers of tokens that one step processes, each compiled on first use. The largest size is
+  # used of which the remaining tokens fill more than half; the rest of the chunk is padding.
   CHUNK_SIZES = (512, 64, 1)
-  # The least number of tokens that are processed as a chunk.
-  MIN_CHUNK = 9
 
   def __init__(
     self,
@@ -150,10 +147,8 @@ class Engine:
         "shorten the text"
       )
     while remaining := ids.shape[1]:
-      size = 1
-      if remaining >= self.MIN_CHUNK:
-        fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
-        size = next((n for n in fitting if remaining > n / 2), 1)
+      fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
+      size = next((n for n in fitting if remaining > n / 2), 1)
       chunk = ids[:, :size]
       ids = ids[:, size:]
       start = self.cache.reserve(self.position, size)

@@ -12,9 +12,10 @@ Size = int | UOp  # A number, or a symbolic variable bound on each call of a com
 
 
 class KVCache:
-  """Buffers for the keys and values of `context` positions in each layer, (B, H, context, K).
+  """Buffers for the keys and values of each layer, (B, G, rows, K) with G key-value heads.
 
-  The caller creates the cache and passes it to the model, which adds its new positions.
+  Create a cache and pass it to a model, which appends the keys and values of new positions.
+  There is a row for each of `context` positions.
   window: the number of positions that a query attends to, including its own; None is unlimited.
     With a window, the buffers have rows for two windows and a chunk: `reserve` evicts older keys.
 
@@ -96,8 +97,8 @@ class KVCache:
   def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the `cache` argument of layer i's attention.
 
-    The returned function adds k and v (B, H, T, K), and returns those of all positions. It raises
-    ValueError if the cache is full.
+    The returned function adds k and v (B, G, T, K), and returns those of all positions. It raises
+    ValueError if the cache is full, unless `length` is symbolic.
     """
 
     def extend(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,18 +120,18 @@ class KVCache:
     """Return the arguments of block i that come from the cache."""
     return {"cache": self.layer(i)}
 
-  def reorder(self, rows: list[int], end: int | None = None) -> None:
-    """Replace text b of the batch by text rows[b], up to position `end`.
+  def reorder(self, texts: list[int], end: int | None = None) -> None:
+    """Replace text b of the batch by text texts[b], up to row `end` or further.
 
     Beam search calls this function, because some beams have several successors and others none.
     """
     for buffer in self.k + self.v:
       memory = memory_view(buffer)
       if memory is None:
-        buffer.assign(buffer[Tensor(rows, device=buffer.device)].contiguous()).realize()
+        buffer.assign(buffer[Tensor(texts, device=buffer.device)].contiguous()).realize()
       else:
         # Copying the process's own memory takes less time than scheduling in tinygrad.
-        memory[:, :, :end] = memory[rows, :, :end]
+        memory[:, :, :end] = memory[texts, :, :end]
 
 
 class EncoderDecoderCache(KVCache):
@@ -145,7 +146,7 @@ class EncoderDecoderCache(KVCache):
     super().__init__(num_layers, batch, heads, context, head_dim)
 
     def expand(x: Tensor) -> Tensor:
-      # contiguous() has no effect while the dtype is undetermined, hence float().
+      # float() determines the dtype. Without it, contiguous() has no effect.
       return x.float().expand(batch, *x.shape[1:]).contiguous()
 
     self.cross_kv = [(expand(cross_kv[i, 0]), expand(cross_kv[i, 1])) for i in range(num_layers)]
@@ -181,7 +182,7 @@ class EncoderDecoderCache(KVCache):
 def cross_keys_values(model, source: Tensor, attention_mask: Tensor | None = None) -> Tensor:
   """Return the keys and values of a source in an encoder-decoder's L decoder blocks.
 
-  ids (B, S), attention_mask (B, S) with 0 for padding -> (L, 2, B, H, S, K).
+  source: ids (B, S).  attention_mask (B, S) with 0 for padding -> (L, 2, B, H, S, K).
   """
   memory = model.encode(source, attention_mask)
   pairs = [block.cross.keys_values(memory) for block in model.blocks]

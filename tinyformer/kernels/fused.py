@@ -1,7 +1,8 @@
-"""Parts that decide what tinygrad computes once and stores, on any device.
+"""Parts that limit what tinygrad fuses, on any device.
 
-tinygrad fuses an activation into the next matrix product and then recomputes it for every output
-row. These parts prevent that, and read weights of any dtype.
+tinygrad fuses an activation into the next matrix product, and then recomputes it for each output
+feature. These parts materialize it instead: it is computed once and stored. They also read weights
+in float16, bfloat16 and int8.
 """
 
 from collections.abc import Callable
@@ -87,12 +88,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class FusedMixtureOfExperts(MixtureOfExperts):
-  """A layers.moe.MixtureOfExperts that reads only the selected experts' weights for one token."""
+  """A layers.moe.MixtureOfExperts that reads only the selected experts if x is a single token."""
 
   linear = staticmethod(linear)
 
   def __call__(self, x: Tensor) -> Tensor:
-    """(..., D) -> (..., F) in each selected expert -> (..., D)."""
+    """(..., D) -> (..., D)."""
     weights, indices = self.route(x)
     num_tokens = x.numel() // x.shape[-1]
     forward = self.forward_token if num_tokens == 1 else self.forward_dense

@@ -14,7 +14,7 @@ from tinyformer.kernels.gelu import gelu
 from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
 
-# Parts that choose what tinygrad computes once and stores.
+# Parts that limit what tinygrad fuses.
 FUSED = replace(
   PLAIN,
   linear=fused.FusedLinear,
@@ -38,7 +38,7 @@ class PackedEmbedding(fused.FusedEmbedding):
 
 
 class PackedMixtureOfExperts(fused.FusedMixtureOfExperts):
-  """A FusedMixtureOfExperts whose products are C kernels, if x is on the CPU."""
+  """A FusedMixtureOfExperts whose products are C kernels, if x has several tokens on the CPU."""
 
   linear = staticmethod(PackedLinear.product)
 

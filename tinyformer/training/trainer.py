@@ -1,7 +1,8 @@
 """The training loop, and the step that it repeats.
 
 `train` is the loop: learning rate, batch, step, evaluation, saving. `Trainer.full_step` is the
-step: loss, backward, gradient clipping, AdamW.
+step: loss, backward, gradient clipping, AdamW. `accumulate` and `update` divide it if a batch is
+split into micro-batches.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def train(trainer: "Trainer", run: Run, interrupted: Callable[[], bool] = lambda
 def training_mode() -> Context:
   """Return tinygrad's training mode.
 
-  On the CPU, the gradient of an embedding is added to its rows instead of computed by a matmul.
+  On the CPU, add the gradient of an embedding to its rows directly, without a matrix product.
   """
   return Context(TRAINING=1, USE_ATOMICS=int(Device.DEFAULT == "CPU"))
 
@@ -147,7 +148,7 @@ class Trainer:
     return self.eval_loss(*self.split_across_devices(batch)).realize()
 
   def replicate(self, t: Tensor) -> Tensor:
-    """Return a tensor with a copy on each device, or the tensor itself on the default device."""
+    """Return t copied to each device, or t itself if `config.devices` is empty."""
     return t.shard(self.config.devices) if self.config.devices else t
 
   def split_across_devices(self, batch: Sequence[Tensor]) -> list[Tensor]:
@@ -156,7 +157,7 @@ class Trainer:
     return [t.shard(devices, 0) if devices else t for t in batch]
 
   def copy_to(self, model) -> None:
-    """Copy the trained parameters to another model with the same parameters, on one device.
+    """Copy the trained parameters to a model on one device, with the same names and shapes.
 
     The model's tensors are assigned in place, because compiled steps of the model read them.
     """
