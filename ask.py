@@ -6,17 +6,16 @@ translation) or image-classification.
 """
 
 import argparse
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from tinyformer import cli
 from tinyformer.device import select_device
+from tinyformer.model import Model
+from tinyformer.tasks import Prediction
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -75,296 +74,84 @@ def read_texts(args: argparse.Namespace) -> list[str]:
   return texts
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-  """Return the softmax over the last axis."""
-  p = np.exp(logits - logits.max(-1, keepdims=True))
-  return p / p.sum(-1, keepdims=True)
+def format_predictions(predictions: Sequence[Prediction]) -> Iterator[str]:
+  """Yield a line for each prediction: its probability and its label."""
+  for label, score in predictions:
+    yield f"{score:6.1%}  {label}"
 
 
-class Encoder:
-  """An encoder with a head, and its tokenizer."""
-
-  # Texts are padded to multiples of this length, so that different texts use the same kernels.
-  LENGTH_MULTIPLE = 32
-
-  def __init__(self, model, tokenizer, key: str):
-    """key: identifies what determines the kernels, apart from the weights (see CompiledStep)."""
-    from tinygrad import Tensor, nn
-
-    from tinyformer.kernels.compiled_step import CompiledStep
-
-    self.model = model
-    self.tokenizer = tokenizer
-    self.context = model.context
-    parameters = nn.state.get_state_dict(model)
-    Tensor.realize(*parameters.values())
-
-    def forward(ids: Tensor, attention_mask: Tensor, segments: Tensor) -> Tensor:
-      return model(ids, attention_mask, segments).float().realize()
-
-    def make_step() -> CompiledStep:
-      return CompiledStep(forward, captured_buffers=parameters, key=key)
-
-    self.make_step = make_step
-    self.steps: dict[int, CompiledStep] = {}  # by padded length
-
-  def __call__(self, ids: list[int], segments: list[int] | None = None) -> np.ndarray:
-    """Return the model's output for one text of T tokens, without the batch axis.
-
-    The output of a token-level head has a row per token, and more rows for the padding.
-    segments: T segment IDs, all 0 if None. Raises UsageError if T exceeds the context.
-    """
-    if len(ids) > self.context:
-      raise cli.UsageError(
-        f"the text has {len(ids):,} tokens, more than this model's context of {self.context:,}: "
-        "shorten the text"
-      )
-    multiple = self.LENGTH_MULTIPLE
-    length = min(self.context, -(-len(ids) // multiple) * multiple)
-
-    def pad(row: list[int], value: int) -> np.ndarray:
-      return np.array([row + [value] * (length - len(row))], dtype=np.int32)
-
-    if length not in self.steps:
-      self.steps[length] = self.make_step()
-    output = self.steps[length](
-      pad(ids, self.tokenizer.pad or 0),
-      pad([1] * len(ids), 0).astype(bool),
-      pad(segments or [0] * len(ids), 0),
-    )
-    return output[0].copy()
-
-
-def format_top(probabilities: np.ndarray, name: Callable[[int], str], top: int) -> Iterator[str]:
-  """Yield a line for each of the `top` most probable classes: its probability and its name."""
-  for i in np.argsort(-probabilities, kind="stable")[:top]:
-    yield f"{probabilities[i]:6.1%}  {name(int(i))}"
-
-
-def fill_mask(encoder: Encoder, text: str, top: int) -> Iterator[str]:
-  """Yield the most probable tokens for each mask, with an empty line between masks.
-
-  [MASK] and <mask> both stand for the model's mask token. Raises ValueError if the tokenizer has no
-  mask token, and UsageError if the text contains no mask.
-  """
-  tokenizer = encoder.tokenizer
-  if not tokenizer.mask:
-    raise ValueError("this model's tokenizer has no mask token: use a model for fill-mask")
-  mask_id, mask_token = tokenizer.mask
-  text = re.sub(r"\[MASK\]|<mask>", lambda _: mask_token, text)
-  ids = tokenizer.single(tokenizer.encode(text, (mask_token,)))
-  positions = [position for position, i in enumerate(ids) if i == mask_id]
-  if not positions:
-    raise cli.UsageError(f"the text has no {mask_token} to fill in")
-  special_tokens = {i: token for token, i in reversed(tokenizer.specials.items())}
-
-  def token_name(i: int) -> str:
-    return tokenizer.decode([i]).strip() or special_tokens.get(i, f"token {i}")
-
-  probabilities = softmax(encoder(ids))
-  for n, position in enumerate(positions):
+def fill_mask(model: Model, text: str, top: int) -> Iterator[str]:
+  """Yield the most probable tokens for each mask, with an empty line between masks."""
+  for n, predictions in enumerate(model.fill_mask(text, top)):
     if n:
       yield ""
-    yield from format_top(probabilities[position], token_name, top)
+    yield from format_predictions(predictions)
 
 
-def classify_text(encoder: Encoder, text: str, top: int) -> Iterator[str]:
+def classify(model: Model, text: str, top: int) -> Iterator[str]:
   """Yield the most probable labels; for a regression model, each value with its label."""
-  tokenizer = encoder.tokenizer
-  labels = encoder.model.labels
-  problem = encoder.model.head.problem
-  logits = encoder(tokenizer.single(tokenizer.encode(text)))
-  if problem == "regression":
-    for value, label in zip(logits, labels, strict=False):
+  if model.module.head.problem == "regression":
+    for label, value in model.classify(text):
       yield f"{value:.4f}  {label}"
-    return
-  if problem == "multi_label_classification":
-    probabilities = 1 / (1 + np.exp(-logits))
   else:
-    probabilities = softmax(logits)
-  yield from format_top(probabilities, lambda i: labels[i], top)
+    yield from format_predictions(model.classify(text, top))
 
 
-class Entity(NamedTuple):
-  """A labelled span text[start:end], and the probability of its label for each of its words."""
-
-  start: int
-  end: int
-  label: str
-  probabilities: list[float]
+def tag(model: Model, text: str, _: int) -> Iterator[str]:
+  """Yield the entities of a text: the mean probability, the label and the text."""
+  for entity in model.tag(text):
+    yield f"{entity.score:6.1%}  {entity.label}  {entity.text}"
 
 
-def tag_tokens(encoder: Encoder, text: str, _: int) -> Iterator[str]:
-  """Yield the words whose label is not O: the mean probability, the label and the text.
-
-  A word has the label of its first token. Words labelled B-X, I-X, I-X... form one entity X.
-  """
-  labels = encoder.model.labels
-  entities: list[Entity] = []
-  for (start, end), probabilities in first_token_probabilities(encoder, text).items():
-    best = int(probabilities.argmax())
-    match = re.fullmatch(r"(?:([BI])-)?(.*)", labels[best])
-    assert match
-    prefix, label = match.groups()
-    probability = float(probabilities[best])
-    last = entities[-1] if entities else None
-    continues_last = (
-      prefix == "I"
-      and last is not None
-      and last.label == label
-      and not re.search(r"\w", text[last.end : start])
-    )
-    if last is not None and continues_last:
-      entities[-1] = Entity(last.start, end, label, [*last.probabilities, probability])
-    else:
-      entities.append(Entity(start, end, label, [probability]))
-  for entity in entities:
-    if entity.label != "O":
-      mean = np.mean(entity.probabilities)
-      yield f"{mean:6.1%}  {entity.label}  {text[entity.start : entity.end]}"
+def answer(model: Model, question: str, passage: str, top: int) -> Iterator[str]:
+  """Yield the most probable answers, with their probabilities."""
+  for found in model.answer(question, passage, top):
+    yield f"{found.score:6.1%}  {found.text}"
 
 
-def first_token_probabilities(encoder: Encoder, text: str) -> dict[tuple[int, int], np.ndarray]:
-  """Return the label probabilities of each word's first token, by the word's (start, end)."""
-  tokenizer = encoder.tokenizer
-  tokens = tokenizer.encode_with_offsets(text)
-  output = softmax(encoder(tokenizer.single([i for i, *_ in tokens])))
-  words = [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
-  result: dict[tuple[int, int], np.ndarray] = {}
-  rows = output[len(tokenizer.prefix_ids) :]
-  for (_id, start, end), probabilities in zip(tokens, rows, strict=False):
-    word = next((word for word in words if word[0] < end and start < word[1]), None)
-    if word:
-      result.setdefault(word, probabilities)
-  return result
-
-
-def answer_question(
-  encoder: Encoder, question: str, passage: str, top: int, max_answer_tokens: int = 30
-) -> Iterator[str]:
-  """Yield the `top` most probable answers: spans of the passage with their probabilities.
-
-  A passage that exceeds the context is processed in windows that overlap by half. Raises UsageError
-  if the question leaves no room for the passage.
-  """
-  tokenizer = encoder.tokenizer
-  question_ids = tokenizer.encode(question)
-  tokens = tokenizer.encode_with_offsets(passage)
-  window = encoder.context - len(tokenizer.pair(question_ids, [])[0])
-  if window < 2:
-    raise cli.UsageError(
-      f"the question has {len(question_ids):,} tokens, which leaves no room for the passage in "
-      f"this model's context of {encoder.context:,}: shorten the question"
-    )
-  # Position of the passage's first token in the input.
-  offset = len(tokenizer.prefix_ids) + len(question_ids) + len(tokenizer.sep_ids)
-  answers: dict[tuple[int, int], float] = {}  # probabilities by (start, end) in the passage
-  for first in range(0, max(1, len(tokens) - window // 2), window // 2):
-    ids, segments = tokenizer.pair(question_ids, [i for i, *_ in tokens[first : first + window]])
-    logits = encoder(ids, segments)[offset : offset + window][: len(tokens) - first]
-    starts, ends = softmax(logits.T)
-    joint = starts[:, None] * ends
-    # An answer must not end before it starts, nor exceed max_answer_tokens.
-    joint = np.triu(joint) - np.triu(joint, max_answer_tokens)
-    for index in np.argsort(-joint, axis=None, kind="stable")[:top]:
-      a, b = divmod(int(index), len(ends))
-      span = tokens[first + a][1], tokens[first + b][2]
-      answers[span] = max(answers.get(span, 0.0), float(joint[a, b]))
-  best = sorted(answers.items(), key=lambda answer: -answer[1])[:top]
-  for (start, end), probability in best:
-    yield f"{probability:6.1%}  {passage[start:end].strip()}"
-
-
-def compare_texts(encoder: Encoder, texts: list[str]) -> Iterator[str]:
-  """Yield the embedding of a single text, or the cosine similarity of each pair of texts.
-
-  The embedding is the mean of the last hidden state over the text's tokens.
-  """
-  tokenizer = encoder.tokenizer
-  embeddings = []
-  for text in texts:
-    ids = tokenizer.single(tokenizer.encode(text))
-    embeddings.append(encoder(ids)[: len(ids)].mean(0))
+def compare(model: Model, texts: list[str]) -> Iterator[str]:
+  """Yield the embedding of a single text, or the cosine similarity of each pair of texts."""
+  embeddings = model.embed(texts)
   if len(texts) == 1:
     yield " ".join(f"{x:.6f}" for x in embeddings[0])
-  normalized = [v / max(float(np.linalg.norm(v)), 1e-12) for v in embeddings]
+  lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+  normalized = embeddings / np.maximum(lengths, 1e-12)
   for i, text in enumerate(texts):
     for j, earlier in enumerate(texts[:i]):
       yield f"{normalized[i] @ normalized[j]:.4f}  {earlier}  |  {text}"
 
 
-def text_generator(
-  folder: Path, model, key: str, args: argparse.Namespace
-) -> Callable[[str], Iterator[str]]:
-  """Return a function that yields the text that an encoder-decoder generates for a source."""
-  from tinyformer import tokenization
-  from tinyformer.generation import GenerationConfig, generate_seq2seq
-
-  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
-  config = GenerationConfig.read(folder)
-  if args.beams:
-    config = config._replace(num_beams=args.beams)
-
-  def generate_text(source: str) -> Iterator[str]:
-    ids = tokenizer.single(tokenizer.encode(source))
-    yield tokenizer.decode(generate_seq2seq(model, ids, config, args.max_new_tokens, key))
-
-  return generate_text
+def translate(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
+  """Yield the text that an encoder-decoder generates."""
+  yield model.translate(text, args.max_new_tokens, args.beams)
 
 
-def image_classifier(folder: Path, model, top: int) -> Callable[[str], Iterator[str]]:
-  """Return a function that yields the most probable labels of a picture file."""
-  from tinygrad import Tensor
-
-  try:
-    from tinyformer.vision import image_processor
-  except ImportError as e:
-    # Pillow is an optional dependency.
-    raise ValueError(e) from e
-  preprocessor = image_processor.Preprocessor.load(folder)
-
-  def classify_image(path: str) -> Iterator[str]:
-    pixels = preprocessor(image_processor.read(path))
-    probabilities = softmax(model(Tensor(pixels)).numpy()[0])
-    yield from format_top(probabilities, lambda i: model.labels[i], top)
-
-  return classify_image
-
-
-def run_task(args: argparse.Namespace, folder: Path, texts: list[str]) -> Iterator[Iterator[str]]:
-  """Yield the output lines of each text, or of all texts together if the task relates them.
+def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterable[Iterator[str]]:
+  """Return the output lines of each text, or of all texts together if the task relates them.
 
   Raises UsageError if the model is decoder-only, or if the number of texts does not fit the task.
   """
-  from tinyformer import checkpoints, tokenization
-
-  model = checkpoints.load_module(folder, args.dtype)
-  task = model.task
-  config = (folder / "config.json").read_text(encoding="utf-8")
-  key = f"{args.dtype} {config}"
-  if task == "text-generation":
-    raise cli.UsageError(f"{args.model} is a model for {task}: use gpt.py")
-  if task == "text2text-generation":
-    return map(text_generator(folder, model, key, args), texts)
-  if task == "image-classification":
-    return map(image_classifier(folder, model, args.top), texts)
-  tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
-  encoder = Encoder(model, tokenizer, key)
-  if task == "feature-extraction":
-    return iter([compare_texts(encoder, texts)])
-  if task == "question-answering":
+  if model.task == "text-generation":
+    raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
+  if model.task == "text2text-generation":
+    return (translate(model, text, args) for text in texts)
+  if model.task == "image-classification":
+    return (format_predictions(model.classify_image(path, args.top)) for path in texts)
+  if model.task == "feature-extraction":
+    return [compare(model, texts)]
+  if model.task == "question-answering":
     if len(texts) != 2:
       raise cli.UsageError(
         f"this model answers a question about a passage, but got {len(texts)} text(s): "
         "pass the question and the passage (- is standard input)"
       )
-    return iter([answer_question(encoder, texts[0], texts[1], args.top)])
+    return [answer(model, texts[0], texts[1], args.top)]
   functions = {
     "fill-mask": fill_mask,
-    "text-classification": classify_text,
-    "token-classification": tag_tokens,
+    "text-classification": classify,
+    "token-classification": tag,
   }
-  return (functions[task](encoder, text, args.top) for text in texts)
+  return (functions[model.task](model, text, args.top) for text in texts)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -374,14 +161,15 @@ def main(argv: list[str] | None = None) -> int:
   texts = read_texts(args)
   start = time.monotonic()
   device = select_device(args.device)
-  folder = cli.find_model(args, args.model)
-  for n, lines in enumerate(run_task(args, folder, texts)):
+  model = Model(cli.find_model(args, args.model), args.dtype)
+  for n, lines in enumerate(run_task(args, model, texts)):
     if n:
       print()
     for line in lines:
       print(line, flush=True)
   if args.verbose:
-    cli.note(f"{folder} in {args.dtype} on {device}: {time.monotonic() - start:.1f} s")
+    seconds = time.monotonic() - start
+    cli.note(f"{model.folder} in {args.dtype} on {device}: {seconds:.1f} s")
   return 0
 
 

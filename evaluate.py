@@ -6,10 +6,7 @@ Prints the loss in nats per token, the perplexity per token and per word, and bi
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from tinyformer import cli
 from tinyformer.device import select_device
@@ -69,69 +66,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   return p.parse_args(argv)
 
 
-def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
-  """Yield (begin, first, end) for each window over a document of `length` tokens.
-
-  The window's inputs start at token `begin`, and it predicts tokens `first` to `end` (exclusive).
-  It has at most `context` inputs. Every token but the first is predicted once.
-  """
-  first = 1
-  while first < length:
-    end = min(length, first + (context if first == 1 else stride))
-    yield max(0, end - 1 - context), first, end
-    first = end
-
-
-def encode_documents(
-  tokenizer, documents: Sequence[str], max_tokens: int | None = None
-) -> tuple[list[list[int]], list[str]]:
-  """Return each document's token ids and the text that is predicted, all but the first token.
-
-  The ids start with the end-of-text token, if the tokenizer has one. max_tokens: use only the first
-  tokens of each document.
-  """
-  prefix = [] if tokenizer.end is None else [tokenizer.end]
-  ids = [prefix + tokenizer.encode(d)[:max_tokens] for d in documents]
-  if prefix and max_tokens is None:
-    return ids, list(documents)
-  return ids, [tokenizer.decode(document_ids[1:]) for document_ids in ids]
-
-
-def token_losses(
-  model, documents: Sequence[Sequence[int]], stride: int, batch: int = 4
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Yield (document index, losses in nats of the predicted tokens) for each window."""
-  from tinygrad import Tensor, nn
-
-  from tinyformer.kernels.compiled_step import CompiledStep
-
-  C = model.context
-
-  def losses_of(x: Tensor, y: Tensor) -> Tensor:
-    return -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1).realize()
-
-  step = CompiledStep(losses_of, captured_buffers=nn.state.get_state_dict(model))
-  all_windows = [
-    (i, *window) for i, ids in enumerate(documents) for window in windows(len(ids), C, stride)
-  ]
-  for start in range(0, len(all_windows), batch):
-    rows = all_windows[start : start + batch]
-    # A window is padded on the right, where no token of the window attends.
-    x, y = np.zeros((2, batch, C), np.int32)
-    for row, (i, begin, _, end) in enumerate(rows):
-      length = end - 1 - begin
-      x[row, :length] = documents[i][begin : end - 1]
-      y[row, :length] = documents[i][begin + 1 : end]
-    losses = step(x, y)
-    for row, (i, begin, first, end) in enumerate(rows):
-      yield i, losses[row, first - 1 - begin : end - 1 - begin].astype(np.float64)
-
-
 def total_loss(model, ids: list[list[int]], stride: int) -> tuple[float, int]:
   """Return the sum of all losses in nats and the number of predicted tokens."""
   num_tokens = sum(max(0, len(document_ids) - 1) for document_ids in ids)
   if not num_tokens:
     raise ValueError("the text has no token to predict")
+  from tinyformer.tasks.perplexity import token_losses
+
   total, count, bar = 0.0, 0, cli.Bar("evaluate")
   for _, losses in token_losses(model, ids, stride):
     total += losses.sum()
@@ -145,16 +86,16 @@ def main(argv: list[str] | None = None) -> int:
   args = parse_arguments(argv)
   device = select_device(args.device)
   from tinyformer import checkpoints
+  from tinyformer.tasks.perplexity import check_stride, encode_documents
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
   from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
   tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder, args.dtype)
-  stride = args.stride or max(1, model.context // 2)
-  if stride > model.context:
-    raise cli.UsageError(
-      f"a stride of {stride} would skip tokens: the model's context is {model.context}"
-    )
+  try:
+    stride = check_stride(model, args.stride)
+  except ValueError as e:
+    raise cli.UsageError(str(e)) from e
   documents = read_documents(args.data)
   if args.val_seed is not None:
     documents = train_val_split(documents, args.val_seed, args.val_fraction)[1]

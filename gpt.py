@@ -127,62 +127,40 @@ def find_model(args: argparse.Namespace) -> Path:
     return hub.find("tiny")
 
 
-class TextGenerator:
-  """A decoder-only model with its tokenizer and its generation engine.
-
-  folder: the model's folder. Raises UsageError if the model is not decoder-only.
-  """
+class Session:
+  """A text generator with its command's arguments. Raises UsageError if the model is no decoder."""
 
   def __init__(self, args: argparse.Namespace, folder: Path):
-    from tinyformer import checkpoints, tokenization
-    from tinyformer.generation import Engine
+    from tinyformer.model import Model
+    from tinyformer.tasks.text_generation import SamplingConfig, TextGenerator
 
-    model = checkpoints.load_module(folder, args.dtype)
+    model = Model(folder, args.dtype)
     if model.task != "text-generation":
       raise cli.UsageError(
         f"{args.model} is a model for {model.task}, not for text-generation: use ask.py"
       )
-    self.args = args
-    self.tokenizer = tokenization.load_tokenizer(folder, model.vocab_size)
-    config = (folder / "config.json").read_text(encoding="utf-8")
-    self.engine = Engine(
-      model,
-      args.num_samples,
-      key=f"{args.dtype} {config}",
-      top_k=args.top_k if args.temperature else 1,
+    config = SamplingConfig(
+      args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed
     )
-    self.history: list[int] = []  # token IDs of the interactive session
+    self.args = args
+    self.tokenizer = model.tokenizer
+    self.generator = TextGenerator(
+      model.module, model.tokenizer, config, args.num_samples, model.key
+    )
+    self.engine = self.generator.engine
+    self.history = self.generator.history
 
   def generate(self, ids: list[int]) -> Iterator[tuple[int, str]]:
-    """Yield (index of the text, new characters of that text) after each generated token.
-
-    ids: the tokens to process first. The tokens of the first text are appended to the history.
-    """
-    from tinyformer import generation
-    from tinyformer.tokenization.byte_level_bpe import Stream
-
+    """Yield what TextGenerator.generate yields, and print notes about the speed and the context."""
     args = self.args
     start = first_token = time.monotonic()
+    first_position = self.engine.position + len(ids)
     num_tokens = 0
-    decoders = [Stream(self.tokenizer) for _ in range(self.engine.batch)]
-    for tokens in generation.generate(
-      self.engine,
-      ids,
-      args.max_new_tokens,
-      args.temperature,
-      args.top_k,
-      args.top_p,
-      args.seed,
-      self.tokenizer.end,
-    ):
+    for i, text in self.generator.generate(ids):
       if num_tokens == 0:
         first_token = time.monotonic()
-      num_tokens += 1
-      if tokens[0] is not None:
-        self.history.append(tokens[0])
-      for i, token in enumerate(tokens):
-        if token is not None:
-          yield i, decoders[i](token)
+      num_tokens += i == 0
+      yield i, text
     if args.verbose:
       speed = ""
       if num_tokens > 1:
@@ -190,20 +168,21 @@ class TextGenerator:
         speed = f", then {rate:,.1f} tokens/s"
       cli.note(f"\nfirst token after {first_token - start:.2f} s{speed}")
     context_is_full = self.engine.position >= self.engine.context - 1
-    if num_tokens < args.max_new_tokens and context_is_full and not args.quiet:
+    num_steps = self.engine.position - first_position + 1
+    if num_steps < args.max_new_tokens and context_is_full and not args.quiet:
       cli.note(f"\nthe context of {self.engine.context:,} tokens is full")
 
 
-def generate_once(generator: TextGenerator, prompt: str) -> None:
+def generate_once(session: Session, prompt: str) -> None:
   """Print the prompt and its continuations.
 
   The first text is printed token by token; each other text follows after a line of three hyphens.
   """
   from tinyformer.generation import stop_at
 
-  tokenizer = generator.tokenizer
-  engine = generator.engine
-  stops = generator.args.stop
+  tokenizer = session.tokenizer
+  engine = session.engine
+  stops = session.args.stop
   ids = tokenizer.single(tokenizer.encode(prompt))
   if len(ids) >= engine.context:
     raise cli.UsageError(
@@ -213,7 +192,7 @@ def generate_once(generator: TextGenerator, prompt: str) -> None:
   texts = [""] * engine.batch
 
   def first_text() -> Iterator[str]:
-    for i, new_text in generator.generate(ids):
+    for i, new_text in session.generate(ids):
       texts[i] += new_text
       if i == 0:
         yield new_text
@@ -235,22 +214,22 @@ def generate_once(generator: TextGenerator, prompt: str) -> None:
   write_stdout("\n")
 
 
-def interactive_loop(generator: TextGenerator) -> None:
+def interactive_loop(session: Session) -> None:
   """Read lines and print their continuations, each conditioned on the whole session.
 
   Ctrl-C stops a continuation; Ctrl-D ends the session.
   """
   with contextlib.suppress(ImportError):
     import readline  # noqa: F401 - gives input() line editing and a history
-  if not generator.args.quiet:
+  if not session.args.quiet:
     cli.note("Type a prompt. Ctrl-C stops a continuation, Ctrl-D ends the session.")
   while True:
     try:
       line = input("> " if sys.stdout.isatty() else "")
       if not line:
         continue
-      append_line(generator, line)
-      print_continuation(generator)
+      append_line(session, line)
+      print_continuation(session)
     except EOFError:
       write_stdout("\n" if sys.stdin.isatty() else "")
       return
@@ -259,34 +238,34 @@ def interactive_loop(generator: TextGenerator) -> None:
     write_stdout("\n")
 
 
-def append_line(generator: TextGenerator, line: str) -> None:
+def append_line(session: Session, line: str) -> None:
   """Append a typed line to the history, and truncate the history if the context is too small."""
-  tokenizer = generator.tokenizer
-  engine = generator.engine
-  history = generator.history
+  tokenizer = session.tokenizer
+  engine = session.engine
+  history = session.history
   line = line.encode(errors="replace").decode()
   if history:
     history += tokenizer.encode(f"\n{line}")
   else:
     history += tokenizer.single(tokenizer.encode(line))
   half = engine.context // 2
-  if len(history) + min(generator.args.max_new_tokens, half) > engine.context:
+  if len(history) + min(session.args.max_new_tokens, half) > engine.context:
     # Truncate to half of the context, so that the next lines fit without another prefill.
     del history[:-half]
     engine.position = 0
 
 
-def print_continuation(generator: TextGenerator) -> None:
+def print_continuation(session: Session) -> None:
   """Print the continuation of the history, and append it to the history."""
   from tinyformer.generation import stop_at
 
-  tokenizer = generator.tokenizer
-  engine = generator.engine
-  history = generator.history
-  stops = generator.args.stop
+  tokenizer = session.tokenizer
+  engine = session.engine
+  history = session.history
+  stops = session.args.stop
   start = len(history)
   shown = ""
-  texts = (text for _, text in generator.generate(history[engine.position :]))
+  texts = (text for _, text in session.generate(history[engine.position :]))
   for text in stop_at(texts, stops):
     write_stdout(text)
     shown += text
@@ -324,13 +303,13 @@ def main(argv: list[str] | None = None) -> int:
   start = time.monotonic()
   device = select_device(args.device)
   folder = find_model(args)
-  generator = TextGenerator(args, folder)
+  session = Session(args, folder)
   if args.verbose:
     cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
   if prompt is None:
-    interactive_loop(generator)
+    interactive_loop(session)
   else:
-    generate_once(generator, prompt)
+    generate_once(session, prompt)
   return 0
 
 

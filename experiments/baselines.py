@@ -215,8 +215,8 @@ class Report:
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   select_device(args.device)
-  import evaluate
   from tinyformer import checkpoints, files
+  from tinyformer.tasks import perplexity
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
   from tinyformer.training.documents import read_documents, train_val_split
 
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
   tokenizer = BytePairEncoding.load(folder)
   model = checkpoints.load_module(folder)
   train, val = train_val_split(read_documents(args.data), args.val_seed, args.val_fraction)
-  ids, texts = evaluate.encode_documents(tokenizer, val, args.max_tokens_per_document)
+  ids, texts = perplexity.encode_documents(tokenizer, val, args.max_tokens_per_document)
   size = sum(len(t.encode()) for t in texts)
   num_tokens = sum(len(x) - 1 for x in ids)
   stride = max(1, model.context // 2)
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     8 * compressed_size,
     f"a window of {window:,} bytes, after {len(train_bytes):,} bytes of training text",
   )
-  nats = sum(losses.sum() for _, losses in evaluate.token_losses(model, ids, stride))
+  nats = sum(losses.sum() for _, losses in perplexity.token_losses(model, ids, stride))
   report.add(folder.name, nats / math.log(2), f"a vocabulary of {len(tokenizer):,} tokens")
   report.print_table(folder.name)
   if args.out:

@@ -122,14 +122,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def bits_per_byte(folder: Path, documents: list[str]) -> float:
   """Return the bits per byte of documents under the model in a folder."""
-  import evaluate
   from tinyformer import checkpoints
+  from tinyformer.tasks import perplexity
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
   model = checkpoints.load_module(folder)
-  ids, texts = evaluate.encode_documents(BytePairEncoding.load(folder), documents)
+  ids, texts = perplexity.encode_documents(BytePairEncoding.load(folder), documents)
   stride = max(1, model.context // 2)
-  nats = sum(losses.sum() for _, losses in evaluate.token_losses(model, ids, stride))
+  nats = sum(losses.sum() for _, losses in perplexity.token_losses(model, ids, stride))
   return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 

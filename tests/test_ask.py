@@ -16,6 +16,8 @@ import ask
 import gpt
 from tinyformer import checkpoints, cli, tokenization
 from tinyformer.generation import GenerationConfig, generate_seq2seq
+from tinyformer.tasks.question_answering import answer_question
+from tinyformer.tasks.token_classification import tag_words
 from tinyformer.tokenization.wordpiece import WordPiece
 
 WORDS = [
@@ -130,12 +132,12 @@ def test_an_embedding_is_the_mean_hidden_state_and_equal_texts_have_similarity_1
 
 
 class FakeEncoder:
-  """Replace ask.Encoder: `output` computes the rows from the token IDs and the segments."""
+  """Replace an Encoder: `output` computes the rows from the token IDs and the segments."""
 
   def __init__(self, output, labels=(), context=64):
     self.output = output
     self.context = context
-    self.model = SimpleNamespace(labels=labels)
+    self.module = SimpleNamespace(labels=labels)
     self.inputs = []
     self.tokenizer = WordPiece({word: i for i, word in enumerate(WORDS)})
     self.tokenizer.prefix_ids = [2]
@@ -157,11 +159,14 @@ def test_an_entity_of_several_words_is_one_and_a_word_has_its_first_tokens_label
     return np.array([np.eye(4)[label_ids.get(WORDS[i], 0)] * 20 for i in ids])
 
   encoder = FakeEncoder(output, labels)
-  assert list(ask.tag_tokens(encoder, "Ann Lees lives in Rome, Paris.", 5)) == [
-    "100.0%  PER  Ann Lees",
-    "100.0%  LOC  Rome",
-    "100.0%  LOC  Paris",
+  text = "Ann Lees lives in Rome, Paris."
+  entities = tag_words(encoder, text)
+  assert [(e.label, e.text) for e in entities] == [
+    ("PER", "Ann Lees"),
+    ("LOC", "Rome"),
+    ("LOC", "Paris"),
   ]
+  assert all(text[e.start : e.end] == e.text and e.score > 0.999 for e in entities)
 
 
 def test_the_best_answer_is_found_in_a_later_window_of_the_passage():
@@ -177,8 +182,8 @@ def test_the_best_answer_is_found_in_a_later_window_of_the_passage():
     return np.stack([start, end], -1)
 
   encoder = FakeEncoder(output, context=100)
-  best = next(ask.answer_question(encoder, "who?", passage, 1))
-  assert best.split("%  ")[1] == "Ann  lives in Rome"
+  [best] = answer_question(encoder, "who?", passage, 1)
+  assert best.text == "Ann  lives in Rome" == passage[best.start : best.end]
   assert len(encoder.inputs) > 2
   assert all(len(ids) <= 100 for ids in encoder.inputs)
 
@@ -189,11 +194,10 @@ def test_an_answer_does_not_end_before_it_starts():
     end = np.array([9.0 if WORDS[i] == "ann" else 0.0 for i in ids])
     return np.stack([start, end], -1)
 
-  lines = ask.answer_question(FakeEncoder(output), "who", "ann lives in rome", 3)
-  answers = [line.split("%  ")[1] for line in lines]
+  answers = answer_question(FakeEncoder(output), "who", "ann lives in rome", 3)
   assert len(answers) == 3
   # An answer that ends before it starts would be empty.
-  assert all(answers)
+  assert all(a.text for a in answers)
 
 
 def test_answers_are_parts_of_the_passage(capsys, folder):

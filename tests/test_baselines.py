@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import evaluate
 from experiments import baselines
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub
+from tinyformer.tasks import perplexity
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.training.documents import read_documents, train_val_split
 
@@ -142,7 +142,7 @@ def test_the_command_evaluates_all_three_models_on_the_same_bytes(tmp_path, caps
   monkeypatch.setattr(hub, "find", lambda *_: tmp_path)
   monkeypatch.setattr(checkpoints, "load_module", lambda _: SimpleNamespace(context=16))
   monkeypatch.setattr(
-    evaluate,
+    perplexity,
     "token_losses",
     lambda model, ids, stride: ((i, np.full(len(x) - 1, 2.0)) for i, x in enumerate(ids)),
   )

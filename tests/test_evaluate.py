@@ -13,6 +13,7 @@ import evaluate
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import load_module
+from tinyformer.tasks import perplexity
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 V, C = 11, 16
@@ -31,8 +32,8 @@ class TableModel:
 
 
 def total(model, ids, stride):
-  return sum(losses.sum() for _, losses in evaluate.token_losses(model, [ids], stride)), sum(
-    len(losses) for _, losses in evaluate.token_losses(model, [ids], stride)
+  return sum(losses.sum() for _, losses in perplexity.token_losses(model, [ids], stride)), sum(
+    len(losses) for _, losses in perplexity.token_losses(model, [ids], stride)
   )
 
 
@@ -40,7 +41,7 @@ def total(model, ids, stride):
 @pytest.mark.parametrize("length", [2, C, C + 1, C + 2, 50])
 def test_every_token_but_the_first_counts_once(length, stride):
   predicted = []
-  for begin, first, end in evaluate.windows(length, C, stride):
+  for begin, first, end in perplexity.windows(length, C, stride):
     assert 0 <= begin < first < end <= length and end - 1 - begin <= C
     predicted += range(first, end)
   assert predicted == list(range(1, length))
@@ -94,7 +95,7 @@ def test_a_gpt2_with_the_sources_probabilities_has_its_perplexity():
     row[draw.permutation(10)[:3]] = 1 / 3
   for _ in range(99):
     ids.append(int(draw.choice(np.flatnonzero(table[ids[-1]] > 0.1))))
-  losses = np.concatenate([x for _, x in evaluate.token_losses(bigrams(table), [ids], 4)])
+  losses = np.concatenate([x for _, x in perplexity.token_losses(bigrams(table), [ids], 4)])
   assert len(losses) == 99 and np.exp(losses) == pytest.approx(np.full(99, 3), rel=1e-4)
 
 
@@ -177,7 +178,7 @@ def test_the_loss_of_a_window_is_that_of_the_model():
   )
   expected = sum(
     cost(ids[begin:end])[first - end :].sum()
-    for begin, first, end in evaluate.windows(len(ids), C, 5)
+    for begin, first, end in perplexity.windows(len(ids), C, 5)
   )
   assert total(model, ids, 5)[0] == pytest.approx(expected, rel=1e-5)
 
@@ -186,7 +187,7 @@ def test_documents_are_independent():
   model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]
   together = [0.0] * 4
-  for i, losses in evaluate.token_losses(model, ids, 8):
+  for i, losses in perplexity.token_losses(model, ids, 8):
     together[i] += losses.sum()
   for x, actual in zip(ids, together, strict=True):
     assert actual == pytest.approx(total(model, x, 8)[0], rel=1e-5)

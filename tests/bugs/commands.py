@@ -5,15 +5,15 @@ from planted_bugs import Bug
 BUGS = [
   Bug(
     "sampling uses an engine that computes the largest logit only",
-    "gpt.py",
+    "tinyformer/tasks/text_generation.py",
     "TextGenerator.__init__",
-    "top_k=args.top_k if args.temperature else 1",
+    "top_k=config.num_candidates",
     "top_k=1",
     "gpt_command",
   ),
   Bug(
     "an answer may end before it starts",
-    "ask.py",
+    "tinyformer/tasks/question_answering.py",
     "answer_question",
     "np.triu(joint) -",
     "joint -",
@@ -21,7 +21,7 @@ BUGS = [
   ),
   Bug(
     "windows leave gaps in the passage",
-    "ask.py",
+    "tinyformer/tasks/question_answering.py",
     "answer_question",
     "len(tokens) - window // 2), window // 2)",
     "len(tokens) - window // 2), window * 2)",
@@ -29,7 +29,7 @@ BUGS = [
   ),
   Bug(
     "a word has the label of its last token",
-    "ask.py",
+    "tinyformer/tasks/token_classification.py",
     "first_token_probabilities",
     "result.setdefault(word, probabilities)",
     "result.update({word: probabilities})",
@@ -37,7 +37,7 @@ BUGS = [
   ),
   Bug(
     "an encoder attends to padding",
-    "ask.py",
+    "tinyformer/tasks/encoder.py",
     "Encoder.__call__",
     "pad([1] * len(ids), 0)",
     "pad([1] * len(ids), 1)",
@@ -61,7 +61,7 @@ BUGS = [
   ),
   Bug(
     "the context of a window is counted again",
-    "evaluate.py",
+    "tinyformer/tasks/perplexity.py",
     "token_losses",
     "losses[row, first - 1 - begin:end - 1 - begin]",
     "losses[row, :end - 1 - begin]",
@@ -77,7 +77,7 @@ BUGS = [
   ),
   Bug(
     "the first token of a document is not predicted",
-    "evaluate.py",
+    "tinyformer/tasks/perplexity.py",
     "encode_documents",
     "prefix = [] if tokenizer.end is None else [tokenizer.end]",
     "prefix = []",
@@ -85,7 +85,7 @@ BUGS = [
   ),
   Bug(
     "a token is predicted from itself",
-    "evaluate.py",
+    "tinyformer/tasks/perplexity.py",
     "token_losses",
     "x[row, :length] = documents[i][begin : end - 1]",
     "x[row, :length] = documents[i][begin + 1 : end]",
@@ -93,7 +93,7 @@ BUGS = [
   ),
   Bug(
     "a window has no context",
-    "evaluate.py",
+    "tinyformer/tasks/perplexity.py",
     "windows",
     "yield max(0, end - 1 - context), first, end",
     "yield first - 1, first, end",

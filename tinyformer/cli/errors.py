@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from tinyformer.cli.progress import note
+from tinyformer.tasks import InputError
 
 
 class UsageError(Exception):
@@ -52,4 +53,4 @@ def run(main: Callable[[], int | None]) -> int:
     return 0
   except (UsageError, OSError, ValueError, RuntimeError, MemoryError) as e:
     note(f"error: {e if str(e) else type(e).__name__}")
-    return 2 if isinstance(e, UsageError) else 1
+    return 2 if isinstance(e, (UsageError, InputError)) else 1

@@ -1,0 +1,339 @@
+"""The Python API: load a model, and use it for the task that it was trained for."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+
+from tinyformer.tasks import Answer, Entity, InputError, Prediction
+
+
+def load(
+  name: str | Path,
+  device: str | None = None,
+  dtype: str = "float32",
+  offline: bool = False,
+) -> "Model":
+  """Load a model and its tokenizer, and return the Model.
+
+  name: a short name such as "tiny" or "gpt2", owner/repo on the Hugging Face hub, or a folder as
+    `save_pretrained` writes it. A model that is not on this machine is downloaded.
+  device: tinygrad's device, such as "CPU", "METAL" or "CUDA"; None uses the best one.
+  dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation is
+    in float32.
+  offline: do not access the hub.
+
+  >>> import tinyformer
+  >>> model = tinyformer.load("tiny")
+  >>> model.task
+  'text-generation'
+
+  Raises NoDeviceError if the device cannot be used, FileNotFoundError or OSError if the model
+  cannot be found or downloaded, and ValueError if its files are damaged or not supported.
+  """
+  from tinyformer.device import select_device
+
+  select_device(device)
+  from tinyformer.checkpoints import hub
+
+  return Model(hub.find(str(name), offline), dtype)
+
+
+class Sampling(TypedDict, total=False):
+  """The sampling arguments of Model.generate and Model.stream."""
+
+  temperature: float
+  top_k: int
+  top_p: float
+  seed: int | None
+
+
+class Model:
+  """A model with its tokenizer. It has one method for each task of transformers' pipelines.
+
+  A method raises InputError if the model was trained for another task, or if an input does not fit
+  the model, such as a text that exceeds the context.
+
+  folder: the checkpoint's folder.  task: the name of the task in transformers' pipelines.
+  module: the architecture. `model.module(ids)` returns logits as a Tensor (models/ has the shapes).
+  tokenizer: text to token ids and back; None for an image model.
+  """
+
+  def __init__(self, folder: str | Path, dtype: str = "float32"):
+    from tinyformer import checkpoints, tokenization
+
+    self.folder = Path(folder)
+    self.dtype = dtype
+    self.module = checkpoints.load_module(self.folder, dtype)
+    self.task: str = self.module.task
+    self.tokenizer: Any = None
+    if self.task != "image-classification":
+      self.tokenizer = tokenization.load_tokenizer(self.folder, self.module.vocab_size)
+    self._generator: Any = None  # the text generator of the last call
+
+  def __repr__(self) -> str:
+    return f"Model({str(self.folder)!r}, dtype={self.dtype!r}, task={self.task!r})"
+
+  # text generation
+
+  def generate(
+    self,
+    prompt: str,
+    max_new_tokens: int = 100,
+    stop: Sequence[str] = (),
+    **sampling: Unpack[Sampling],
+  ) -> str:
+    """Return the text that continues a prompt, without the prompt.
+
+    max_new_tokens: the maximum number of tokens to generate.
+    stop: texts before which to stop.
+    temperature: the softmax temperature; 0 selects the most probable token each time (default 0.8).
+    top_k: sample from the top_k most probable tokens; 0 samples from all (default 40).
+    top_p: sample from the smallest set of most probable tokens with a total probability of top_p
+      (default 1).
+    seed: the same seed generates the same text.
+
+    >>> model = tinyformer.load("tiny")
+    >>> model.generate("He shook his", max_new_tokens=2, temperature=0)
+    ' head.'
+    """
+    return "".join(self.stream(prompt, max_new_tokens, stop, **sampling))
+
+  def stream(
+    self,
+    prompt: str,
+    max_new_tokens: int = 100,
+    stop: Sequence[str] = (),
+    **sampling: Unpack[Sampling],
+  ) -> Iterator[str]:
+    """Yield the text that `generate` returns, piece by piece as it is generated.
+
+    The arguments are those of `generate`. Only one stream of a model can be read at a time.
+
+    >>> model = tinyformer.load("tiny")
+    >>> for piece in model.stream("He shook his", max_new_tokens=2, temperature=0):
+    ...   print(repr(piece))
+    ' head'
+    '.'
+    """
+    from tinyformer.generation import stop_at
+    from tinyformer.tasks.text_generation import SamplingConfig
+
+    self._require("text-generation", "generate")
+    config = SamplingConfig(max_new_tokens, **sampling)
+    ids = self.tokenizer.single(self.tokenizer.encode(prompt))
+    if not ids:
+      raise InputError("the prompt has no tokens: pass at least one character")
+    generator = self._text_generator(config)
+    if len(ids) >= generator.engine.context:
+      raise InputError(
+        f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
+        f"context of {generator.engine.context:,}: shorten the prompt"
+      )
+    return (piece for piece in stop_at(self._pieces(generator, ids), stop) if piece)
+
+  def _text_generator(self, config):
+    """Return a text generator at position 0. The one of the last call is reused if it fits."""
+    from tinyformer.tasks.text_generation import TextGenerator
+
+    last = self._generator
+    if last is not None and last.config.num_candidates == config.num_candidates:
+      # A new object, so that a stream that is still being read can notice.
+      generator = object.__new__(TextGenerator)
+      generator.__dict__.update(last.__dict__, config=config, history=[])
+      generator.engine.position = 0
+    else:
+      self._generator = None  # frees the memory of its KV cache
+      generator = TextGenerator(self.module, self.tokenizer, config, key=self.key)
+    self._generator = generator
+    return generator
+
+  def _pieces(self, generator, ids: list[int]) -> Iterator[str]:
+    for _, text in generator.generate(ids):
+      yield text
+      if self._generator is not generator:
+        raise RuntimeError("another call has used the model: read one stream at a time")
+
+  def perplexity(self, text: str, stride: int | None = None) -> float:
+    """Return the perplexity of a text per token: the exponential of the mean loss.
+
+    The first token is predicted from the end-of-text token, if the tokenizer has one.
+    stride: the tokens that each window predicts, if the text exceeds the context; the others in the
+      window are only context. None is half of the context.
+
+    >>> model = tinyformer.load("tiny")
+    >>> fluent = model.perplexity("The old man went out of the house.")
+    >>> shuffled = model.perplexity("house the The went man of old out.")
+    >>> fluent < shuffled / 10
+    True
+    """
+    from tinyformer.tasks.perplexity import encode_documents, mean_loss
+
+    self._require("text-generation", "perplexity")
+    [ids], _ = encode_documents(self.tokenizer, [text])
+    return float(np.exp(mean_loss(self.module, ids, stride)))
+
+  # encoders
+
+  def fill_mask(self, text: str, top_k: int = 5) -> list[list[Prediction]]:
+    """Return the top_k most probable tokens for each mask of a text.
+
+    [MASK] and <mask> both stand for the model's mask token.
+
+    >>> model = tinyformer.load("google-bert/bert-base-uncased")
+    >>> [predictions] = model.fill_mask("The capital of France is [MASK].", top_k=3)
+    >>> len(predictions), predictions[0].score >= predictions[1].score >= predictions[2].score
+    (3, True)
+    """
+    from tinyformer.tasks.fill_mask import fill_mask
+
+    return fill_mask(self._encoder("fill-mask", "fill_mask"), text, top_k)
+
+  def classify(self, text: str, top_k: int | None = None) -> list[Prediction]:
+    """Return the top_k most probable labels of a text, or all if None.
+
+    A regression model returns all its values, in the order of the labels.
+
+    >>> model = tinyformer.load("textattack/bert-base-uncased-SST-2")
+    >>> predictions = model.classify("A touching, funny and clever film.")
+    >>> round(sum(p.score for p in predictions), 4)
+    1.0
+    """
+    from tinyformer.tasks.text_classification import classify_text
+
+    return classify_text(self._encoder("text-classification", "classify"), text, top_k)
+
+  def tag(self, text: str) -> list[Entity]:
+    """Return the entities of a text, such as names: spans with a label other than O.
+
+    >>> model = tinyformer.load("dslim/bert-base-NER")
+    >>> text = "Ann Lee lives in Rome."
+    >>> all(text[e.start : e.end] == e.text for e in model.tag(text))
+    True
+    """
+    from tinyformer.tasks.token_classification import tag_words
+
+    return tag_words(self._encoder("token-classification", "tag"), text)
+
+  def answer(self, question: str, passage: str, top_k: int = 1) -> list[Answer]:
+    """Return the top_k most probable answers to a question: spans of the passage.
+
+    >>> model = tinyformer.load("deepset/bert-base-cased-squad2")
+    >>> passage = "Ann Lee lives in Rome, the capital of Italy."
+    >>> [answer] = model.answer("Who lives in Rome?", passage)
+    >>> answer.text in passage and 0 < answer.score <= 1
+    True
+    """
+    from tinyformer.tasks.question_answering import answer_question
+
+    encoder = self._encoder("question-answering", "answer")
+    return answer_question(encoder, question, passage, top_k)
+
+  def embed(self, texts: Sequence[str]) -> np.ndarray:
+    """Return the embeddings (N, D) of N texts: means of the last hidden state over the tokens.
+
+    >>> model = tinyformer.load("sentence-transformers/all-MiniLM-L6-v2")
+    >>> a, b = model.embed(["Rome is a city.", "Ann lives in Rome."])
+    >>> a.shape == b.shape == (model.module.config.dim,)
+    True
+    """
+    from tinyformer.tasks.embedding import embed_texts
+
+    if isinstance(texts, str):
+      raise InputError("embed takes a list of texts: pass [text] for one")
+    return embed_texts(self._encoder("feature-extraction", "embed"), texts)
+
+  def translate(
+    self, text: str, max_new_tokens: int | None = None, num_beams: int | None = None
+  ) -> str:
+    """Return the translation of a text, or whatever an encoder-decoder was trained to write.
+
+    max_new_tokens, num_beams: None uses the checkpoint's settings.
+
+    >>> model = tinyformer.load("google-t5/t5-small")
+    >>> isinstance(model.translate("translate English to German: The house is red."), str)
+    True
+    """
+    self._require("text2text-generation", "translate")
+    return self._translator(text, max_new_tokens, num_beams)
+
+  def classify_image(self, path: str | Path, top_k: int | None = 5) -> list[Prediction]:
+    """Return the top_k most probable labels of a picture file, or all if None.
+
+    >>> model = tinyformer.load("google/vit-base-patch16-224")
+    >>> predictions = model.classify_image("photo.jpg", top_k=3)
+    >>> [p.score for p in predictions] == sorted((p.score for p in predictions), reverse=True)
+    True
+    """
+    self._require("image-classification", "classify_image")
+    return self._image_classifier(path, top_k)
+
+  # what the methods share
+
+  @functools.cached_property
+  def key(self) -> str:
+    """Return what identifies the model's compiled steps."""
+    config = (self.folder / "config.json").read_text(encoding="utf-8")
+    return f"{self.dtype} {config}"
+
+  def _require(self, task: str, method: str) -> None:
+    """Raise InputError if the model was trained for another task."""
+    if self.task != task:
+      raise InputError(
+        f"{self.folder.name} is a model for {self.task}, not for {task}: use {METHODS[self.task]} "
+        f"instead of {method}"
+      )
+
+  def _encoder(self, task: str, method: str):
+    self._require(task, method)
+    return self._text_encoder
+
+  @functools.cached_property
+  def _text_encoder(self):
+    from tinyformer.tasks.encoder import Encoder
+
+    return Encoder(self.module, self.tokenizer, self.key)
+
+  @functools.cached_property
+  def _translator(self):
+    from tinyformer.tasks.translation import Translator
+
+    return Translator(self.module, self.tokenizer, self.folder, self.key)
+
+  @functools.cached_property
+  def _image_classifier(self):
+    from tinyformer.tasks.image_classification import ImageClassifier
+
+    return ImageClassifier(self.module, self.folder)
+
+  @functools.cached_property
+  def recorded_module(self):
+    """A module with the same parameters that records its activations, and its recorder."""
+    from tinygrad import nn
+
+    from tinyformer.checkpoints import load_module
+    from tinyformer.interpret.recorder import Recorder
+    from tinyformer.kernels.parts import default_parts
+
+    recorder = Recorder()
+    parts = dataclasses.replace(default_parts(), attention=recorder)
+    module = load_module(self.folder, self.dtype, parts)
+    parameters = nn.state.get_state_dict(self.module)
+    for name, t in nn.state.get_state_dict(module).items():
+      t.replace(parameters[name])
+    return module, recorder
+
+
+METHODS = {
+  "text-generation": "generate",
+  "fill-mask": "fill_mask",
+  "text-classification": "classify",
+  "token-classification": "tag",
+  "question-answering": "answer",
+  "feature-extraction": "embed",
+  "text2text-generation": "translate",
+  "image-classification": "classify_image",
+}
