@@ -1,13 +1,18 @@
 """Compiled steps compute what their functions compute, and are cached between processes."""
 
+import hashlib
+import os
+import stat
 import subprocess
 
 import numpy as np
 import pytest
 from conftest import ROOT, normal
+from hypothesis import given
+from hypothesis import strategies as st
 from tinygrad import Context, Device, Tensor, UOp, dtypes
 
-from tinyformer.kernels import compiled_step, graph_runner
+from tinyformer.kernels import compiled_step, graph_runner, step_cache
 from tinyformer.kernels.compiled_step import CompiledStep, memory_view, source_digest
 from tinyformer.kernels.tinygrad_internals import num_cpu_threads
 
@@ -182,8 +187,72 @@ def test_a_step_that_reads_a_tensor_of_its_own_is_not_cached(cache):
 def test_the_oldest_cached_steps_are_deleted(cache):
   recording = graph_runner.Recording([], [], [], (0, 0, (), "f"))
   for i in range(3):
-    compiled_step.save_cached(cache / str(i), recording, max_files=2)
+    step_cache.save(cache / str(i), recording, max_files=2)
   assert len(list(cache.iterdir())) == 2
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="the modes of files are POSIX's")
+
+
+@on_cpu
+@posix
+def test_only_the_owner_can_read_cached_steps(cache):
+  cache.mkdir(parents=True)
+  cache.chmod(0o777)
+  check(make_step("a key"))
+  [file] = cache.iterdir()
+  assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+  assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def replace_by_link(file):
+  file.rename(file.with_name("elsewhere"))
+  file.symlink_to(file.with_name("elsewhere"))
+
+
+def replace_by_fifo(file):
+  file.unlink()
+  os.mkfifo(file)
+
+
+@on_cpu
+@posix
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda file: file.chmod(0o620),
+    lambda file: file.chmod(0o602),
+    lambda file: file.parent.chmod(0o770),
+    lambda file: os.chown(file, 12345, -1),
+    replace_by_link,
+    replace_by_fifo,
+  ],
+  ids=["group may write", "others may write", "folder", "another owner", "link", "FIFO"],
+)
+def test_a_file_that_others_could_have_written_is_ignored(cache, change):
+  check(make_step("a key"))
+  [file] = cache.iterdir()
+  if change.__code__.co_names[-1:] == ("chown",) and os.getuid() != 0:
+    pytest.skip("only root can change the owner of a file")
+  change(file)
+  traces = []
+  check(make_step("a key", traces=traces))
+  assert len(traces) == 1
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_no_recording(data):
+  for payload in (data, hashlib.sha256(data).digest() + data):
+    with pytest.raises(ValueError):
+      step_cache.from_bytes(payload)
+
+
+def test_a_recording_is_restored_from_its_bytes():
+  arguments = [("workspace", 0, 64), ("captured", "cache.k.0", 0), ("task", None, 0)]
+  recording = graph_runner.Recording(
+    [("gemm", b"\x00\xff"), ("gemv", b"")], [(1, 4, arguments)], [128], (0, 64, (1, 5), "f")
+  )
+  assert step_cache.from_bytes(step_cache.to_bytes(recording)) == recording
 
 
 @on_cpu
@@ -217,7 +286,8 @@ def test_a_device_with_its_own_memory_has_no_memory_view():
 
 def test_editing_any_source_file_changes_the_cache_key(tmp_path):
   """A cached step must not be replayed after a source file that determines its result changes."""
-  listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+  command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+  listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   sources = [
     name
     for name in listing.stdout.splitlines()

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import pickle
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from tinygrad import Device, Tensor, TinyJit, UOp, dtypes
 from tinyformer.kernels.c_kernel import buffer_of, has_clang
 
 try:
-  from tinyformer.kernels import graph_runner
+  from tinyformer.kernels import graph_runner, step_cache
 except ImportError:  # this tinygrad lacks an internal that the graph runner needs
   HAS_GRAPH_RUNNER = False
 else:
@@ -23,8 +22,6 @@ else:
 
 # The cache directory keeps this many compiled steps.
 MAX_CACHED_STEPS = 64
-# A cached file begins with the SHA-256 digest of its other bytes.
-DIGEST_BYTES = 32
 
 
 def uses_graph_runner() -> bool:
@@ -91,8 +88,12 @@ class CompiledStep:
         "with: use another CompiledStep for them"
       )
     self.shapes = shapes
-    if not self.graph_runner and not self.jit.captured and (file := self.cache_file(arrays)):
-      self.graph_runner = load_cached(file, arrays, self.captured_buffers)
+    if not self.graph_runner and not self.jit.captured:
+      file = self.cache_file(arrays)
+      recording = step_cache.load(file) if file else None
+      if recording:
+        buffers = self.captured_buffers
+        self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers)
     if self.graph_runner:
       return self.graph_runner(list(arrays), values)
     tensors = [Tensor(a).realize() for a in arrays]
@@ -118,7 +119,7 @@ class CompiledStep:
       return
     self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
     if (file := self.cache_file(arrays)) and recording.self_contained():
-      save_cached(file, recording)
+      step_cache.save(file, recording, MAX_CACHED_STEPS)
 
   def cache_file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
     """Return the path of this step's cached kernels, or None if they are not cached.
@@ -164,39 +165,3 @@ def environment() -> tuple[str, ...]:
     cpu,
     *(f"{name}={os.environ[name]}" for name in names),
   )
-
-
-def save_cached(
-  file: Path, recording: "graph_runner.Recording", max_files: int = MAX_CACHED_STEPS
-) -> None:
-  """Write a recording atomically, and delete the oldest files if there are more than max_files.
-
-  An OSError is ignored, because the step also runs if it cannot be cached.
-  """
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data = pickle.dumps(tuple(recording))
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(hashlib.sha256(data).digest() + data)
-    os.replace(temporary, file)
-    files = sorted(file.parent.iterdir(), key=lambda f: f.stat().st_mtime)
-    for old in files[:-max_files]:
-      old.unlink()
-  except OSError:
-    pass
-
-
-def load_cached(
-  file: Path, arrays: tuple[np.ndarray, ...], captured_buffers: dict[str, Tensor]
-) -> "graph_runner.GraphRunner | None":
-  """Return the step that an earlier process cached, or None if it is missing or damaged."""
-  try:
-    data = file.read_bytes()
-  except OSError:
-    return None
-  digest = data[:DIGEST_BYTES]
-  pickled = data[DIGEST_BYTES:]
-  if hashlib.sha256(pickled).digest() != digest:
-    return None
-  recording = graph_runner.Recording(*pickle.loads(pickled))
-  return graph_runner.GraphRunner(recording, list(arrays), captured_buffers)

@@ -1,0 +1,105 @@
+"""Cache compiled steps on disk: machine code and a JSON description, readable by their owner only.
+
+A file consists of the SHA-256 digest of the rest, the length of the JSON text in 8 bytes, the JSON
+text, and the machine code of the kernels. Whoever can write such a file can run code as the user,
+so files of other owners, or that others may write, are ignored.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+from tinyformer.kernels.graph_runner import Recording
+
+DIGEST_BYTES = 32
+LENGTH_BYTES = 8
+OPEN_FLAGS = 0
+for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
+  OPEN_FLAGS |= getattr(os, name, 0)
+
+
+def to_bytes(recording: Recording) -> bytes:
+  """Return the contents of a cache file."""
+  codes = [code for _, code in recording.programs]
+  description = {
+    "programs": [[name, len(code)] for name, code in recording.programs],
+    "commands": recording.commands,
+    "workspace": recording.workspace,
+    "result": recording.result,
+  }
+  text = json.dumps(description, separators=(",", ":")).encode()
+  payload = len(text).to_bytes(LENGTH_BYTES, "little") + text + b"".join(codes)
+  return hashlib.sha256(payload).digest() + payload
+
+
+def from_bytes(data: bytes) -> Recording:
+  """Return the recording in a cache file. Raises ValueError if it is damaged."""
+  payload = data[DIGEST_BYTES:]
+  if hashlib.sha256(payload).digest() != data[:DIGEST_BYTES]:
+    raise ValueError("the digest does not match")
+  end = LENGTH_BYTES + int.from_bytes(payload[:LENGTH_BYTES], "little")
+  try:
+    description = json.loads(payload[LENGTH_BYTES:end])
+    programs = []
+    for name, length in description["programs"]:
+      programs.append((str(name), payload[end : end + length]))
+      end += length
+    commands = [
+      (program, tasks, [(str(kind), which, offset) for kind, which, offset in arguments])
+      for program, tasks, arguments in description["commands"]
+    ]
+    index, offset, shape, dtype = description["result"]
+    result = (index, offset, tuple(shape), str(dtype))
+    return Recording(programs, commands, description["workspace"], result)
+  except (TypeError, KeyError, RecursionError) as e:
+    raise ValueError(f"the description is damaged: {e}") from e
+
+
+def is_private(status: os.stat_result) -> bool:
+  """Return whether a file or folder belongs to this user, and nobody else may write to it."""
+  if not hasattr(os, "getuid"):
+    return True  # Windows protects the user's profile by other means.
+  return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def save(file: Path, recording: Recording, max_files: int) -> None:
+  """Write a recording atomically, and delete the oldest files if there are more than max_files.
+
+  An OSError is ignored, because the step also runs if it cannot be cached.
+  """
+  with contextlib.suppress(OSError):
+    folder = file.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Older versions made a folder that others may read. Only the owner can change this.
+    folder.chmod(0o700)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, flags, 0o600), "wb") as f:
+      f.write(to_bytes(recording))
+    os.replace(temporary, file)
+    files = sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime)
+    for old in files[:-max_files]:
+      old.unlink()
+
+
+def load(file: Path) -> Recording | None:
+  """Return the recording that an earlier process saved.
+
+  The result is None if the file is missing or damaged, or if others could have written it.
+  """
+  try:
+    if not is_private(file.parent.lstat()):
+      return None
+    # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
+    flags = os.O_RDONLY | OPEN_FLAGS
+    with open(os.open(file, flags), "rb") as f:
+      status = os.fstat(f.fileno())
+      if not stat.S_ISREG(status.st_mode) or not is_private(status):
+        return None
+      return from_bytes(f.read())
+  except (OSError, ValueError):
+    return None
