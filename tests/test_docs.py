@@ -375,6 +375,16 @@ def test_the_page_on_the_paper_names_every_definition_of_transformer_py():
   assert shown - names <= {"memory", "dropout"}
 
 
+def test_the_figure_of_the_paper_uses_the_names_of_transformer_py():
+  figure = (ROOT / "docs" / "paper.svg").read_text(encoding="utf-8")
+  source = (ROOT / "transformer.py").read_text(encoding="utf-8")
+  names = set(
+    re.findall(r"\b\w+_\w+\b|\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b", re.sub(r"<[^>]*>", " ", figure))
+  )
+  assert {"encoder_block", "decoder_block", "causal_mask", "MultiHeadAttention"} <= names
+  assert all(re.search(rf"\b{name}\b", source) for name in names)
+
+
 def test_the_changelog_keeps_a_changelogs_format():
   headings = re.findall(r"^(#+ .*)", page("CHANGELOG.md"), re.M)
   assert headings[:2] == ["# Changelog", "## Unreleased"]
