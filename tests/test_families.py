@@ -1,4 +1,4 @@
-"""All architectures: published parameter counts, README.md's table, and small separate files."""
+"""All architectures: parameter counts, the tables of docs/models.md, and small separate files."""
 
 import ast
 import re
@@ -84,7 +84,7 @@ def test_an_unknown_model_type_raises_an_error_that_names_it(tmp_path):
     checkpoints.load_module(tmp_path)
 
 
-# README.md's table of the parts of each architecture
+# The tables of the parts of each architecture in docs/models.md
 
 TABLE = {
   "GPT": "gpt1-a",
@@ -101,7 +101,6 @@ TABLE = {
   "Mixtral": "mixtral-a",
   "ViT": "vit-a",
 }
-COLUMNS = ["kind", "attention", "similarity", "positions", "norm", "feed-forward", "bias", "head"]
 ACTIVATION_NAMES = {
   gelu_tanh: "GELU (tanh approximation)",
   gelu: "GELU",
@@ -114,18 +113,23 @@ NETWORK_NAMES = {
 }
 
 
-def readme_rows():
-  """Return the cells of README.md's table as {architecture: {column: text}}."""
+def documented_parts():
+  """Return the cells of the tables in docs/models.md as {architecture: {column: text}}."""
   rows = {}
-  for line in (ROOT / "README.md").read_text().splitlines():
-    cells = [cell.strip() for cell in line.split("|")]
-    if line.startswith("| ") and len(cells) == 11:
-      name = cells[1].split(" (")[0]
-      rows[name] = dict(zip(COLUMNS, cells[2:-1], strict=True))
+  header = []
+  for line in (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines():
+    cells = [cell.strip() for cell in line.split("|")][1:-1]
+    if line.startswith("| Model |"):
+      header = cells[1:]
+    elif line.startswith("| ") and header and not line.startswith("| ---"):
+      row = rows.setdefault(cells[0].split(" (")[0], {})
+      row.update(zip(header, cells[1:], strict=True))
+    elif not line.startswith("|"):
+      header = []
   return rows
 
 
-ROWS = readme_rows()
+ROWS = documented_parts()
 
 
 def kind_of(model):
@@ -173,13 +177,18 @@ def parts_of(model):
     "positions": positions_of(model, stack, parameters),
     "feed-forward": network + ACTIVATION_NAMES[block.ff.activation],
     "norm": norm_of(block),
-    "bias": "all" if block.attn.q.bias is not None else "none",
+    "biases": "all" if block.attn.q.bias is not None else "none",
     "head": "separate" if has_own_head else "tied",
   }
 
 
+def test_every_architecture_is_in_both_tables():
+  assert ROWS.keys() == TABLE.keys() | {"Transformer"}
+  assert all(len(row) == 8 for row in ROWS.values())
+
+
 @pytest.mark.parametrize("family", TABLE)
-def test_the_table_of_the_readme_lists_the_parts_of_each_model(family):
+def test_the_tables_of_the_documentation_list_the_parts_of_each_model(family):
   row = ROWS[family]
   model = checkpoints.load_module(FIXTURES / TABLE[family], parts=PLAIN)
   parts = parts_of(model)

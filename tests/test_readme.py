@@ -1,17 +1,91 @@
-"""The README shows what its commands print. tests/test_docs.py checks the other commands."""
+"""The README: its length and order, and the commands and numbers that it shows."""
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 
+import planted_bugs
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PERFORMANCE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-COMMANDS = [line.split("#")[0].strip() for line in SHELL.splitlines()]
+SECTIONS = ["Speed", "Quick start", "Status and limits", "Python", "Models", "Commands"]
+SECTIONS += ["Experiments", "Correctness", "More"]
+
+
+def section(title: str) -> str:
+  """Return the text of a section of the README."""
+  [text] = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)
+  return text
+
+
+def words(markdown: str) -> list[str]:
+  """Return the words of the text and the tables.
+
+  Code blocks, HTML tags and comments, and the targets of links do not count.
+  """
+  text = re.sub(r"```.*?```|<!--.*?-->|</?[a-z]+ [^>]*>", " ", markdown, flags=re.S)
+  text = re.sub(r"\]\([^)]*\)", "]", text)
+  return [word for word in text.split() if re.search(r"\w", word)]
+
+
+def test_code_blocks_tags_and_targets_of_links_are_not_words():
+  markdown = "# Two words\n\n```sh\nno words\n```\n<!-- none -->\n| a [link](docs/x.md) | – |\n"
+  assert words(markdown) == ["Two", "words", "a", "[link]"]
+
+
+def test_the_readme_has_at_most_150_lines_and_1000_words():
+  assert len(README.splitlines()) <= 150
+  assert len(words(README)) <= 1000
+
+
+def test_the_sections_are_in_order():
+  assert re.findall(r"^## (.*)", README, re.M) == SECTIONS
+
+
+def test_what_it_does_is_four_bullets_with_links_to_files():
+  introduction = README.split("\n## ")[0]
+  bullets = re.findall(r"^- (.*?)(?=^- |^$)", introduction, re.M | re.S)
+  assert len(bullets) == 4
+  assert all("](" in bullet for bullet in bullets)
+  assert "docs/questions.md" in introduction
+
+
+def test_the_reference_code_is_as_short_as_the_readme_says():
+  [limit] = re.findall(r"in at most (\d+)\s+lines", README)
+  assert len((ROOT / "transformer.py").read_text().splitlines()) <= int(limit)
+
+
+def test_the_speed_table_has_six_rows_from_the_measurements_and_shows_where_a_peer_wins():
+  rows = [line.split("|")[2:-1] for line in section("Speed").splitlines() if line[:2] == "| "]
+  header, _separator, *rows = rows
+  assert [cell.strip() for cell in header] == ["tinyformer", "torch", "CTranslate2"]
+  assert len(rows) == 6
+  for row in rows:
+    for cell in row:
+      number = cell.strip(" *")
+      assert number == "–" or f"| {number} " in PERFORMANCE
+  assert any("**" in cell for row in rows for cell in row[1:])
+
+
+def test_the_date_and_machine_of_the_measurements_are_given():
+  for text in (section("Speed"), PERFORMANCE):
+    assert "2026-11-22" in text and "Intel" in text
+
+
+def test_the_number_of_planted_bugs_is_not_exaggerated():
+  for name in ("README.md", "docs/testing.md"):
+    numbers = re.findall(r"more than (\d+)\s+(?:planted\s+)?bugs", (ROOT / name).read_text())
+    assert len(numbers) == 1 and int(numbers[0]) < len(planted_bugs.load_bugs()), name
+
+
+def test_the_continuous_integration_finds_the_test_command():
+  """.ci/run reads the command between this comment and the end of the block with sed."""
+  [command] = re.findall(r"^<!-- tests -->\n```sh\n(.*)\n```$", README, re.M)
+  assert command == "pip install -e '.[cpu,test]' && python -m pytest"
 
 
 def run(*argv, **env):
@@ -31,48 +105,11 @@ def test_the_first_command_answers_without_a_network():
   assert len(result.stdout) > 100
 
 
-def test_the_attention_picture_is_what_the_command_prints():
-  pattern = r"`python (attend.py [^`]*)`.*?```\n(.*?)```"
-  [argv, picture] = re.findall(pattern, README, re.S)[0]
-  result = run(sys.executable, *shlex.split(argv), "--layer", "3", COLUMNS="70")
-  printed = [line.rstrip() for line in result.stdout.splitlines()]
-  expected = picture.splitlines()
-  assert printed[: len(expected)] == expected, result.stderr
+@pytest.mark.parametrize("title, count", [("Experiments", 2)])
+def test_a_section_has_its_pictures(title, count):
+  assert len(re.findall(r'<img src="[^"]+" width="\d+" alt="[^"]{20,}">', section(title))) == count
 
 
-def test_the_pictures_exist_and_are_small():
-  pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+', README)
-  assert pictures == ["docs/attention.png", "docs/page.png"]
-  for name, max_bytes in zip(pictures, (100_000, 150_000), strict=True):
-    data = (ROOT / name).read_bytes()
-    assert data[:4] == b"\x89PNG"
-    assert len(data) < max_bytes
-
-
-@pytest.mark.slow
-def test_the_command_draws_such_a_picture_and_a_page(tmp_path):
-  pytest.importorskip("matplotlib", reason="needs the extra `plot`")
-  from PIL import Image
-
-  command = next(c for c in COMMANDS if c.startswith("python attend.py"))
-  words = shlex.split(command)[1:]
-  argv = [str(tmp_path / word) if word.startswith("hat.") else word for word in words]
-  result = run(sys.executable, *argv)
-  assert result.returncode == 0, result.stderr
-  assert (tmp_path / "hat.html").stat().st_size < 1_000_000
-  actual, shown = Image.open(tmp_path / "hat.png"), Image.open(ROOT / "docs" / "attention.png")
-  assert abs(actual.width / actual.height - shown.width / shown.height) < 0.05
-
-
-def test_the_python_example_runs(monkeypatch):
-  [code] = re.findall(r"```python\n(.*?)```", README, re.S)
-  monkeypatch.delenv("CC", raising=False)
-  result = run(sys.executable, "-c", code + "\nprint(logits.shape)")
-  assert re.fullmatch(r"\(1, \d+, 8192\)\n", result.stdout), result.stderr
-
-
-def test_the_listed_files_exist():
-  [tree] = re.findall(r"```\n(transformer.py .*?)```", README, re.S)
-  folders = (ROOT, ROOT / "tests", ROOT / "tinyformer")
-  for name in re.findall(r"\b[\w/]+\.py\b", tree):
-    assert any((folder / name).exists() for folder in folders), name
+def test_the_picture_of_the_page_is_on_the_first_screen():
+  introduction = README.split("\n## ")[0]
+  assert re.findall(r'<img src="([^"]+)"', introduction) == ["docs/page.png"]
