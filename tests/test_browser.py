@@ -3,6 +3,7 @@
 import shutil
 
 import browser
+import draw_pictures
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT
@@ -367,3 +368,25 @@ def test_a_patch_can_be_chosen_on_the_image(chrome, tmp_path):
   chrome.click_at(x, y)
   assert "the patch in row 3, column 2 attends" in chrome.text("#description")
   assert not chrome.messages
+
+
+def test_the_sharpest_weight_is_the_largest_of_a_token_other_than_the_query():
+  weights = np.zeros((2, 3, 5, 5))
+  weights[0, 1, 4, 4] = 1
+  weights[1, 2, 3, 0] = 0.9
+  weights[1, 0, 2, 1] = 0.8
+  assert draw_pictures.sharpest_off_diagonal(weights) == (1, 2, 3)
+
+
+def test_the_picture_of_the_page_shows_the_sharpest_row_at_twice_the_resolution(chrome, tmp_path):
+  Image = pytest.importorskip("PIL.Image")
+  page = write_page(tmp_path, "-p", draw_pictures.SENTENCE)
+  draw_pictures.draw_page(chrome, page, tmp_path / "page.png")
+  new, shown = Image.open(tmp_path / "page.png"), Image.open(ROOT / "docs" / "page.png")
+  assert new.width == shown.width == 1600
+  assert abs(new.height - shown.height) < 100  # fonts differ between machines
+  weights = page_weights(read_data(page.read_text()))
+  layer, head, query = draw_pictures.sharpest_off_diagonal(weights)
+  largest = weights[layer, head, query].max()
+  assert chrome.text("#description").startswith(f"Layer {layer} head {head}: ")
+  assert f"({round(largest / 2.55)}%)" in chrome.text("#description")
