@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyformer import cli
 from tinyformer.device import select_device
+from tinyformer.interpret.scale import LINEAR, SCALES, Scale
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -65,6 +66,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     type=cli.number(int, 1),
     metavar="N",
     help="read only the last N tokens of the text (at most 256 can be displayed)",
+  )
+  p.add_argument(
+    "--scale",
+    choices=SCALES,
+    default=LINEAR.name,
+    help="linear: the shade is proportional to the weight; sqrt: to its square root, which shows "
+    "small weights better; with --html, the scale selected at first (default: %(default)s)",
   )
   return p.parse_args(argv)
 
@@ -148,9 +156,11 @@ def inspect_pair(recorded, folder: Path, args: argparse.Namespace, text: str):
   return inspection.inspect_pair(recorded, text, args.target, start_token, generate, args.last)
 
 
-def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[str]:
-  """Yield the lines that show heads in a terminal. layer, head: None means all."""
-  from tinyformer.interpret.terminal import render_heads, terminal_label
+def terminal_lines(
+  inspection, layer: int | None, head: int | None, scale: Scale = LINEAR
+) -> Iterator[str]:
+  """Yield the lines that show heads in a terminal, and a legend. layer, head: None means all."""
+  from tinyformer.interpret.terminal import legend, render_heads, terminal_label
 
   width = shutil.get_terminal_size((160, 24)).columns
   image = inspection.image
@@ -166,9 +176,14 @@ def terminal_lines(inspection, layer: int | None, head: int | None) -> Iterator[
       weights = attention_map.weights[i]
       if image:  # show the attention of the class token, arranged like the patches
         weights = weights[:, 0, 1:].reshape(num_heads, image.rows, image.columns)
+        largest = weights.max((1, 2), keepdims=True)
+        shades = scale.shade(weights, largest)
         labels = [""] * image.rows
+      else:
+        shades = scale.shade(weights)
       title = f"{attention_map.name}, layer {i}" if attention_map.name else f"layer {i}"
-      yield from render_heads(title, heads, weights, labels, width)
+      yield from render_heads(title, heads, shades, labels=labels, width=width)
+  yield legend(scale, is_image=image is not None)
 
 
 def check_layer_and_head(inspection, layer: int | None, head: int | None) -> None:
@@ -195,7 +210,10 @@ def write_page(inspection, args: argparse.Namespace) -> None:
     sizes.append(f"{prefix}{num_layers} layers with {num_heads} heads each")
   title = f"Attention weights of {name}"
   about = f"{name} · {', '.join(sizes)}"
-  write_text(args.html, render_page(page_data(inspection, title, about, args.layer, args.head)))
+  data = page_data(
+    inspection, title, about, layer=args.layer, head=args.head, scale=SCALES[args.scale]
+  )
+  write_text(args.html, render_page(data))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -211,17 +229,18 @@ def main(argv: list[str] | None = None) -> int:
   folder = cli.find_model(args, args.model or "tiny")
   inspection = inspect(args, folder, prompt)
   check_layer_and_head(inspection, args.layer, args.head)
+  scale = SCALES[args.scale]
   if args.png:
     from tinyformer.interpret import figure
 
-    figure.draw(inspection, args.png, args.layer, args.head)
+    figure.draw(inspection, args.png, args.layer, head=args.head, scale=scale)
   if args.html:
     write_page(inspection, args)
   for path in (args.png, args.html):
     if path and not args.quiet:
       cli.note(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
   if not args.png and not args.html:
-    for line in terminal_lines(inspection, args.layer, args.head):
+    for line in terminal_lines(inspection, args.layer, args.head, scale):
       print(line)
   return 0
 

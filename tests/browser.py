@@ -1,7 +1,6 @@
 """A headless Chromium, driven over the DevTools protocol and two pipes.
 
 It needs no driver, no port and no package.
-`python tests/browser.py PAGE PNG` draws the picture of the page in the README.
 """
 
 import base64
@@ -12,7 +11,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -132,14 +130,23 @@ class Browser:
         return answer["result"]
 
   def open(
-    self, path: Path, width: int = 1280, height: int = 900, dark: bool = False, touch: bool = False
+    self,
+    path: Path,
+    width: int = 1280,
+    height: int = 900,
+    dark: bool = False,
+    touch: bool = False,
+    pixel_ratio: int = 1,
   ) -> float:
-    """Load a file and return the seconds until two frames after its load event."""
+    """Load a file and return the seconds until two frames after its load event.
+
+    width, height: of the window, in CSS pixels.  pixel_ratio: device pixels per CSS pixel.
+    """
     self(
       "Emulation.setDeviceMetricsOverride",
       width=width,
       height=height,
-      deviceScaleFactor=2 if touch else 1,
+      deviceScaleFactor=2 if touch else pixel_ratio,
       mobile=touch,
     )
     self("Emulation.setTouchEmulationEnabled", enabled=touch)
@@ -197,8 +204,11 @@ class Browser:
     for event in ("rawKeyDown", "keyUp"):
       self("Input.dispatchKeyEvent", type=event, key=key, code=key, windowsVirtualKeyCode=code)
 
-  def screenshot(self, path: Path, full_page: bool = True) -> None:
-    result = self("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
+  def screenshot(self, path: Path, height: int) -> None:
+    """Write a PNG of the top of the page. height: in CSS pixels."""
+    width = self.run("innerWidth")
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    result = self("Page.captureScreenshot", format="png", clip=clip)
     path.write_bytes(base64.b64decode(result["data"]))
 
   def close(self) -> None:
@@ -211,19 +221,3 @@ class Browser:
     except subprocess.TimeoutExpired:
       self.process.kill()
     shutil.rmtree(self.profile, ignore_errors=True)
-
-
-def main(page: Path, png: Path) -> None:
-  from PIL import Image
-
-  chrome = Browser()
-  chrome.open(page, width=1080)
-  bottom = chrome.run("document.getElementById('parts').getBoundingClientRect().bottom")
-  chrome.open(page, width=1080, height=int(bottom) + 30)
-  chrome.screenshot(png, full_page=False)
-  chrome.close()
-  Image.open(png).convert("RGB").quantize(200).save(png, optimize=True)
-
-
-if __name__ == "__main__":
-  main(*map(Path, sys.argv[1:]))

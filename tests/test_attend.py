@@ -14,7 +14,7 @@ from test_page import read_data
 import attend
 import tinyformer.vision
 from tinyformer import cli
-from tinyformer.interpret.terminal import display_width
+from tinyformer.interpret.terminal import SHADES, display_width
 
 
 def run(capsys, *argv):
@@ -80,10 +80,29 @@ def test_every_layer_and_head_is_printed(capsys, monkeypatch):
   assert not err
   assert titles[0].startswith("layer 0, heads 0, 1")
   assert titles[-1].startswith(f"layer {num_tiny_layers() - 1}, ")
-  assert len(lines) == len(titles) * (1 + num_tokens + 1)
+  assert len(lines) == len(titles) * (1 + num_tokens + 1) + 1
+  assert lines[-1].startswith("attention weight, linear scale: ░ ≤0.25 ")
   assert max(map(display_width, lines)) <= 60
   out = run(capsys, "-p", "the man and the woman", "--layer", "2", "--head", "1")[1]
-  assert out.count("\n") == 7
+  assert out.count("\n") == 8
+
+
+def test_the_square_root_shows_small_weights_with_stronger_shades(capsys):
+  argv = ["-p", "the man and the woman", "--layer", "2"]
+  linear = run(capsys, *argv)[1]
+  assert run(capsys, *argv, "--scale", "linear")[1] == linear
+  sqrt = run(capsys, *argv, "--scale", "sqrt")[1]
+  *linear_lines, _ = linear.splitlines()
+  *sqrt_lines, sqrt_legend = sqrt.splitlines()
+  assert sqrt_legend.startswith("attention weight, square-root scale: ")
+  pairs = [
+    (SHADES.index(a), SHADES.index(b))
+    for linear_line, sqrt_line in zip(linear_lines, sqrt_lines, strict=True)
+    for a, b in zip(linear_line, sqrt_line, strict=True)
+    if a in SHADES and b in SHADES
+  ]
+  assert all(a <= b for a, b in pairs)
+  assert sum(a < b for a, b in pairs) > 10
 
 
 def test_the_terminal_shows_only_printable_characters_and_the_page_all(capsys, tmp_path):
@@ -142,7 +161,7 @@ def test_without_matplotlib_the_error_says_how_to_install_it(capsys, tmp_path, m
 def test_last_reads_only_the_last_tokens(capsys):
   status, out, _ = run(capsys, "-p", "word " * 300, "--last", "6", "--layer", "1", "--head", "0")
   assert status == 0
-  assert out.count("\n") == 8
+  assert out.count("\n") == 9
 
 
 @pytest.mark.slow
@@ -226,7 +245,10 @@ def test_an_image_is_shown_with_the_weights_of_its_patches(capsys, tmp_path, mon
     assert prediction in ("dot", "line", "field", "none", "cross")
   out = run(capsys, "-m", folder, "-p", image, "--layer", "1")[1]
   assert out.startswith("layer 1, heads 0, 1, 2\n")
-  assert out.count("\n") == 5
+  assert out.count("\n") == 6
+  *maps, legend = out.splitlines()
+  assert "".join(maps).count("█") >= 3  # the patch with the largest weight of each head
+  assert "largest weight of a patch" in legend
   message = "error: the file a cat does not exist: this model reads an image file\n"
   assert run(capsys, "-m", folder, "-p", "a cat")[::2] == (2, message)
 

@@ -3,6 +3,7 @@
 import shutil
 
 import browser
+import draw_pictures
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT
@@ -11,6 +12,7 @@ from test_page import read_data
 
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints
+from tinyformer.interpret.scale import SCALES
 
 pytestmark = [
   pytest.mark.slow,
@@ -109,8 +111,8 @@ def test_hovering_over_a_token_shows_its_attention_weights(chrome, small):
   np.testing.assert_allclose(numbers, np.where(row > 1, row / 2.55, 0), atol=0.51)
   color = "getComputedStyle(e).backgroundColor"
   alphas = chrome.run(f"{ALL_TOKENS}.map(e => +({color}.match(/[\\d.]+/g)[3] ?? 1))")
-  assert np.argsort(alphas)[-1] == row.argmax()
-  assert not any(alphas[9:])
+  opacity = chrome.run("+colors['text-background-opacity']")
+  np.testing.assert_allclose(alphas, opacity * row / 255, atol=0.005)
   labels = [label.strip() for label in data["texts"]["text"]["labels"]]
   weight = f"“{labels[row.argmax()]}” ({round(row.max() / 2.55)}%)"
   expected = f"Layer {layer} head {head}: “{labels[8]}” attends to {weight}"
@@ -161,6 +163,64 @@ def test_arrow_keys_move_between_layers_and_heads(chrome, small):
   for _ in range(layers + 2):
     chrome.press("ArrowDown")
   assert chrome.run("document.activeElement.id") == f"h-{layers - 1}-{heads - 1}"
+
+
+def thumbnail_alphas(chrome, layer, head):
+  """Return the alpha of each pixel of a thumbnail, from 0 to 1."""
+  alphas = chrome.run(f"""(() => {{
+    const thumbnail = document.querySelector("#h-{layer}-{head} canvas")
+    const context = thumbnail.getContext("2d")
+    const image = context.getImageData(0, 0, thumbnail.width, thumbnail.height)
+    return [...image.data].filter((_, i) => i % 4 == 3)
+  }})()""")
+  return np.array(alphas) / 255
+
+
+def assert_scale(chrome, scale, weights):
+  """Assert that the page uses a scale. weights: 8-bit, (layers, H, T, S)."""
+  expected = scale.shade(weights[1, 2].flatten() / 255)
+  np.testing.assert_allclose(thumbnail_alphas(chrome, 1, 2), expected, atol=0.51 / 255)
+  assert chrome.text("#color-bar-label") == f"attention weight, {scale.title}"
+  assert chrome.text("#scales [aria-checked=true]") == scale.title
+  assert f"proportional to {scale.quantity}." in chrome.text("#caption")
+  ticks = "[...document.querySelectorAll('#color-bar-ticks span')]"
+  assert chrome.run(f"{ticks}.map(e => +e.textContent)") == list(scale.ticks)
+  positions = chrome.run(f"""{ticks}.map(e => {{
+    const bar = element("color-bar-colors").getBoundingClientRect()
+    const tick = e.getBoundingClientRect()
+    return (tick.x + tick.width / 2 - bar.x) / bar.width
+  }})""")
+  np.testing.assert_allclose(positions, scale.shade(np.array(scale.ticks)), atol=0.01)
+
+
+def test_the_scale_can_be_chosen_with_the_mouse_and_with_the_keyboard(chrome, small):
+  chrome.open(small)
+  weights = page_weights(read_data(small.read_text()))
+  assert_scale(chrome, SCALES["linear"], weights)
+  chrome.click("document.querySelectorAll('#scales button')[1]")
+  assert_scale(chrome, SCALES["sqrt"], weights)
+  chrome.press("ArrowLeft")
+  assert_scale(chrome, SCALES["linear"], weights)
+  chrome.press("ArrowRight")
+  assert_scale(chrome, SCALES["sqrt"], weights)
+  tabbable = "[...document.querySelectorAll('#scales button')].filter(e => e.tabIndex == 0)"
+  assert chrome.run(f"{tabbable}.map(e => e == document.activeElement)") == [True]
+
+
+def test_the_scale_of_the_command_is_selected_at_first(chrome, tmp_path):
+  page = write_page(tmp_path, "-p", "The man took his hat.", "--scale", "sqrt")
+  chrome.open(page)
+  assert_scale(chrome, SCALES["sqrt"], page_weights(read_data(page.read_text())))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_color_bar_goes_from_the_background_to_the_strongest_color(chrome, small, dark):
+  chrome.open(small, dark=dark)
+  ends = chrome.run(
+    "getComputedStyle(element('color-bar-colors')).backgroundImage.match(/rgba?\\([^)]*\\)/g)"
+  )
+  color = chrome.run("colors.positive")
+  assert ends == [f"rgba({color}, 0)", f"rgb({color})"]
 
 
 def test_arrow_keys_move_between_tokens(chrome, small):
@@ -239,7 +299,7 @@ def test_hostile_text_is_displayed_as_text(chrome, tmp_path):
   assert chrome.run("document.title").startswith("Attention weights")
   assert not chrome.messages
   assert fits_the_width(chrome)
-  assert chrome.run("document.querySelectorAll('img, script').length") == 2
+  assert chrome.run("document.querySelectorAll('img, script').length") == 3
   labels = read_data(page.read_text())["texts"]["text"]["labels"]
   displayed = chrome.run(f"{ALL_TOKENS}.map(e => e.firstChild.data)")
   assert displayed == [label.strip() or "␣" for label in labels]
@@ -299,6 +359,7 @@ def test_a_patch_can_be_chosen_on_the_image(chrome, tmp_path):
   chrome.open(write_page(tmp_path, "-m", str(model), "-p", str(image)))
   assert ": the class token attends" in chrome.text("#description")
   assert chrome.run("document.getElementById('photo').naturalWidth") == 12
+  assert "largest weight of a patch" in chrome.text("#color-bar-label")
   x, y = chrome.run("""(() => {
     canvas.scrollIntoView({block: 'center'})
     const box = canvas.getBoundingClientRect()
@@ -307,3 +368,25 @@ def test_a_patch_can_be_chosen_on_the_image(chrome, tmp_path):
   chrome.click_at(x, y)
   assert "the patch in row 3, column 2 attends" in chrome.text("#description")
   assert not chrome.messages
+
+
+def test_the_sharpest_weight_is_the_largest_of_a_token_other_than_the_query():
+  weights = np.zeros((2, 3, 5, 5))
+  weights[0, 1, 4, 4] = 1
+  weights[1, 2, 3, 0] = 0.9
+  weights[1, 0, 2, 1] = 0.8
+  assert draw_pictures.sharpest_off_diagonal(weights) == (1, 2, 3)
+
+
+def test_the_picture_of_the_page_shows_the_sharpest_row_at_twice_the_resolution(chrome, tmp_path):
+  Image = pytest.importorskip("PIL.Image")
+  page = write_page(tmp_path, "-p", draw_pictures.SENTENCE)
+  draw_pictures.draw_page(chrome, page, tmp_path / "page.png")
+  new, shown = Image.open(tmp_path / "page.png"), Image.open(ROOT / "docs" / "page.png")
+  assert new.width == shown.width == 1600
+  assert abs(new.height - shown.height) < 100  # fonts differ between machines
+  weights = page_weights(read_data(page.read_text()))
+  layer, head, query = draw_pictures.sharpest_off_diagonal(weights)
+  largest = weights[layer, head, query].max()
+  assert chrome.text("#description").startswith(f"Layer {layer} head {head}: ")
+  assert f"({round(largest / 2.55)}%)" in chrome.text("#description")

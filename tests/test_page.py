@@ -1,15 +1,19 @@
 """The page, labels and terminal output of attend.py. test_browser.py tests the page's behavior."""
 
 import html.parser
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from tinyformer.interpret import inspection, page
 from tinyformer.interpret.labels import printable, right_to_left, token_labels
 from tinyformer.interpret.page import most_focused_head, quantize_rows
-from tinyformer.interpret.terminal import shade, terminal_label
+from tinyformer.interpret.scale import LINEAR, SCALES, SQRT
+from tinyformer.interpret.terminal import SHADES, legend, shades, terminal_label
 
 HOSTILE = [
   "</script><script>alert(1)</script>",
@@ -47,11 +51,11 @@ class PageParser(html.parser.HTMLParser):
       self.scripts[-1] += data
 
 
-def read_data(text):
-  """Return the data of a page."""
+def read_data(text, element="data"):
+  """Return the data of a page, which is in a script element."""
   parser = PageParser(text)
   scripts = [attributes for tag, attributes in parser.tags if tag == "script"]
-  [index] = [i for i, attributes in enumerate(scripts) if attributes.get("id") == "data"]
+  [index] = [i for i, attributes in enumerate(scripts) if attributes.get("id") == element]
   return json.loads(parser.scripts[index])
 
 
@@ -66,8 +70,8 @@ def test_no_text_becomes_a_tag():
   plain = PageParser(page.render_page({"texts": ["a"]}))
   hostile = PageParser(page.render_page({"texts": HOSTILE}))
   assert hostile.tags == plain.tags
-  assert len(hostile.scripts) == 2
-  assert page.render_page({"texts": HOSTILE}).lower().count("</script") == 2
+  assert len(hostile.scripts) == 3
+  assert page.render_page({"texts": HOSTILE}).lower().count("</script") == 3
 
 
 def test_a_page_refers_to_no_other_file_and_may_send_no_request():
@@ -158,7 +162,80 @@ def test_a_terminal_displays_every_label_left_to_right():
   assert terminal_label(" aש b") == "·a··b"
 
 
-def test_shades_are_relative_to_the_largest_weight_of_the_row():
-  assert shade(np.array([0.5, 0.25, 0.25, 0.0])) == "█▒▒ "
-  assert shade(np.array([0.01, 0.04])) == "░█"
-  assert shade(np.zeros(2)) == "  "
+@pytest.mark.parametrize("scale, power", [(LINEAR, 1), (SQRT, 2)])
+def test_a_shade_is_proportional_to_the_weight_or_to_its_square_root(scale, power):
+  weights = np.linspace(0, 1, 11)
+  np.testing.assert_allclose(scale.shade(weights) ** power, weights)
+  np.testing.assert_allclose(scale.shade(weights / 5, largest=0.2) ** power, weights)
+  np.testing.assert_allclose([scale.weight(s) for s in scale.shade(weights)], weights)
+  assert not scale.shade(np.zeros(2), largest=0).any()
+
+
+def test_a_character_of_the_terminal_stands_for_a_quarter_of_the_shades():
+  assert shades(np.array([0, 0.01, 0.25, 0.26, 0.5, 0.51, 0.75, 0.76, 1])) == " ░░▒▒▓▓██"
+  largest_float = np.float32(1) + np.finfo(np.float32).eps  # a rounded sum of weights
+  assert shades(np.array([largest_float])) == "█"
+
+
+@pytest.mark.parametrize("scale", SCALES.values())
+def test_the_legend_names_the_scale_and_the_largest_weight_of_each_character(scale):
+  line = legend(scale)
+  assert line.startswith(f"attention weight, {scale.title}: ")
+  ranges = re.findall(r"(\S) ≤(\S+)", line)
+  assert [character for character, _ in ranges] == list(SHADES[1:])
+  for (character, largest), next_character in itertools.zip_longest(ranges, SHADES[2:]):
+    weight = float(largest)
+    assert shades(scale.shade(np.array([0.95 * weight]))) == character
+    if next_character:
+      assert shades(scale.shade(np.array([1.05 * weight]))) == next_character
+  assert "largest weight of a patch" in legend(scale, is_image=True)
+
+
+def test_the_page_has_the_scales_of_the_other_views():
+  scales = read_data(page.render_page({}), "shading")["scales"]
+  assert [scale["name"] for scale in scales] == ["linear", "sqrt"]
+  for scale in scales:
+    expected = SCALES[scale["name"]]
+    assert scale["exponent"] == expected.exponent
+    assert scale["ticks"] == list(expected.ticks)
+    assert scale["label"] == f"attention weight, {expected.title}"
+
+
+def css_variables(mode):
+  """Return the variables of page.css in light or dark mode."""
+  css = (ROOT / "tinyformer/interpret/page.css").read_text()
+  light, dark = re.findall(r":root \{(.*?)\}", css, re.S)
+  variables = dict(re.findall(r"--([\w-]+): ([^;]+);", light))
+  return variables | (dict(re.findall(r"--([\w-]+): ([^;]+);", dark)) if mode == "dark" else {})
+
+
+def rgb(color):
+  """Return the red, green and blue of "#fffefb" or "28, 74, 128", from 0 to 1."""
+  if color.startswith("#"):
+    return np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+  return np.array([int(part) / 255 for part in color.split(",")])
+
+
+def contrast(first, second):
+  """Return the contrast ratio of two colors. Source: WCAG 2.2, "contrast ratio"."""
+
+  def luminance(color):
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+  lighter, darker = sorted([luminance(first), luminance(second)], reverse=True)
+  return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_text_and_marks_contrast_with_their_background(mode):
+  """At least 4.5 for text and 3 for marks. Source: WCAG 2.2, 1.4.3 and 1.4.11."""
+  variables = css_variables(mode)
+  background = rgb(variables["background"])
+  assert contrast(background, rgb(variables["text"])) >= 4.5
+  assert contrast(background, rgb(variables["muted"])) >= 4.5
+  for name in ("positive", "negative", "highlight"):
+    assert contrast(background, rgb(variables[name])) >= 3
+  opacity = float(variables["text-background-opacity"])
+  strongest = opacity * rgb(variables["positive"]) + (1 - opacity) * background
+  assert contrast(strongest, rgb(variables["text"])) >= 4.5

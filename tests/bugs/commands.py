@@ -123,4 +123,12 @@ BUGS = [
     "if False and",
     "train",
   ),
+  Bug(
+    "the terminal ignores --scale",
+    "attend.py",
+    "main",
+    "terminal_lines(inspection, args.layer, args.head, scale)",
+    "terminal_lines(inspection, args.layer, args.head)",
+    "attend",
+  ),
 ]

@@ -1,9 +1,10 @@
 "use strict"
-const data = JSON.parse(document.getElementById("data").textContent)
 const element = (id) => document.getElementById(id)
+const data = JSON.parse(element("data").textContent)
+const shading = JSON.parse(element("shading").textContent)
 
 // The current selection: head `head` of layer `layer` of map `map`, one token of each text
-// (`chosen`), and one of the predictions for the chosen token (`prediction`).
+// (`chosen`), one of the predictions for the chosen token (`prediction`), and the name of a scale.
 const state = {
   ...data.start,
   chosen: { ...data.start.chosen },
@@ -37,13 +38,17 @@ const clamp = (x, min, max) => Math.max(min, Math.min(max, x))
 const colors = {}
 function readColors() {
   const style = getComputedStyle(document.documentElement)
-  for (const name of ["positive", "text", "muted", "border", "highlight"])
-    colors[name] = style.getPropertyValue("--" + name).trim()
+  const names = ["positive", "text", "muted", "border", "highlight", "text-background-opacity"]
+  for (const name of names) colors[name] = style.getPropertyValue("--" + name).trim()
 }
 
-// Weights are bytes from 0 to 255. The square root keeps small weights visible.
-const opacity = (weight) => Math.sqrt(weight / 255)
+// Weights are bytes: 255 is a weight of 1. The largest weight has shade 1.
+const currentScale = () => shading.scales.find((scale) => scale.name == state.scale)
+const shade = (weight, largest = 255) => (weight / largest) ** currentScale().exponent
+// The opacity of the black that covers a patch of an image.
+const darkening = (patchShade) => shading.patchDarkening * (1 - patchShade)
 const fill = (alpha) => `rgba(${colors.positive},${alpha.toFixed(3)})`
+const fillBehindText = (share) => fill(colors["text-background-opacity"] * share)
 const percent = (p) => (p > 0 && p < 0.005 ? "<1%" : Math.round(p * 100) + "%")
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2)
 
@@ -111,24 +116,23 @@ function drawThumbnail(thumbnail, map, layer, head) {
   let width = map.S
   let height = map.T
   let weights = map.weights.subarray((layer * map.heads + head) * map.T * map.S)
-  let scale = 1
+  let largest = 255
   if (picture) {
     width = picture.columns
     height = picture.rows
     weights = weightRow(map, layer, head, state.chosen[map.rows]).subarray(1)
-    scale = Math.max(1, ...weights) / 255
+    largest = Math.max(1, ...weights)
   }
   thumbnail.width = width
   thumbnail.height = height
   const context = thumbnail.getContext("2d")
   const image = context.createImageData(width, height)
-  const [red, green, blue] = colors.positive.split(",").map(Number)
-  const pixels = image.data
+  const color = colors.positive.split(",").map(Number)
   for (let i = 0; i < width * height; i++) {
-    pixels[4 * i] = red
-    pixels[4 * i + 1] = green
-    pixels[4 * i + 2] = blue
-    pixels[4 * i + 3] = 255 * opacity(weights[i] / scale)
+    const value = shade(weights[i], largest)
+    const gray = 255 * (1 - darkening(value))
+    const pixel = picture ? [gray, gray, gray, 255] : [...color, 255 * value]
+    image.data.set(pixel, 4 * i)
   }
   context.putImageData(image, 0, 0)
 }
@@ -151,12 +155,42 @@ function openMap(index, layer = state.layer, head = state.head) {
     button.tabIndex = i == index ? 0 : -1
   }
   buildTexts()
+  drawLegend()
   buildGrid()
   selectHead(layer, head)
 }
 function openHead(map, layer, head) {
   openMap(map, layer, head)
   element("texts").scrollIntoView({ block: "start" })
+}
+
+// ---- The color bar and the choice of its scale
+
+function drawLegend() {
+  const scale = currentScale()
+  const picture = isImage(currentMap().rows)
+  const gray = `rgb(${range(3).fill(Math.round(255 * (1 - darkening(0))))})`
+  const ends = picture ? [gray, "white"] : [fill(0), fill(1)]
+  const label = picture ? scale.imageLabel : scale.label
+  const ticks = scale.ticks.map((tick) => {
+    const left = 100 * shade(tick, 1)
+    return createElement("span", { style: `left:${left}%` }, `${tick}`)
+  })
+  element("color-bar-colors").style.background = `linear-gradient(to right, ${ends})`
+  element("color-bar-label").textContent = label
+  element("color-bar-ticks").replaceChildren(...ticks)
+  element("color-bar").setAttribute("aria-label", `Color bar from 0 to 1: ${label}`)
+  for (const [i, button] of [...element("scales").children].entries()) {
+    const selected = shading.scales[i] == scale
+    button.setAttribute("aria-checked", selected)
+    button.tabIndex = selected ? 0 : -1
+  }
+}
+function selectScale(name) {
+  state.scale = name
+  drawLegend()
+  drawGrid()
+  update()
 }
 
 // Call move(down, right) for an arrow key.
@@ -252,7 +286,7 @@ function update(hovered) {
   for (const line of element("texts").children)
     for (const [i, token] of Object.entries(line.tokens)) {
       const weight = line.name == map.columns ? weights[i] : 0
-      token.style.backgroundColor = weight ? fill(0.55 * opacity(weight)) : ""
+      token.style.backgroundColor = weight ? fillBehindText(shade(weight)) : ""
       token.lastChild.textContent = weight > 1 ? Math.round(weight / 2.55) : ""
       token.classList.toggle("query", line.name == map.rows && i == query)
       if (token.type == "button") token.tabIndex = i == state.chosen[map.rows] ? 0 : -1
@@ -321,11 +355,12 @@ function drawMap(query, key) {
 function mapCaption(picture) {
   const head = `Layer ${state.layer}, head ${state.head}. `
   const explanation = picture
-    ? "A lighter patch has a larger attention weight. " +
-      "The lightest patch has the largest attention weight of all patches. " +
+    ? `The brightness of a patch grows with ${currentScale().quantity}. ` +
+      "In each head, the brightest patch has the largest attention weight of all patches. " +
       "Choose a patch to see its attention weights."
     : "Each row is a query token and each column is a key token. " +
-      "A stronger color means a larger attention weight. Each row adds up to 100%."
+      `The strength of a color is proportional to ${currentScale().quantity}. ` +
+      "Each row adds up to 100%."
   return head + explanation + describeHeadTypes(state.map, state.layer, state.head)
 }
 // Darken the patches that have small weights.
@@ -333,7 +368,7 @@ function drawPatches(context, map, query) {
   const weights = weightRow(map, state.layer, state.head, query).subarray(1)
   const largest = Math.max(1, ...weights)
   for (let i = 0; i < weights.length; i++) {
-    const alpha = 0.86 * (1 - opacity((255 * weights[i]) / largest))
+    const alpha = darkening(shade(weights[i], largest))
     context.fillStyle = `rgba(0,0,0,${alpha.toFixed(3)})`
     const column = i % layout.columns
     const row = Math.floor(i / layout.columns)
@@ -359,7 +394,7 @@ function drawCells(context, map, query, key) {
     const weights = weightRow(map, state.layer, state.head, t)
     for (let s = 0; s < map.S; s++)
       if (weights[s]) {
-        context.fillStyle = fill(opacity(weights[s]))
+        context.fillStyle = fill(shade(weights[s]))
         context.fillRect(cellX(s), cellY(t), cellWidth, cellHeight)
       }
   }
@@ -497,7 +532,7 @@ function updatePredictions() {
       cell.classList.toggle("query", i == position + 1)
       if (cell.tagName != "TD") continue
       const probability = data.lens.chances[lastLayer - row.rowIndex + 1][i - 1][0]
-      cell.style.backgroundColor = fill(0.5 * probability)
+      cell.style.backgroundColor = fillBehindText(probability)
     }
   describePredictions(lastLayer, position)
   if (!data.parts) return
@@ -630,13 +665,17 @@ for (const name of ["lens", "parts", "kinds"]) {
   element(name + "-how").textContent = data.how[name]
   element(name).hidden = !data.how[name]
 }
-element("maps").className = element("predictions").className = "choice"
+for (const id of ["maps", "predictions", "scales"]) element(id).className = "choice"
 element("maps").hidden = data.maps.length < 2
 for (const [i, map] of data.maps.entries()) {
   const properties = { type: "button", role: "radio", onclick: () => openMap(i, 0, 0) }
   element("maps").append(createElement("button", properties, map.title))
 }
-for (const id of ["maps", "predictions"])
+for (const { name, title } of shading.scales) {
+  const properties = { type: "button", role: "radio", onclick: () => selectScale(name) }
+  element("scales").append(createElement("button", properties, title))
+}
+for (const id of ["maps", "predictions", "scales"])
   element(id).onkeydown = (event) =>
     handleArrowKey(event, (down, right) => {
       const buttons = [...element(id).children]
@@ -647,6 +686,7 @@ for (const id of ["maps", "predictions"])
     })
 function redraw() {
   readColors()
+  drawLegend()
   drawGrid()
   update()
   updatePredictions()

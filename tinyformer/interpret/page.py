@@ -12,6 +12,7 @@ from tinyformer.interpret.head_types import HEAD_TYPES
 from tinyformer.interpret.inspection import AttentionMap, Inspection, data_url, head_type_scores
 from tinyformer.interpret.labels import printable, token_labels
 from tinyformer.interpret.logit_lens import LogitLens, lens
+from tinyformer.interpret.scale import LINEAR, PATCH_DARKENING, SCALES, Scale
 
 HEAD_TYPE_TITLES = {
   "previous": "Previous token",
@@ -34,7 +35,8 @@ LENS_NEEDS_DISTRIBUTION = (
 LENS_EXPLANATION = (
   "The most probable prediction {positions}, according to each layer. "
   "The final norm and the head are applied to the residual stream after that layer. "
-  "A stronger color means a higher probability. This method is called the logit lens."
+  "The strength of a color is proportional to the probability. "
+  "This method is called the logit lens."
 )
 ATTRIBUTION_EXPLANATION = (
   "The direct contribution of each part of the model to the logit of a prediction. "
@@ -184,10 +186,12 @@ def page_data(
   about: str,
   layer: int | None = None,
   head: int | None = None,
+  scale: Scale = LINEAR,
 ) -> dict[str, Any]:
   """Return the data of the page as a JSON object.
 
   layer, head: those that are selected at first, or None for the most focused head.
+  scale: the one that is selected at first.
   """
   image = inspection.image
   texts = {
@@ -222,11 +226,21 @@ def page_data(
       "map": len(inspection.maps) - 1,
       "layer": focused_layer if layer is None else layer,
       "head": focused_head if head is None else head,
+      "scale": scale.name,
       "chosen": {
         name: 0 if image else len(text.labels) - 1 for name, text in inspection.texts.items()
       },
     },
   }
+
+
+def shading_data() -> dict[str, Any]:
+  """Return what the page needs to draw weights as the other views do."""
+  scales = [
+    {**scale._asdict(), "label": scale.label(), "imageLabel": scale.label(is_image=True)}
+    for scale in SCALES.values()
+  ]
+  return {"scales": scales, "patchDarkening": PATCH_DARKENING}
 
 
 def render_page(data: dict[str, Any]) -> str:
@@ -242,5 +256,6 @@ def render_page(data: dict[str, Any]) -> str:
   json_text = (
     json_text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
   )
+  html = html.replace("/* shading */", json.dumps(shading_data()))
   head, tail = html.split("/* data */")
   return head.replace("/* page.css */", css) + json_text + tail.replace("/* page.js */", js)

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tinyformer.interpret.scale import Scale
+
 SHADES = " ░▒▓█"
 
 
@@ -28,11 +30,19 @@ def display_width(text: str) -> int:
   return width
 
 
-def shade(row: np.ndarray) -> str:
-  """Return a row of weights as shades, relative to its largest weight."""
-  relative = row / max(row.max(), 1e-9)
-  levels = np.ceil(relative * (len(SHADES) - 1) - 1e-3)
+def shades(values: np.ndarray) -> str:
+  """Return a character for each shade from 0 to 1. A character stands for a range of shades."""
+  # The tolerance keeps a shade of exactly 1/4 in the first range despite rounding errors.
+  levels = np.ceil(values * (len(SHADES) - 1) - 1e-3)
   return "".join(SHADES[int(level)] for level in levels)
+
+
+def legend(scale: Scale, is_image: bool = False) -> str:
+  """Return a line with the largest weight that each character stands for."""
+  num_levels = len(SHADES) - 1
+  largest = [scale.weight(level / num_levels) for level in range(1, num_levels + 1)]
+  ranges = [f"{c} ≤{weight:.2g}" for c, weight in zip(SHADES[1:], largest, strict=True)]
+  return f"{scale.label(is_image)}: {' '.join(ranges)}"
 
 
 def render_heads(
@@ -40,7 +50,7 @@ def render_heads(
 ) -> Iterator[str]:
   """Yield lines that show heads of one layer side by side, as many as fit into the width.
 
-  maps (H, rows, columns): attention weights.  labels: of the rows.  width: in terminal columns.
+  maps (H, rows, columns): shades from 0 to 1.  labels: of the rows.  width: in terminal columns.
   """
   margin = max(map(display_width, labels))
   heads_per_line = max(1, (width - margin) // (maps.shape[-1] + 2))
@@ -48,6 +58,6 @@ def render_heads(
     group = heads[first : first + heads_per_line]
     yield f"{title}, head{'s' if len(group) > 1 else ''} {', '.join(map(str, group))}"
     for t, label in enumerate(labels):
-      shades = "".join(f" ▏{shade(maps[h, t])}" for h in group)
-      yield " " * (margin - display_width(label)) + label + shades
+      row = "".join(f" ▏{shades(maps[h, t])}" for h in group)
+      yield " " * (margin - display_width(label)) + label + row
     yield ""
