@@ -8,13 +8,11 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from tinyformer import cli
 from tinyformer.device import select_device
+from tinyformer.files import write_text
 from tinyformer.interpret.scale import LINEAR, SCALES, Scale
 
 
@@ -96,64 +94,27 @@ def check_output_files(args: argparse.Namespace) -> None:
 
 
 def inspect(args: argparse.Namespace, folder: Path, prompt: str):
-  """Run the model and return its Inspection.
+  """Run the model and return its InspectedRun.
 
   Raises UsageError if the model does not support an argument, or if the input cannot be displayed.
   """
-  from tinyformer import checkpoints
-  from tinyformer.interpret import inspection
-  from tinyformer.interpret.recorder import Recorder
-  from tinyformer.kernels.parts import default_parts
-  from tinyformer.tokenization import load_tokenizer
+  from tinyformer.inspected_run import inspect
+  from tinyformer.model import Model
 
-  recorder = Recorder()
-  parts = replace(default_parts(), attention=recorder)
-  model = checkpoints.load_module(folder, args.dtype, parts)
-  recorded = inspection.RecordedModel(model, recorder)
+  model = Model(folder, args.dtype)
   name = args.model or "tiny"
-  is_encoder_decoder = model.task == "text2text-generation"
-  if args.target is not None and not is_encoder_decoder:
+  if args.target is not None and model.task != "text2text-generation":
     raise cli.UsageError(f"{name} is not an encoder-decoder: omit --target")
   if args.picture and model.task != "image-classification":
     raise cli.UsageError(f"{name} reads text, not images: use -p instead of --picture")
+  if args.last and model.task == "image-classification":
+    raise cli.UsageError("--last applies to texts, but this model reads images: omit --last")
   try:
-    if model.task == "image-classification":
-      if args.last:
-        raise cli.UsageError("--last applies to texts, but this model reads images: omit --last")
-      if not Path(prompt).is_file():
-        raise cli.UsageError(f"the file {prompt} does not exist: this model reads an image file")
-      return inspect_image(recorded, folder, prompt)
-    recorded = recorded._replace(tokenizer=load_tokenizer(folder, model.vocab_size))
-    if is_encoder_decoder:
-      return inspect_pair(recorded, folder, args, prompt)
-    return inspection.inspect_text(recorded, prompt, args.last)
-  except (inspection.TooLongError, ImportError) as e:
+    run = inspect(model, prompt, args.target, args.last)
+  except ImportError as e:
     raise cli.UsageError(str(e)) from e
-
-
-def inspect_image(recorded, folder: Path, path: str):
-  """Run an image model on an image file. Raises what vision.image_processor raises."""
-  from tinyformer.interpret import inspection
-  from tinyformer.vision import image_processor
-
-  preprocessor = image_processor.Preprocessor.load(folder)
-  image = image_processor.read(path)
-  cropped = preprocessor.cropped(np.asarray(preprocessor.resized(image)))
-  return inspection.inspect_image(recorded, preprocessor(image), cropped)
-
-
-def inspect_pair(recorded, folder: Path, args: argparse.Namespace, text: str):
-  """Run an encoder-decoder on a text and on --target or its own greedy output."""
-  from tinyformer.generation import GenerationConfig, generate_seq2seq
-  from tinyformer.interpret import inspection
-
-  config = GenerationConfig.read(folder)._replace(num_beams=1)
-
-  def generate(source_ids: list[int]) -> list[int]:
-    return generate_seq2seq(recorded.model, source_ids, config, inspection.MAX_TOKENS - 1)
-
-  start_token = config.decoder_start_token_id
-  return inspection.inspect_pair(recorded, text, args.target, start_token, generate, args.last)
+  run.name = name
+  return run
 
 
 def terminal_lines(
@@ -196,26 +157,6 @@ def check_layer_and_head(inspection, layer: int | None, head: int | None) -> Non
       )
 
 
-def write_page(inspection, args: argparse.Namespace) -> None:
-  """Write the HTML page."""
-  from tinyformer.files import write_text
-  from tinyformer.interpret.labels import printable
-  from tinyformer.interpret.page import page_data, render_page
-
-  name = printable(args.model or "tiny")
-  sizes = []
-  for m in inspection.maps:
-    num_layers, num_heads = m.weights.shape[:2]
-    prefix = f"{m.name}: " if m.name else ""
-    sizes.append(f"{prefix}{num_layers} layers with {num_heads} heads each")
-  title = f"Attention weights of {name}"
-  about = f"{name} · {', '.join(sizes)}"
-  data = page_data(
-    inspection, title, about, layer=args.layer, head=args.head, scale=SCALES[args.scale]
-  )
-  write_text(args.html, render_page(data))
-
-
 def main(argv: list[str] | None = None) -> int:
   """Run the command and return its exit status. Raises UsageError for invalid arguments."""
   args = parse(argv)
@@ -227,21 +168,18 @@ def main(argv: list[str] | None = None) -> int:
   check_output_files(args)
   select_device(args.device)
   folder = cli.find_model(args, args.model or "tiny")
-  inspection = inspect(args, folder, prompt)
-  check_layer_and_head(inspection, args.layer, args.head)
-  scale = SCALES[args.scale]
+  run = inspect(args, folder, prompt)
+  check_layer_and_head(run.inspection, args.layer, args.head)
   if args.png:
-    from tinyformer.interpret import figure
-
-    figure.draw(inspection, args.png, args.layer, head=args.head, scale=scale)
+    run.save_picture(args.png, args.layer, args.head, args.scale)
   if args.html:
-    write_page(inspection, args)
+    write_text(args.html, run.page(args.layer, args.head, args.scale))
   for path in (args.png, args.html):
     if path and not args.quiet:
       cli.note(f"{path}: {path.stat().st_size / 1000:,.0f} kB")
   if not args.png and not args.html:
-    for line in terminal_lines(inspection, args.layer, args.head, scale):
-      print(line)
+    for line in terminal_lines(run.inspection, args.layer, args.head, SCALES[args.scale]):
+      cli.write(f"{line}\n")
   return 0
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyformer.interpret.scale import SCALES
 from tinyformer.model import Model
 from tinyformer.tasks import InputError
 
@@ -13,11 +14,13 @@ class InspectedRun:
   """One run of a model, with its activations.
 
   inspection: the interpret.inspection.Inspection, which has all activations.
+  name: the model's name in titles.
   """
 
   def __init__(self, model: Model, inspection: Any):
     self.model = model
     self.inspection = inspection
+    self.name = model.folder.name
 
   def __repr__(self) -> str:
     sizes = ", ".join(f"{name or 'self-attention'} {a.shape}" for name, a in self.maps.items())
@@ -46,30 +49,47 @@ class InspectedRun:
     """Return the labels of the T positions of `attention`."""
     return self.inspection.texts[self.inspection.output_text].labels
 
-  def save(self, path: str | Path, layer: int | None = None, head: int | None = None) -> None:
+  def save(
+    self,
+    path: str | Path,
+    layer: int | None = None,
+    head: int | None = None,
+    scale: str = "linear",
+  ) -> None:
     """Save the run as a page (.html) or as a picture (.png).
 
     layer, head: show only these in the picture, and first on the page; None means all.
+    scale: "linear" shows weights as shades proportional to them, "sqrt" to their square roots.
     Raises ValueError for another suffix.
     """
     path = Path(path)
     if path.suffix == ".html":
       from tinyformer.files import write_text
 
-      write_text(path, self.page(layer, head))
+      write_text(path, self.page(layer, head, scale))
     elif path.suffix == ".png":
-      from tinyformer.interpret import figure
-
-      figure.draw(self.inspection, path, layer, head)
+      self.save_picture(path, layer, head, scale)
     else:
       raise ValueError(f"{path}: the suffix must be .html or .png")
 
-  def page(self, layer: int | None = None, head: int | None = None) -> str:
-    """Return the page as HTML."""
+  def save_picture(
+    self,
+    path: Path,
+    layer: int | None = None,
+    head: int | None = None,
+    scale: str = "linear",
+  ) -> None:
+    """Write a PNG, whatever the suffix of the path. The arguments are those of `save`."""
+    from tinyformer.interpret import figure
+
+    figure.draw(self.inspection, path, layer, head=head, scale=SCALES[scale])
+
+  def page(self, layer: int | None = None, head: int | None = None, scale: str = "linear") -> str:
+    """Return the page as HTML. The arguments are those of `save`."""
     from tinyformer.interpret.labels import printable
     from tinyformer.interpret.page import page_data, render_page
 
-    name = printable(self.model.folder.name)
+    name = printable(self.name)
     sizes = []
     for m in self.inspection.maps:
       num_layers, num_heads = m.weights.shape[:2]
@@ -77,7 +97,8 @@ class InspectedRun:
       sizes.append(f"{prefix}{num_layers} layers with {num_heads} heads each")
     about = f"{name} · {', '.join(sizes)}"
     title = f"Attention weights of {name}"
-    return render_page(page_data(self.inspection, title, about, layer, head))
+    data = page_data(self.inspection, title, about, layer=layer, head=head, scale=SCALES[scale])
+    return render_page(data)
 
 
 def inspect(

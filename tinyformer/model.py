@@ -315,13 +315,13 @@ class Model:
     """A module with the same parameters that records its activations, and its recorder."""
     from tinygrad import nn
 
-    from tinyformer.checkpoints import load_module
+    from tinyformer.checkpoints import without_initial_values
     from tinyformer.interpret.recorder import Recorder
     from tinyformer.kernels.parts import default_parts
 
     recorder = Recorder()
     parts = dataclasses.replace(default_parts(), attention=recorder)
-    module = load_module(self.folder, self.dtype, parts)
+    module = type(self.module)(self.module.config, without_initial_values(parts))
     parameters = nn.state.get_state_dict(self.module)
     for name, t in nn.state.get_state_dict(module).items():
       t.replace(parameters[name])

@@ -127,8 +127,8 @@ BUGS = [
     "the terminal ignores --scale",
     "attend.py",
     "main",
-    "terminal_lines(inspection, args.layer, args.head, scale)",
-    "terminal_lines(inspection, args.layer, args.head)",
+    "terminal_lines(run.inspection, args.layer, args.head, SCALES[args.scale])",
+    "terminal_lines(run.inspection, args.layer, args.head)",
     "attend",
   ),
 ]
