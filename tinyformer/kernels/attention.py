@@ -190,6 +190,8 @@ def attention(
   if not supported or scale is None or num_keys is None:
     return fused.attention(q, k, v, mask, similarity)
   k, v = cache_buffers(k, v)
+  if not all(isinstance(t.shape[2], int) for t in (k, v)):  # not the first rows of a buffer
+    return fused.attention(q, k, v, mask, similarity)
   masks = [contiguous_buffer(m.float()) for m in masks]
   variables, constant = num_keys
   macros: dict[str, Any] = {
