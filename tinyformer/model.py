@@ -233,8 +233,15 @@ class Model:
     encoder = self._encoder("question-answering", "answer")
     return answer_question(encoder, question, passage, top_k)
 
-  def embed(self, texts: Sequence[str]) -> np.ndarray:
-    """Return the embeddings (N, D) of N texts: means of the last hidden state over the tokens.
+  def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
+    """Return the embeddings (N, D) of N texts, as sentence-transformers computes them.
+
+    The checkpoint's modules.json determines the pooling, dense layers and normalization. Without
+    this file, an embedding is the mean of the last hidden state over the tokens. Longer texts are
+    truncated to the checkpoint's maximum length.
+
+    prompt_name: the name of a prompt of the checkpoint, such as "query", to put before each text;
+      None uses the checkpoint's default prompt, if any.
 
     >>> model = tinyformer.load("sentence-transformers/all-MiniLM-L6-v2")
     >>> a, b = model.embed(["Rome is a city.", "Ann lives in Rome."])
@@ -245,7 +252,8 @@ class Model:
 
     if isinstance(texts, str):
       raise InputError("embed takes a list of texts: pass [text] for one")
-    return embed_texts(self._encoder("feature-extraction", "embed"), texts)
+    encoder = self._encoder("feature-extraction", "embed")
+    return embed_texts(encoder, texts, self._sentence_config, prompt_name)
 
   def translate(
     self, text: str, max_new_tokens: int | None = None, num_beams: int | None = None
@@ -297,6 +305,12 @@ class Model:
     from tinyformer.tasks.encoder import Encoder
 
     return Encoder(self.module, self.tokenizer, self.key)
+
+  @functools.cached_property
+  def _sentence_config(self):
+    from tinyformer.tasks.sentence_modules import read_sentence_config
+
+    return read_sentence_config(self.folder)
 
   @functools.cached_property
   def _translator(self):

@@ -4,17 +4,62 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinyformer.tasks import InputError
 from tinyformer.tasks.encoder import Encoder
+from tinyformer.tasks.sentence_modules import POOLINGS, SentenceConfig
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-  """Return the embeddings (N, D) of N texts: the mean of the last hidden state over the tokens.
+def embed_texts(
+  encoder: Encoder,
+  texts: Sequence[str],
+  config: SentenceConfig,
+  prompt_name: str | None = None,
+) -> np.ndarray:
+  """Return the embeddings (N, D) of N texts.
 
+  prompt_name: the prompt of `config` to put before each text; None uses the default prompt, if any.
+  Raises InputError if there is no text or no prompt of this name.
   Source: Reimers & Gurevych 2019, sec. 3.
   """
+  if not texts:
+    raise InputError("there is no text to embed: pass at least one")
+  prompt = find_prompt(config, prompt_name)
+  return np.stack([embed_text(encoder, text, config, prompt) for text in texts])
+
+
+def find_prompt(config: SentenceConfig, name: str | None) -> str:
+  """Return the prompt of a name, the default prompt for None, or "" if there is none.
+
+  Raises InputError for an unknown name.
+  """
+  if name is None:
+    name = config.default_prompt
+  if name is None:
+    return ""
+  if name not in config.prompts:
+    names = ", ".join(config.prompts) or "none"
+    raise InputError(f"this model has no prompt {name!r}; its prompts are: {names}")
+  return config.prompts[name]
+
+
+def embed_text(encoder: Encoder, text: str, config: SentenceConfig, prompt: str) -> np.ndarray:
+  """Return the embedding (D) of a text, truncated to the maximum length of the model."""
+  ids = token_ids(encoder, prompt + text, config)
+  hidden = encoder(ids)[: len(ids)]
+  if prompt and not config.include_prompt:
+    # The special tokens after the text do not belong to the prompt.
+    num_suffix = len(encoder.tokenizer.suffix_ids)
+    hidden = hidden[len(token_ids(encoder, prompt, config)) - num_suffix :]
+  x = np.concatenate([POOLINGS[name](hidden) for name in config.poolings])
+  for layer in config.layers:
+    x = layer(x)
+  return x
+
+
+def token_ids(encoder: Encoder, text: str, config: SentenceConfig) -> list[int]:
+  """Return the IDs of a text with its special tokens, truncated to the maximum length."""
   tokenizer = encoder.tokenizer
-  embeddings = []
-  for text in texts:
-    ids = tokenizer.single(tokenizer.encode(text))
-    embeddings.append(encoder(ids)[: len(ids)].mean(0))
-  return np.stack(embeddings)
+  length = min(config.max_length or encoder.context, encoder.context)
+  num_special = len(tokenizer.single([]))
+  ids = tokenizer.encode(text.lower() if config.lowercase else text)
+  return tokenizer.single(ids[: max(length - num_special, 0)])
