@@ -9,6 +9,7 @@ import hashlib
 import sys
 
 from tinyformer import cli
+from tinyformer.cli.folder_lock import FolderLock
 from tinyformer.cli.training_arguments import parse_arguments
 from tinyformer.device import select_device
 
@@ -36,6 +37,12 @@ def make_trainer(args: argparse.Namespace, model, device: str):
 def main(argv: list[str] | None = None) -> int:
   args = parse_arguments(argv)
   device = select_device(args.device)
+  with FolderLock(args.out):
+    return train_model(args, device)
+
+
+def train_model(args: argparse.Namespace, device: str) -> int:
+  """Train the model in the output folder, and return the exit status."""
   from tinygrad import Tensor
 
   from tinyformer.cli.training_model import ModelFolder, make_model
@@ -67,9 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     f"{len(corpus.train_ids):,} train tokens, {len(corpus.val_ids):,} validation tokens, "
     f"vocabulary of {len(tokenizer):,}, {parameters:,} parameters"
   )
-  folder = ModelFolder(args, model, tokenizer)
-  if not args.resume:
-    folder.create(source)
+  folder = ModelFolder(args, model, tokenizer, source)
   run = TextRun(args, progress, trainer, corpus, folder)
   if run.step >= run.steps:
     cli.note(f"this run was already finished after step {run.step}")

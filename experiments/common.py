@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer import cli
+from tinyformer.cli.folder_lock import LOCK, FolderLock
 from tinyformer.device import select_device
 from tinyformer.files import atomic_write, write_text
 from tinyformer.kernels.compiled_step import CompiledStep
@@ -80,7 +81,7 @@ class Experiment:
   """The output folder of an experiment: results.json, checkpoints of unfinished runs, the figure.
 
   The constructor also selects the device. It raises cli.UsageError if the folder holds results of
-  other settings, or files but no results.json.
+  other settings, or files but no results.json, or if another experiment is writing to it.
   """
 
   def __init__(self, name: str, args: argparse.Namespace):
@@ -97,8 +98,8 @@ class Experiment:
       for key, value in vars(args).items()
       if key not in ("out", "fresh", "device")
     }
-    self.out.mkdir(parents=True, exist_ok=True)
-    if not self.file.exists() and any(self.out.iterdir()):
+    self.lock = FolderLock(self.out)
+    if not self.file.exists() and any(f.name != LOCK for f in self.out.iterdir()):
       raise cli.UsageError(
         f"{self.out} contains files but no results.json: choose another folder with -o"
       )

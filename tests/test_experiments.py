@@ -105,6 +105,14 @@ def test_a_finished_run_is_read_from_the_results(tmp_path):
   assert experiment(tmp_path, "--seed", "1", "--fresh").run_once("a", lambda: 3) == 3
 
 
+def test_two_experiments_do_not_write_to_one_folder(tmp_path):
+  first = experiment(tmp_path)
+  with pytest.raises(cli.UsageError, match=r"another run .* is writing to"):
+    experiment(tmp_path)
+  first.lock.release()
+  experiment(tmp_path)
+
+
 def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path):
   (tmp_path / "model.safetensors").write_text("weights")
   for options in ([], ["--fresh"]):

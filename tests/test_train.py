@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,8 @@ from tinygrad import Tensor, nn
 import train
 from tinyformer import cli
 from tinyformer.checkpoints import hub, load_module
-from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors
+from tinyformer.checkpoints.safetensors import read_metadata, read_safetensors, write_safetensors
+from tinyformer.cli.folder_lock import FolderLock
 from tinyformer.cli.training_arguments import parse_arguments
 from tinyformer.cli.training_model import make_model
 from tinyformer.kernels.mixed_precision import MixedEmbedding, MixedLinear, attention
@@ -465,6 +467,80 @@ def test_an_existing_run_is_not_overwritten(data, finished, tmp_path):
     train.main([str(data), "-o", str(tmp_path / "model"), *SMALL])
   with pytest.raises(cli.UsageError, match="does not exist"):
     train.main([str(data), "-o", str(tmp_path / "x"), *SMALL, "--resume"])
+
+
+def test_a_folder_to_which_another_run_is_writing_is_refused(data, finished, tmp_path):
+  with FolderLock(finished):
+    for more in (SMALL, ["--resume"]):
+      with pytest.raises(cli.UsageError, match=r"another run \(process \d+\) is writing to"):
+        train.main([str(data), "-o", str(finished), *more])
+
+
+def test_a_run_killed_before_its_first_evaluation_can_be_resumed_or_started_again(
+  data, tmp_path, monkeypatch
+):
+  """Copy the folder whenever a file is about to be renamed: this is what a kill would leave.
+
+  The run is started again with another vocabulary.
+  """
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
+  out = tmp_path / "x"
+  copies = list[Path]()
+  fsync = os.fsync
+
+  def copy_folder(number):
+    fsync(number)
+    copies.append(tmp_path / str(len(copies)))
+    shutil.copytree(out, copies[-1])
+
+  with monkeypatch.context() as m:
+    m.setattr(os, "fsync", copy_folder)
+    assert train.main([str(data), "-o", str(out), *SMALL, "--steps", "1"]) == 0
+  before_evaluation = [copy for copy in copies if not (copy / "model.safetensors").exists()]
+  assert 3 < len(before_evaluation) < len(copies)
+  for copy in before_evaluation:
+    other = tmp_path / f"{copy.name} again"
+    shutil.copytree(copy, other)
+    checkpoint = copy / "training.safetensors"
+    if checkpoint.exists() and (copy / "last" / "model.safetensors").exists():
+      assert train.main([str(data), "-o", str(copy), "--resume"]) == 0
+      assert log(copy) == log(out)
+      assert content(copy / "last" / "model.safetensors") == content(
+        out / "last" / "model.safetensors"
+      )
+    else:
+      with pytest.raises(cli.UsageError, match="start the run again without --resume"):
+        train.main([str(data), "-o", str(copy), "--resume"])
+    if (other / "last").exists():
+      (other / "last" / "tokenizer.json").write_text("of the first run")
+    command = [str(data), "-o", str(other), *SMALL[2:], "--steps", "1", "--tokens", "characters"]
+    assert train.main(command) == 0
+    assert not list(other.rglob("tokenizer.json"))
+    for folder in (other, other / "last"):
+      assert load_module(folder).vocab_size == len(BytePairEncoding.load(folder)) == 257
+
+
+def test_a_checkpoint_that_train_did_not_write_is_refused(data, finished, tmp_path):
+  out = tmp_path / "x"
+  file = out / "training.safetensors"
+  shutil.copytree(finished, out)
+  tensors = {name: t.numpy() for name, t in read_safetensors(file).items()}
+  metadata = read_metadata(file)
+  progress = json.loads(metadata["training"])
+  del metadata["format"]
+  wrong_shape = tensors | {"model.norm.weight": np.ones(3, np.float32)}
+  for arrays, entry, message in (
+    (tensors, {}, "no valid entry 'training'"),
+    (tensors, {"training": "{"}, "no valid entry 'training'"),
+    (tensors, {"training": "[]"}, "must be an object"),
+    (tensors, {"training": json.dumps(progress | {"step": "1"})}, "'step' is '1' instead of int"),
+    (tensors, {"training": json.dumps(progress | {"rng_state": {"X": 1}})}, "generated on X"),
+    (wrong_shape, metadata, r"has the shape \(3,\) for model.norm.weight"),
+    ({}, metadata, "has no value for model"),
+  ):
+    write_safetensors(file, arrays, entry)
+    with pytest.raises(ValueError, match=message):
+      train.main([str(data), "-o", str(out), "--resume"])
 
 
 def test_resume_requires_the_same_text(data, finished, tmp_path):

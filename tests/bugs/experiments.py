@@ -64,7 +64,7 @@ BUGS = [
     "files that are not of an experiment are deleted",
     "experiments/common.py",
     "Experiment.__init__",
-    "if not self.file.exists() and any(self.out.iterdir())",
+    "if not self.file.exists() and any(f.name != LOCK for f in self.out.iterdir())",
     "if False",
     "experiments",
   ),

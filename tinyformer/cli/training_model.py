@@ -9,9 +9,18 @@ from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import load_module
 from tinyformer.cli.training_arguments import set_sizes
+from tinyformer.files import atomic_write
 from tinyformer.kernels.mixed_precision import MIXED
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+
+TOKENIZER_FILES = (
+  "tokenizer.json",
+  "vocab.json",
+  "merges.txt",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+)
 
 
 def make_model(args: argparse.Namespace, train_documents: list[str]):
@@ -22,7 +31,7 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
   parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS
   if args.resume:
     model = load_module(args.out / "last", parts=parts, dropout=args.dropout)
-    return model, BytePairEncoding.load(args.out), None
+    return model, BytePairEncoding.load(args.out / "last"), None
   if args.init and "tokens" in args.given:
     raise cli.UsageError("--init has its own vocabulary: omit --tokens")
   source = None
@@ -72,42 +81,51 @@ def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts:
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
   """Copy the files of a tokenizer."""
-  for name in (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-  ):
+  for name in TOKENIZER_FILES:
     if (source / name).exists():
-      shutil.copyfile(source / name, folder / name)
+      with atomic_write(folder / name) as part:
+        shutil.copyfile(source / name, part)
 
 
 class ModelFolder:
   """The output folder of train.py, with the best model; its subfolder last/ has the latest one.
 
   gpt.py and transformers can load both.
+
+  source: the folder from which to copy the tokenizer of a new run, or None.
   """
 
-  def __init__(self, args: argparse.Namespace, model, tokenizer):
+  def __init__(self, args: argparse.Namespace, model, tokenizer, source: Path | None = None):
     self.model = model
     self.tokenizer = tokenizer
+    self.source = source
     self.dtype = args.dtype
     self.best = args.out
     self.last = args.out / "last"
 
-  def create(self, source: Path | None) -> None:
-    """Write the tokenizer and the initial model, from which --resume constructs the model.
+  def clear(self) -> None:
+    """Delete what a run left that was killed at its start.
 
-    source: the folder from which to copy the tokenizer, or None.
+    Its tokenizer may have had files that the new one lacks.
     """
-    for folder in (self.best, self.last):
-      folder.mkdir(parents=True, exist_ok=True)
-      if source:
-        copy_tokenizer(source, folder)
-      else:
-        self.tokenizer.save(folder)
+    for name in ("model.safetensors", "config.json", *TOKENIZER_FILES):
+      (self.last / name).unlink(missing_ok=True)
+    for name in TOKENIZER_FILES:
+      (self.best / name).unlink(missing_ok=True)
+    self.delete_partial_files()
+
+  def create(self) -> None:
+    """Write the tokenizer and the initial model, from which --resume constructs the model."""
+    self.last.mkdir(parents=True, exist_ok=True)
+    if self.source:
+      copy_tokenizer(self.source, self.last)
+    else:
+      self.tokenizer.save(self.last)
     self.save(self.last)
+
+  def copy_tokenizer(self) -> None:
+    """Copy the tokenizer of the last model to the best model."""
+    copy_tokenizer(self.last, self.best)
 
   def save(self, folder: Path) -> None:
     """Save the model in one of the two folders."""

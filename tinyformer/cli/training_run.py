@@ -49,13 +49,20 @@ class TextRun:
     self.text_hash: str = progress["text"]
     self.settings = run_settings(args)
     self.checkpoint_file = args.out / CHECKPOINT
+    self.saved_step = self.step
+    if args.resume:
+      restore_checkpoint(self.checkpoint_file, trainer, CHECKPOINT_KEY)
+      folder.delete_partial_files()
+    else:
+      # From its first file on, the folder contains the checkpoint, which marks it as a run's.
+      folder.clear()
+      self.save_checkpoint()
+      folder.create()
+    folder.copy_tokenizer()
     self.log = TrainingLog(args.out / "log.csv", self.step)
     self.sampler = Sampler(args, folder, corpus.num_documents)
     self.plotted = False
     self.bar = cli.Bar("train")
-    if args.resume:
-      restore_checkpoint(self.checkpoint_file, trainer, CHECKPOINT_KEY)
-      folder.delete_partial_files()
     self.start_clock()
 
   @property
@@ -88,12 +95,10 @@ class TextRun:
     """Raise ValueError if a loss is NaN or infinite."""
     if math.isfinite(value):
       return
-    has_checkpoint = self.checkpoint_file.exists()
-    remedy = f"{self.checkpoint_file} is the last good checkpoint"
-    raise ValueError(
-      f"the loss of step {self.step} is {value}: "
-      + (remedy if has_checkpoint else "try a lower --lr")
-    )
+    remedy = "try a lower --lr"
+    if self.saved_step > 0:
+      remedy = f"{self.checkpoint_file} is the last good checkpoint"
+    raise ValueError(f"the loss of step {self.step} is {value}: {remedy}")
 
   def evaluate(self) -> None:
     """Compute the validation loss, save the model if it is the best, and write the log."""
@@ -138,6 +143,11 @@ class TextRun:
   def save(self) -> None:
     """Save the last model and a checkpoint of the training state."""
     self.folder.save(self.folder.last)
+    self.save_checkpoint()
+    self.start_clock()
+
+  def save_checkpoint(self) -> None:
+    """Save a checkpoint of the training state."""
     progress = {
       "step": self.step,
       "best": self.best_val_loss,
@@ -146,7 +156,7 @@ class TextRun:
       "settings": self.settings,
     }
     save_checkpoint(self.checkpoint_file, self.trainer, CHECKPOINT_KEY, progress)
-    self.start_clock()
+    self.saved_step = self.step
 
   def finish(self) -> int:
     """Plot the losses in the terminal if there is no PNG file, and return the exit status."""

@@ -39,8 +39,11 @@ def get_rng_state() -> dict[str, list[int]]:
 def set_rng_state(state: dict[str, list[int]]) -> None:
   """Set the counter of each device to a value that `get_rng_state` returned.
 
-  The counters are assigned in place, because compiled steps read them.
+  The counters are assigned in place, because compiled steps read them. Raises ValueError for a
+  device that has no generator in this process.
   """
   for device, count in state.items():
+    if device not in Tensor._device_rng_counters:
+      raise ValueError(f"the random numbers were generated on {device}: use the same device")
     counter = Tensor(count, dtype=dtypes.uint32, device=device)
     Tensor._device_rng_counters[device].assign(counter).realize()
