@@ -1,6 +1,7 @@
 """Multi-head attention after 2017: a KV cache, grouped queries and rotary positions."""
 
 from collections.abc import Callable
+from typing import Any
 
 from tinygrad import Tensor
 
@@ -59,6 +60,11 @@ class CachedAttention:
     self.v = linear(dim, kv_heads * self.head_dim)
     self.out = linear(heads * self.head_dim, dim)
 
+  def queries(self, x: Tensor, rope: Callable | None = None) -> Tensor:
+    """Return the queries (B, H, T, K) of x (B, T, D)."""
+    q = split_heads(self.q(x), self.head_dim)
+    return rope(q) if rope else q
+
   def keys_values(self, x: Tensor, rope: Callable | None = None) -> tuple[Tensor, Tensor]:
     """Return the keys and values (B, G, S, K) of x (B, S, D)."""
     k, v = (split_heads(y, self.head_dim) for y in (self.k(x), self.v(x)))
@@ -71,9 +77,7 @@ class CachedAttention:
     mask: broadcasts to (B, H, T, S).  cache: maps the k and v of T positions to those of all S.
     rope: applies rotary position embeddings to q and k (layers/positions.py).
     """
-    q = split_heads(self.q(x), self.head_dim)
-    if rope:
-      q = rope(q)
+    q = self.queries(x, rope)
     if isinstance(memory, tuple):
       k, v = memory
     else:
@@ -81,3 +85,27 @@ class CachedAttention:
     if cache:
       k, v = cache(k, v)
     return self.out(merge_heads(self.attention_fn(q, k, v, mask)))
+
+
+class QKNormAttention(CachedAttention):
+  """A CachedAttention that normalizes each head of q and k before it applies RoPE.
+
+  norm: function that makes a norm of vectors of width K. The other arguments are those of
+  CachedAttention. Source: Dehghani et al. 2023, sec. 2.
+  """
+
+  def __init__(self, norm: Callable, *args: Any, **kwargs: Any):
+    super().__init__(*args, **kwargs)
+    self.q_norm = norm(self.head_dim)
+    self.k_norm = norm(self.head_dim)
+
+  def queries(self, x: Tensor, rope: Callable | None = None) -> Tensor:
+    """Return the normalized queries (B, H, T, K) of x (B, T, D)."""
+    q = self.q_norm(super().queries(x))
+    return rope(q) if rope else q
+
+  def keys_values(self, x: Tensor, rope: Callable | None = None) -> tuple[Tensor, Tensor]:
+    """Return the normalized keys and the values (B, G, S, K) of x (B, S, D)."""
+    k, v = super().keys_values(x)
+    k = self.k_norm(k)
+    return rope(k) if rope else k, v

@@ -8,7 +8,7 @@ from functools import partial
 from tinygrad import Tensor, nn
 
 from layers.activations import gelu, gelu_tanh
-from layers.attention import CachedAttention
+from layers.attention import CachedAttention, QKNormAttention
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
@@ -26,6 +26,18 @@ def t5_attn(c):
 
 def grouped_attn(c):
   return CachedAttention(c.dim, c.heads, no_bias, kv_heads=c.kv_heads, head_dim=c.head_dim)
+
+
+def biased_qkv_attn(c):
+  attn = CachedAttention(c.dim, c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim)
+  attn.out.bias = None
+  return attn
+
+
+def qk_norm_attn(c):
+  norm = partial(nn.RMSNorm, eps=c.eps)
+  sizes = {"kv_heads": c.kv_heads, "head_dim": c.head_dim}
+  return QKNormAttention(norm, c.dim, c.heads, no_bias, **sizes)
 
 
 def disentangled_attn(c):
@@ -63,6 +75,8 @@ RECIPES = {
   "gpt2": lambda c: Block(attn(c), mlp(c, gelu_tanh), layer_norm(c), pre_norm),
   "llama": lambda c: Block(grouped_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "mistral": lambda c: Block(grouped_attn(c), gated(c, silu), rms_norm(c), pre_norm),
+  "qwen2": lambda c: Block(biased_qkv_attn(c), gated(c, silu), rms_norm(c), pre_norm),
+  "qwen3": lambda c: Block(qk_norm_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "mixtral": lambda c: Block(grouped_attn(c), experts(c), rms_norm(c), pre_norm),
   "bert": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "roberta": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
@@ -81,6 +95,8 @@ FAMILIES = {
   "llama": "llama.Llama",
   "mistral": "llama.Llama",
   "mixtral": "mixtral.Mixtral",
+  "qwen2": "qwen2.Qwen2",
+  "qwen3": "qwen3.Qwen3",
   "bert": "bert.Bert",
   "roberta": "roberta.Roberta",
   "camembert": "roberta.Roberta",

@@ -60,7 +60,7 @@ class Llama:
     self.tokens = parts.embedding(c.vocab_size, c.dim)
     self.blocks = [
       Block(
-        attn=CachedAttention(c.dim, c.heads, linear, parts.attention, c.kv_heads, c.head_dim),
+        attn=self.attention(linear),
         ff=self.feed_forward(linear),
         norm=lambda: parts.rms_norm(c.dim, c.eps),
         residual=pre_norm,
@@ -70,6 +70,11 @@ class Llama:
     self.norm = parts.rms_norm(c.dim, c.eps)
     # (..., D) -> logits (..., V)
     self.head: Any = self.tokens.as_linear if c.tied else linear(c.dim, c.vocab_size)
+
+  def attention(self, linear: Callable) -> CachedAttention:
+    """Return the attention of a block."""
+    c = self.config
+    return CachedAttention(c.dim, c.heads, linear, self.parts.attention, c.kv_heads, c.head_dim)
 
   def feed_forward(self, linear: Callable) -> Callable:
     """Return the feed-forward network of a block."""

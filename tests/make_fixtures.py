@@ -53,6 +53,11 @@ LLAMAS = {
   "mixtral-a": transformers.MixtralConfig(
     **COMMON, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-3
   ),
+  # transformers ignores the size of the sliding window unless use_sliding_window is true.
+  "qwen2-a": transformers.Qwen2Config(**COMMON, num_key_value_heads=2, sliding_window=7),
+  "qwen3-a": transformers.Qwen3Config(
+    **COMMON, num_key_value_heads=2, head_dim=6, rms_norm_eps=1e-3
+  ),
 }
 
 HEADS = (

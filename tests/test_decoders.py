@@ -16,6 +16,8 @@ from layers.parts import PLAIN
 from models.gpt2 import GPT2, GPT2Config
 from models.llama import Llama, LlamaConfig
 from models.mixtral import Mixtral, MixtralConfig
+from models.qwen2 import Qwen2
+from models.qwen3 import Qwen3
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
 from tinyformer.generation import Engine, generate
@@ -41,6 +43,8 @@ MODELS = {
   "mixtral": lambda parts=PLAIN: Mixtral(
     MixtralConfig(**LLAMA, experts=4, experts_per_token=2), parts
   ),
+  "qwen2": lambda parts=PLAIN: Qwen2(LlamaConfig(**LLAMA), parts),
+  "qwen3": lambda parts=PLAIN: Qwen3(LlamaConfig(**LLAMA), parts),
 }
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
 # The number of padding tokens of the second sequence in the tests with padding.
@@ -194,7 +198,10 @@ def rounded(x, dtype):
   "case",
   [
     "gpt2-a",
-    *(pytest.param(case, marks=pytest.mark.slow) for case in ("llama-a", "mistral-a", "mixtral-a")),
+    *(
+      pytest.param(case, marks=pytest.mark.slow)
+      for case in ("llama-a", "mistral-a", "mixtral-a", "qwen2-a", "qwen3-a")
+    ),
   ],
 )
 def test_16_bit_weights_have_the_logits_of_rounded_float32_weights(case, dtype):

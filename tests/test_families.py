@@ -9,11 +9,12 @@ from tinygrad import Tensor, nn
 
 import models
 from layers.activations import gelu, gelu_tanh
+from layers.attention import QKNormAttention
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
 from layers.parts import PLAIN
-from models import llama, mixtral
+from models import llama, mixtral, qwen2, qwen3
 from models.deberta import DisentangledAttention
 from models.hf_config import HFConfig
 from tinyformer import checkpoints
@@ -68,6 +69,33 @@ SIZES = {
   ),
   "Mistral-7B": (7_241_732_096, untrained),
   "Mixtral-8x7B": (46_702_792_704, lambda: untrained(mixtral, mixtral.Mixtral)),
+  "Qwen2-0.5B": (
+    494_032_768,
+    lambda: untrained(
+      qwen2,
+      qwen2.Qwen2,
+      vocab_size=151936,
+      hidden_size=896,
+      intermediate_size=4864,
+      num_hidden_layers=24,
+      num_attention_heads=14,
+      num_key_value_heads=2,
+      tie_word_embeddings=True,
+    ),
+  ),
+  "Qwen3-0.6B": (
+    596_049_920,
+    lambda: untrained(
+      qwen3,
+      qwen3.Qwen3,
+      vocab_size=151936,
+      hidden_size=1024,
+      intermediate_size=3072,
+      num_hidden_layers=28,
+      num_attention_heads=16,
+      tie_word_embeddings=True,
+    ),
+  ),
 }
 
 
@@ -99,6 +127,8 @@ TABLE = {
   "LLaMA": "llama-a",
   "Mistral": "mistral-a",
   "Mixtral": "mixtral-a",
+  "Qwen2, Qwen2.5": "qwen2-a",
+  "Qwen3": "qwen3-a",
   "ViT": "vit-a",
 }
 ACTIVATION_NAMES = {
@@ -155,7 +185,15 @@ def norm_of(block):
   return f"{name} after each sublayer"
 
 
+def biases_of(attn):
+  if attn.q.bias is None:
+    return "none"
+  return "all" if attn.out.bias is not None else "q, k and v"
+
+
 def similarity_of(attn):
+  if isinstance(attn, QKNormAttention):
+    return "scaled dot product of normalized heads"
   if isinstance(attn, DisentangledAttention):
     return "content to position"
   options = getattr(attn.attention_fn, "keywords", {})
@@ -177,7 +215,7 @@ def parts_of(model):
     "positions": positions_of(model, stack, parameters),
     "feed-forward": network + ACTIVATION_NAMES[block.ff.activation],
     "norm": norm_of(block),
-    "biases": "all" if block.attn.q.bias is not None else "none",
+    "biases": biases_of(block.attn),
     "head": "separate" if has_own_head else "tied",
   }
 

@@ -11,7 +11,16 @@ from layers.parts import PLAIN
 from tinyformer.checkpoints import load_module
 from tinyformer.generation import EncoderDecoderCache, Engine, generate, generate_simple
 
-DECODERS = ["gpt1-a", "gpt2-a", "gpt2-b", "llama-a", "mistral-a", "mixtral-a"]
+DECODERS = [
+  "gpt1-a",
+  "gpt2-a",
+  "gpt2-b",
+  "llama-a",
+  "mistral-a",
+  "mixtral-a",
+  "qwen2-a",
+  "qwen3-a",
+]
 ENCODER_DECODERS = ["bart-a", "marian-a", "t5-a", "t5-b"]
 SOURCE = [5, 9, 3, 7, 11, 2]
 PROMPT = [7, 3, 9, 5, 8, 4, 6, 10, 12]

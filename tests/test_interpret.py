@@ -21,6 +21,8 @@ FAST = {"pre-norm": "gpt2-a", "pre-norm, RMSNorm": "mistral-a", "post-norm": "gp
 SLOW = {
   "RMSNorm, grouped-query attention": "llama-a",
   "mixture of experts": "mixtral-a",
+  "biases on q, k and v": "qwen2-a",
+  "norms of q and k": "qwen3-a",
   "post-norm, cross-attention": "bart-a",
   "sinusoidal positions": "marian-a",
   "RMSNorm, cross-attention": "t5-a",

@@ -29,6 +29,8 @@ SINGLE_STACK = {
   "mixtral": transformers.MixtralConfig(
     **COMMON, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2
   ),
+  "qwen2": transformers.Qwen2Config(**COMMON, num_key_value_heads=2),
+  "qwen3": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=6),
   "bert": transformers.BertConfig(**ENCODER),
   "roberta": transformers.RobertaConfig(**ENCODER),
   "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),
@@ -66,7 +68,7 @@ def random_ids(n, seed=5):
 def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_path, name):
   config = SINGLE_STACK[name]
   ids = random_ids(11)
-  is_decoder = name in ("gpt2", "gpt", "llama", "mistral", "mixtral")
+  is_decoder = name not in ("bert", "roberta", "deberta")
   auto_class = (
     transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForMaskedLM
   )

@@ -4,20 +4,24 @@ Needs the extra `reference`; runs in .ci/run.
 """
 
 import random
+import re
 import unicodedata
 
 import numpy as np
 import pytest
 from conftest import ROOT, all_parts, close, randomise, shared_data
-from tinygrad import Tensor
+from tinygrad import Tensor, nn
 
+from layers.parts import PLAIN
 from layers.positions import alibi
 from models import gpt2
 from tinyformer import checkpoints
-from tinyformer.checkpoints import load_module
+from tinyformer.checkpoints import architecture, load_module, read_config
 from tinyformer.generation import Engine, beam_search, generate
+from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.tokenization.wordpiece import WordPiece
+from transformer import loss
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -230,17 +234,28 @@ DECODERS = {
   "mixtral with one of eight experts": transformers.MixtralConfig(
     **GROUPED, num_local_experts=8, num_experts_per_tok=1, sliding_window=9
   ),
+  "qwen2": transformers.Qwen2Config(**GROUPED),
+  "qwen2, tied head": transformers.Qwen2Config(**GROUPED, tie_word_embeddings=True),
+  "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=6),
+  "qwen3, tied head": transformers.Qwen3Config(
+    **DECODER, num_key_value_heads=4, head_dim=8, rms_norm_eps=1e-3, tie_word_embeddings=True
+  ),
 }
+
+
+def save_decoder(name, folder):
+  """Save a random checkpoint and return the model of transformers."""
+  reference = transformers.AutoModelForCausalLM.from_config(DECODERS[name]).eval()
+  make_fixtures.randomise(reference, 2)
+  reference.save_pretrained(folder)
+  return reference
 
 
 @pytest.fixture(scope="module", params=DECODERS)
 def decoder(request, tmp_path_factory):
   """Return the folder of a random checkpoint and the model of transformers."""
   folder = tmp_path_factory.mktemp("decoder")
-  reference = transformers.AutoModelForCausalLM.from_config(DECODERS[request.param]).eval()
-  make_fixtures.randomise(reference, 2)
-  reference.save_pretrained(folder)
-  return folder, reference
+  return folder, save_decoder(request.param, folder)
 
 
 @all_parts()
@@ -260,6 +275,39 @@ def test_logits_equal_hugging_face_with_and_without_left_padding(decoder, parts)
   )
   actual = model(Tensor(ids), attention_mask=Tensor(attention_mask)).numpy()
   close(actual[attention_mask], expected[attention_mask], 5e-5)
+
+
+def in_tensor_layout(grads, tensor, parameters, key_map):
+  """Return the gradient of a checkpoint's tensor from those of the parameters that it holds."""
+  joined = np.concatenate([grads[p].numpy() for p in parameters])
+  return joined.T if re.search(key_map.transposed, tensor) else joined
+
+
+# In memory, transformers' Mixtral has other parameters than its checkpoint.
+@pytest.mark.parametrize("parts", [PLAIN, CPU_KERNELS], ids=["plain", "CPU kernels"])
+@pytest.mark.parametrize("name", [name for name in DECODERS if "mixtral" not in name])
+def test_loss_and_gradients_equal_hugging_face(tmp_path, name, parts):
+  reference = save_decoder(name, tmp_path)
+  ids = random_ids({"vocab_size": 61}, 20)
+  output = reference(torch.tensor(ids), labels=torch.tensor(ids))
+  output.loss.backward()
+  expected = {n: p.grad.numpy() for n, p in reference.named_parameters()}
+
+  model = load_module(tmp_path, parts=parts)
+  parameters = nn.state.get_state_dict(model)
+  value = loss(model(Tensor(ids[:, :-1])), Tensor(ids[:, 1:]), smoothing=0)
+  grads = dict(zip(parameters, value.gradient(*parameters.values()), strict=True))
+  Tensor.realize(value, *grads.values())
+  assert value.item() == pytest.approx(output.loss.item(), abs=1e-4)
+  key_map = architecture(read_config(tmp_path))[0].KEY_MAP
+  table = key_map.table(model)
+  assert table.keys() == expected.keys()
+  for tensor, sources in table.items():
+    actual = in_tensor_layout(grads, tensor, sources, key_map)
+    assert np.abs(actual - expected[tensor]).max() < 1e-4, tensor
+    # The softmax cancels the bias of the keys, unless RoPE rotates them.
+    if expected[tensor].std() > 1e-6:
+      assert np.abs(actual - expected[tensor]).max() < 2e-3 * expected[tensor].std(), tensor
 
 
 @pytest.mark.parametrize("heads", [4, 12])
