@@ -117,18 +117,19 @@ def from_hf(hf: HFConfig) -> BartConfig:
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
   hf.only(tie_word_embeddings=True, share_encoder_decoder_embeddings=True)
+  dim = hf.size("d_model")
   return BartConfig(
     vocab_size=hf.size("vocab_size"),
     context=hf.size("max_position_embeddings", 1024),
-    dim=hf.size("d_model"),
-    encoder_heads=hf.size("encoder_attention_heads"),
-    decoder_heads=hf.size("decoder_attention_heads"),
+    dim=dim,
+    encoder_heads=hf.size("encoder_attention_heads", divides=dim),
+    decoder_heads=hf.size("decoder_attention_heads", divides=dim),
     encoder_ff_dim=hf.size("encoder_ffn_dim"),
     decoder_ff_dim=hf.size("decoder_ffn_dim"),
     encoder_layers=hf.size("encoder_layers"),
     decoder_layers=hf.size("decoder_layers"),
     activation=hf.activation("activation_function", "gelu"),
-    scale_embedding=bool(hf.get("scale_embedding")),
+    scale_embedding=hf.flag("scale_embedding", False),
   )
 
 

@@ -114,17 +114,19 @@ def from_hf(hf: HFConfig) -> BertConfig:
   """Translate a config.json. Raises ValueError if the configuration is not supported."""
   hf.only(is_decoder=False, add_cross_attention=False, position_embedding_type="absolute")
   activation = hf.activation("hidden_act", "gelu")
+  dim = hf.size("hidden_size")
+  tied = hf.flag("tie_word_embeddings", True)
   return BertConfig(
     vocab_size=hf.size("vocab_size"),
     context=hf.size("max_position_embeddings"),
-    dim=hf.size("hidden_size"),
-    heads=hf.size("num_attention_heads"),
+    dim=dim,
+    heads=hf.size("num_attention_heads", divides=dim),
     num_layers=hf.size("num_hidden_layers"),
     ff_dim=hf.size("intermediate_size"),
     segments=hf.size("type_vocab_size", 2),
     activation=activation,
-    eps=hf.get("layer_norm_eps", 1e-12),
-    head=head_from_hf(hf, activation, "tanh", tied=hf.get("tie_word_embeddings", True)),
+    eps=hf.epsilon("layer_norm_eps", 1e-12),
+    head=head_from_hf(hf, activation, "tanh", tied),
   )
 
 

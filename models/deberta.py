@@ -247,19 +247,21 @@ class Deberta:
 
 def attention_terms(hf: HFConfig) -> Collection[str]:
   """Return the position terms of the attention scores. Raises ValueError if one is unknown."""
-  value = hf["pos_att_type"]
-  terms = value.replace(" ", "").split("|") if isinstance(value, str) else value
+  if isinstance(hf.values.get("pos_att_type"), str):
+    terms = hf.text("pos_att_type").replace(" ", "").split("|")
+  else:
+    terms = hf.texts("pos_att_type")
   if not terms or set(terms) - {"c2p", "p2c"}:
-    raise ValueError(f"{hf.source}: pos_att_type {value!r} is not supported; use c2p|p2c")
+    raise hf.error("pos_att_type", "be c2p, p2c or c2p|p2c")
   return terms
 
 
 def from_hf(hf: HFConfig) -> DebertaConfig:
   """Translate a config.json. Raises ValueError if the configuration is not supported."""
-  defaults = {"relative_attention": False, "position_biased_input": True, "pos_att_type": ""}
-  hf = HFConfig(defaults | hf, hf.source)
+  defaults = {"relative_attention": False, "position_biased_input": True}
+  hf = HFConfig(defaults | hf.values, hf.source)
   dim = hf.size("hidden_size")
-  heads = hf.size("num_attention_heads")
+  heads = hf.size("num_attention_heads", divides=dim)
   context = hf.size("max_position_embeddings", 512)
   hf.only(
     relative_attention=True,
@@ -272,12 +274,19 @@ def from_hf(hf: HFConfig) -> DebertaConfig:
 
   def size_or_zero(key: str) -> int:
     """Return a size, or 0 if config.json says -1 or null."""
-    return max(0, hf.get(key) or 0)
+    return max(0, hf.integer(key, 0, -1))
 
   activation = hf.activation("hidden_act", "gelu")
   pooler_activation = hf.activation("pooler_hidden_act", "gelu")
   # The head of `legacy: false` always multiplies by the token embeddings.
-  tied = hf.get("tie_word_embeddings", True) or not hf.get("legacy", True)
+  tied = hf.flag("tie_word_embeddings", True) or not hf.flag("legacy", True)
+  max_distance = size_or_zero("max_relative_positions") or context
+  buckets = size_or_zero("position_buckets")
+  if buckets and not 2 <= buckets < 2 * (max_distance - 1):
+    raise hf.error("position_buckets", f"be from 2 to {2 * max_distance - 3}, or -1")
+  conv_width = size_or_zero("conv_kernel_size")
+  if conv_width and conv_width % 2 == 0:
+    raise hf.error("conv_kernel_size", "be odd, so that the convolution keeps the length")
   return DebertaConfig(
     vocab_size=hf.size("vocab_size"),
     context=context,
@@ -286,14 +295,14 @@ def from_hf(hf: HFConfig) -> DebertaConfig:
     num_layers=hf.size("num_hidden_layers"),
     ff_dim=hf.size("intermediate_size"),
     activation=activation,
-    eps=hf.get("layer_norm_eps", 1e-7),
+    eps=hf.epsilon("layer_norm_eps", 1e-7),
     terms=tuple(attention_terms(hf)),
-    share_att_key=hf.get("share_att_key", False),
-    max_distance=size_or_zero("max_relative_positions") or context,
-    buckets=size_or_zero("position_buckets"),
-    normalize_relative="layer_norm" in hf.get("norm_rel_ebd", "").lower(),
-    conv_width=size_or_zero("conv_kernel_size"),
-    conv_groups=hf.size("conv_groups", 1),
+    share_att_key=hf.flag("share_att_key", False),
+    max_distance=max_distance,
+    buckets=buckets,
+    normalize_relative="layer_norm" in hf.text("norm_rel_ebd", "").lower(),
+    conv_width=conv_width,
+    conv_groups=hf.size("conv_groups", 1, divides=dim),
     conv_activation=hf.activation("conv_act", "tanh"),
     head=head_from_hf(hf, activation, pooler_activation, tied),
   )

@@ -41,15 +41,16 @@ def from_hf(hf: HFConfig) -> GPTConfig:
   """
   hf.only(tie_word_embeddings=True)
   # In this architecture's configs, "gelu" is the tanh approximation.
-  is_tanh_gelu = hf.get("afn", "gelu") == "gelu"
+  is_tanh_gelu = hf.text("afn", "gelu") == "gelu"
+  dim = hf.size("n_embd", 768)
   return GPTConfig(
     vocab_size=hf.size("vocab_size", 40478),
     context=hf.size("n_positions", 512),
-    dim=hf.size("n_embd", 768),
-    heads=hf.size("n_head", 12),
+    dim=dim,
+    heads=hf.size("n_head", 12, divides=dim),
     num_layers=hf.size("n_layer", 12),
     activation="gelu_tanh" if is_tanh_gelu else hf.activation("afn", "gelu"),
-    eps=hf.get("layer_norm_epsilon", 1e-5),
+    eps=hf.epsilon("layer_norm_epsilon", 1e-5),
   )
 
 

@@ -142,11 +142,11 @@ def from_hf(hf: HFConfig) -> GPT2Config:
     vocab_size=hf.size("vocab_size"),
     context=hf.size("n_positions"),
     dim=dim,
-    heads=hf.size("n_head"),
+    heads=hf.size("n_head", divides=dim),
     num_layers=hf.size("n_layer"),
     ff_dim=hf.size("n_inner", 4 * dim),
     activation=hf.activation("activation_function", "gelu_new"),
-    eps=hf.get("layer_norm_epsilon", 1e-5),
+    eps=hf.epsilon("layer_norm_epsilon", 1e-5),
   )
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from tinygrad import Tensor
 
 from layers.parts import PLAIN, Parts
-from models.hf_config import HFConfig
+from models.hf_config import HFConfig, shown
 from transformer import Linear
 
 
@@ -177,6 +177,8 @@ def make_head(config, tokens, norm: Callable, parts: Parts = PLAIN):
   return IdentityHead()
 
 
+MAX_LABELS = 1_000_000
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 TASKS = {
   "ForMaskedLM": "fill-mask",
   "ForPreTraining": "fill-mask",
@@ -188,10 +190,14 @@ TASKS = {
 
 
 def labels_from_hf(hf: HFConfig) -> tuple[str, ...]:
-  """Return the class names of a config.json in the order of the logits."""
-  if names := hf.get("id2label"):
-    return tuple(names[i] for i in sorted(names, key=int))
-  return tuple(f"LABEL_{i}" for i in range(hf.size("num_labels", 2)))
+  """Return the class names of a config.json in the order of the logits.
+
+  Raises ValueError if the IDs of the labels are not 0, 1, 2, ...
+  """
+  names = hf.section("id2label")
+  if names.values:
+    return tuple(names.text(str(i)) for i in range(len(names.values)))
+  return tuple(f"LABEL_{i}" for i in range(hf.integer("num_labels", 2, 1, MAX_LABELS)))
 
 
 def head_from_hf(hf: HFConfig, activation: str, pooler_activation: str, tied: bool) -> HeadConfig:
@@ -199,17 +205,17 @@ def head_from_hf(hf: HFConfig, activation: str, pooler_activation: str, tied: bo
 
   The other arguments are those of HeadConfig. Raises ValueError if the head is not supported.
   """
-  architecture = (hf.get("architectures") or ["Model"])[0]
+  architecture = (hf.texts("architectures") or ["Model"])[0]
   suffix = re.search(r"(For[A-Z]\w*|LMHeadModel|Model)$", architecture)
   if not suffix or suffix[0] not in TASKS:
     raise ValueError(
-      f"{hf.source}: the architecture {architecture} is not supported; "
+      f"{hf.source}: the architecture {shown(architecture)} is not supported; "
       f"use one whose name ends in {', '.join(TASKS)}"
     )
   task = TASKS[suffix[0]]
   labels = labels_from_hf(hf) if task.endswith("classification") else ()
   default_problem = "regression" if len(labels) == 1 else "single_label_classification"
-  problem = hf.get("problem_type") or default_problem
+  problem = hf.choice("problem_type", PROBLEMS, default_problem)
   return HeadConfig(task, labels, problem, activation, pooler_activation, tied)
 
 

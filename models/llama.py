@@ -20,6 +20,10 @@ from models.hf_config import HFConfig
 from models.key_map import KeyMap
 from transformer import Block, causal_mask, padding_mask
 
+MAX_HEAD_DIM = 8_192
+MAX_THETA = 1e12
+MAX_FACTOR = 1e6
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -129,6 +133,28 @@ class Llama:
     return self.tokens.weight if self.config.tied else self.head.weight
 
 
+def rope_scaling_from_hf(hf: HFConfig) -> dict[str, Any]:
+  """Return the scaling of RoPE's frequencies, as in rope_inv_freq."""
+  # transformers 5 writes rope_parameters and older versions rope_scaling. The oldest write type.
+  rope = hf.section("rope_parameters", "rope_scaling")
+  kind = rope.text("rope_type", rope.text("type", "default"))
+  if kind == "default":
+    return {"rope_type": kind}
+  scaling = {"rope_type": kind, "factor": rope.number("factor", None, 1, MAX_FACTOR)}
+  if kind == "llama3":
+    low = rope.number("low_freq_factor", None, 1 / MAX_FACTOR, MAX_FACTOR)
+    high = rope.number("high_freq_factor", None, 1 / MAX_FACTOR, MAX_FACTOR)
+    if high <= low:
+      raise rope.error("high_freq_factor", f"exceed low_freq_factor {low}")
+    original_context = rope.size("original_max_position_embeddings")
+    scaling |= {
+      "low_freq_factor": low,
+      "high_freq_factor": high,
+      "original_max_position_embeddings": original_context,
+    }
+  return scaling
+
+
 def from_hf(hf: HFConfig) -> LlamaConfig:
   """Translate a config.json of LLaMA or Mistral.
 
@@ -136,23 +162,26 @@ def from_hf(hf: HFConfig) -> LlamaConfig:
   """
   hf.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
   dim = hf.size("hidden_size")
-  heads = hf.size("num_attention_heads")
-  # transformers 5 writes rope_parameters, older versions write rope_theta and rope_scaling.
-  rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+  heads = hf.size("num_attention_heads", divides=None if "head_dim" in hf else dim)
+  head_dim = hf.integer("head_dim", dim // heads, 1, MAX_HEAD_DIM)
+  if head_dim % 2:
+    raise ValueError(f"{hf.source}: head_dim {head_dim} is odd, but RoPE rotates pairs")
+  rope_theta = hf.number("rope_theta", 10000.0, 1, MAX_THETA)
+  rope = hf.section("rope_parameters", "rope_scaling")
   return LlamaConfig(
     vocab_size=hf.size("vocab_size"),
     context=hf.size("max_position_embeddings", 2048),
     dim=dim,
     heads=heads,
-    kv_heads=hf.size("num_key_value_heads", heads),
-    head_dim=hf.size("head_dim", dim // heads),
+    kv_heads=hf.size("num_key_value_heads", heads, divides=heads),
+    head_dim=head_dim,
     num_layers=hf.size("num_hidden_layers"),
     ff_dim=hf.size("intermediate_size"),
-    rope_theta=rope.get("rope_theta") or hf.get("rope_theta") or 10000.0,
-    rope_scaling=rope,
-    eps=hf.get("rms_norm_eps", 1e-6),
-    window=hf.get("sliding_window"),
-    tied=hf.get("tie_word_embeddings", False),
+    rope_theta=rope.number("rope_theta", rope_theta, 1, MAX_THETA),
+    rope_scaling=rope_scaling_from_hf(hf),
+    eps=hf.epsilon("rms_norm_eps", 1e-6),
+    window=hf.optional_size("sliding_window"),
+    tied=hf.flag("tie_word_embeddings", False),
   )
 
 

@@ -27,7 +27,7 @@ def from_hf(hf: HFConfig) -> llama.LlamaConfig:
   """
   hf.only(use_sliding_window=False)
   # A config.json may give the size of a sliding window that the model does not use.
-  values = {"max_position_embeddings": 32768} | hf | {"sliding_window": None}
+  values = {"max_position_embeddings": 32768} | hf.values | {"sliding_window": None}
   return llama.from_hf(HFConfig(values, hf.source))
 
 

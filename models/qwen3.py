@@ -29,7 +29,7 @@ def from_hf(hf: HFConfig) -> llama.LlamaConfig:
 
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
-  return qwen2.from_hf(HFConfig({"head_dim": 128} | hf, hf.source))
+  return qwen2.from_hf(HFConfig({"head_dim": 128} | hf.values, hf.source))
 
 
 KEY_MAP = dataclasses.replace(

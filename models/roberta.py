@@ -41,11 +41,11 @@ class Roberta(bert.Bert):
 
 def from_hf(hf: HFConfig) -> RobertaConfig:
   """Translate a config.json. Raises ValueError if the configuration is not supported."""
-  padding_id = hf.get("pad_token_id", 1)
   values = dict(vars(bert.from_hf(hf)))
+  padding_id = hf.integer("pad_token_id", 1, maximum=values["context"] - 2)
   values["context"] -= padding_id + 1
   # The activation of the masked-language-modelling head is always GELU.
-  values["head"] = head_from_hf(hf, "gelu", "tanh", tied=hf.get("tie_word_embeddings", True))
+  values["head"] = head_from_hf(hf, "gelu", "tanh", hf.flag("tie_word_embeddings", True))
   return RobertaConfig(**values, padding_id=padding_id)
 
 

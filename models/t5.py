@@ -17,7 +17,7 @@ from layers.norms import pre_norm
 from layers.parts import PLAIN, Parts
 from layers.positions import RelativeBias
 from models.encoder_decoder import EncoderDecoder, Stack
-from models.hf_config import HFConfig
+from models.hf_config import ACTIVATION_NAMES, HFConfig
 from models.key_map import KeyMap
 from transformer import Block, FeedForward, dot_product
 
@@ -82,6 +82,12 @@ class T5(EncoderDecoder):
     return self.tokens.as_linear(x * self.config.dim**-0.5)
 
 
+# The values of feed_forward_proj, and our names of their activations. T5 1.1's GELU, "gated-gelu",
+# is the tanh approximation.
+GATED = {f"gated-{name}": activation for name, activation in ACTIVATION_NAMES.items()}
+FEED_FORWARDS = ACTIVATION_NAMES | GATED | {"gated-gelu": "gelu_tanh"}
+
+
 def from_hf(hf: HFConfig) -> T5Config:
   """Translate a config.json of T5 or mT5.
 
@@ -89,15 +95,10 @@ def from_hf(hf: HFConfig) -> T5Config:
   """
   num_layers = hf.size("num_layers")
   # transformers 5 writes tie_word_embeddings: true for every T5, so scale_decoder_outputs decides.
-  tied_by_default = hf.get("tie_word_embeddings", True) and hf.get("model_type") != "mt5"
-  feed_forward = hf.get("feed_forward_proj", "relu")
-  if feed_forward == "gated-gelu":
-    activation = "gelu_tanh"  # T5 1.1's GELU is the tanh approximation.
-  else:
-    name = feed_forward.removeprefix("gated-")
-    activation = HFConfig({"feed_forward_proj": name}, hf.source).activation(
-      "feed_forward_proj", "relu"
-    )
+  is_mt5 = hf.text("model_type", "t5") == "mt5"
+  tied_by_default = hf.flag("tie_word_embeddings", True) and not is_mt5
+  feed_forward = hf.choice("feed_forward_proj", FEED_FORWARDS, "relu")
+  buckets = hf.integer("relative_attention_num_buckets", 32, minimum=4)
   return T5Config(
     vocab_size=hf.size("vocab_size"),
     dim=hf.size("d_model"),
@@ -106,13 +107,13 @@ def from_hf(hf: HFConfig) -> T5Config:
     ff_dim=hf.size("d_ff"),
     encoder_layers=num_layers,
     decoder_layers=hf.size("num_decoder_layers", num_layers),
-    activation=activation,
+    activation=FEED_FORWARDS[feed_forward],
     gated=feed_forward.startswith("gated-"),
     context=hf.size("n_positions", 512),
-    buckets=hf.size("relative_attention_num_buckets", 32),
-    max_distance=hf.size("relative_attention_max_distance", 128),
-    eps=hf.get("layer_norm_epsilon", 1e-6),
-    tied=hf.get("scale_decoder_outputs", tied_by_default),
+    buckets=buckets,
+    max_distance=hf.integer("relative_attention_max_distance", 128, minimum=buckets // 2 + 1),
+    eps=hf.epsilon("layer_norm_epsilon", 1e-6),
+    tied=hf.flag("scale_decoder_outputs", tied_by_default),
   )
 
 

@@ -18,6 +18,8 @@ from models.hf_config import HFConfig, hf_activation
 from models.key_map import KeyMap
 from transformer import Block, FeedForward, MultiHeadAttention
 
+MAX_SIDE = 8_192  # pixels
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -174,27 +176,29 @@ class ViT:
 
 def height_and_width(hf: HFConfig, name: str, default: int) -> tuple[int, int]:
   """Return (height, width) from a number or a list of two. Raises ValueError for other values."""
-  value = hf.get(name, default)
-  sides = value if isinstance(value, list) else [value, value]
-  if len(sides) == 2 and all(type(n) is int and n > 0 for n in sides):
+  value = hf.values.get(name)
+  sides = value if isinstance(value, list) else [hf.size(name, default)] * 2
+  if len(sides) == 2 and all(type(n) is int and 0 < n <= MAX_SIDE for n in sides):
     return sides[0], sides[1]
-  raise ValueError(f"{hf.source}: {name} must be one or two positive integers, but it is {value!r}")
+  raise hf.error(name, f"be one or two integers from 1 to {MAX_SIDE}")
 
 
 def from_hf(hf: HFConfig) -> ViTConfig:
   """Translate a config.json. Raises ValueError for an unsupported configuration."""
   hf.only(qkv_bias=True)
+  dim = hf.size("hidden_size", 768)
+  is_headless = hf.texts("architectures") == ["ViTModel"]
   return ViTConfig(
-    labels=() if hf.get("architectures") == ["ViTModel"] else labels_from_hf(hf),
+    labels=() if is_headless else labels_from_hf(hf),
     image=height_and_width(hf, "image_size", 224),
     patch=height_and_width(hf, "patch_size", 16),
     channels=hf.size("num_channels", 3),
-    dim=hf.size("hidden_size", 768),
-    heads=hf.size("num_attention_heads", 12),
+    dim=dim,
+    heads=hf.size("num_attention_heads", 12, divides=dim),
     num_layers=hf.size("num_hidden_layers", 12),
     ff_dim=hf.size("intermediate_size", 3072),
     activation=hf.activation("hidden_act", "gelu"),
-    eps=hf.get("layer_norm_eps", 1e-12),
+    eps=hf.epsilon("layer_norm_eps", 1e-12),
   )
 
 

@@ -133,7 +133,7 @@ def test_the_architecture_in_config_json_selects_the_head(tmp_path):
   ],
 )
 def test_an_unsupported_configuration_raises_an_error(tmp_path, key, value):
-  message = value[0] if isinstance(value, list) else f"{value}"
+  message = value[0] if isinstance(value, list) else key
   with pytest.raises(ValueError, match=message):
     checkpoints.load_module(with_head("bert-a", "Model", tmp_path, **{key: value}))
 

@@ -4,12 +4,16 @@ import json
 import os
 import pickle
 import random
+import shutil
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import FIXTURES
+from tinygrad import GlobalCounters
 
-from tinyformer import files
+from tinyformer import checkpoints, files
 from tinyformer.checkpoints import safetensors
 
 ARRAYS = {
@@ -64,6 +68,12 @@ def test_random_bytes_are_refused(tmp_path):
     '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
     '{"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}',
     '{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+    '{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+    '{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": 1}',
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"b": 1}}',
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
+    '{"a": ' + "[" * 100_000,
   ],
 )
 def test_invalid_header_is_refused(tmp_path, header):
@@ -81,6 +91,73 @@ def test_pickle_is_refused_without_being_loaded(tmp_path):
   with pytest.raises(ValueError, match="pickle, which can run any code"):
     safetensors.read(tmp_path)
   assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize(
+  "name",
+  ["config.json", "model.safetensors", "model.safetensors.index.json", "s.safetensors"],
+)
+def test_a_pipe_in_a_checkpoint_is_refused(tmp_path, name):
+  """Opening a pipe that nothing writes to would block forever."""
+  index = {"weight_map": {"a": "s.safetensors"}}
+  if name != "model.safetensors":
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  (tmp_path / "config.json").write_text((FIXTURES / "gpt2-a" / "config.json").read_text())
+  (tmp_path / name).unlink(missing_ok=True)
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(OSError, match=rf"{name} is a pipe, but must be a regular file"):
+    checkpoints.load_module(tmp_path)
+
+
+def test_a_device_or_a_folder_in_a_checkpoint_is_refused(tmp_path):
+  (tmp_path / "config.json").symlink_to("/dev/zero")
+  with pytest.raises(OSError, match=r"config\.json is a device, but must be a regular file"):
+    checkpoints.read_config(tmp_path)
+  (tmp_path / "model.safetensors").mkdir()
+  with pytest.raises(IsADirectoryError, match=r"safetensors is a folder"):
+    safetensors.read(tmp_path)
+
+
+def test_a_json_file_of_more_than_the_maximum_size_is_refused(tmp_path):
+  (tmp_path / "config.json").write_text("[" + "0," * files.MAX_JSON_BYTES)
+  with pytest.raises(ValueError, match=r"config\.json .*more than 16,000,000 bytes"):
+    checkpoints.read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "case, changes",
+  [
+    ("gpt2-a", {"n_layer": 10**6}),
+    ("gpt2-a", {"vocab_size": 10**12}),
+    ("gpt2-a", {"n_positions": 10**9}),
+    ("gpt2-a", {"n_inner": 10**9}),
+    ("mistral-a", {"head_dim": 10**9}),
+    ("mistral-a", {"head_dim": 8000}),
+    ("mistral-a", {"num_hidden_layers": 10**6}),
+    ("mixtral-a", {"num_local_experts": 10**6}),
+    ("t5-a", {"num_decoder_layers": 10**6}),
+    ("t5-a", {"relative_attention_num_buckets": 10**6, "relative_attention_max_distance": 10**7}),
+    ("vit-a", {"image_size": 8_192, "patch_size": 1}),
+    ("vit-a", {"num_channels": 10**9}),
+  ],
+)
+def test_sizes_that_exceed_the_tensors_are_refused_before_memory_is_allocated(
+  tmp_path, case, changes
+):
+  config = json.loads((FIXTURES / case / "config.json").read_text()) | changes
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  shutil.copy(FIXTURES / case / "model.safetensors", tmp_path)
+  before = GlobalCounters.mem_used
+  tracemalloc.start()
+  try:
+    with pytest.raises(ValueError, match=r"config\.json"):
+      checkpoints.load_module(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 50_000_000
+  assert GlobalCounters.mem_used < before + 1_000_000
 
 
 def test_folder_without_weights_is_refused(tmp_path):

@@ -246,7 +246,7 @@ def test_the_head_of_t5_1_1_is_not_tied_with_old_or_new_config_keys(tmp_path):
     ("bart-a", {"decoder_layers": None}, "decoder_layers"),
     ("t5-a", {"feed_forward_proj": "gated-mish"}, "mish"),
     ("t5-a", {"d_kv": 0}, "d_kv"),
-    ("bart-a", {"d_model": 13}, "dim 13"),
+    ("bart-a", {"d_model": 13}, "encoder_attention_heads must divide 13"),
   ],
 )
 def test_an_unsupported_setting_raises_an_error_that_names_it(case, change, word):

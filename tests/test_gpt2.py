@@ -296,8 +296,8 @@ def test_the_error_for_a_wrong_shape_names_the_tensor_and_both_shapes(tmp_path):
 @pytest.mark.parametrize(
   "change, words",
   [
-    ({"n_head": 5}, ("dim 24", "heads 5")),
-    ({"n_embd": None}, ("n_embd", "None")),
+    ({"n_head": 5}, ("n_head must divide 24", "not 5")),
+    ({"n_embd": None}, ("n_embd", "null")),
     ({"n_layer": -1}, ("n_layer", "-1")),
     ({"n_layer": "two"}, ("n_layer",)),
     ({"activation_function": "mish2"}, ("activation_function", "mish2")),

@@ -80,7 +80,7 @@ def test_logits_depend_on_relative_positions_only():
 @pytest.mark.parametrize("module", [models.qwen2, models.qwen3])
 def test_the_size_of_a_sliding_window_that_is_switched_off_is_ignored(module):
   config = {"sliding_window": 5, "use_sliding_window": False, "num_hidden_layers": 1}
-  sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 4, "intermediate_size": 8}
+  sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 8}
   assert module.from_hf(HFConfig(sizes | config)).window is None
   with pytest.raises(ValueError, match="use_sliding_window"):
     module.from_hf(HFConfig(sizes | config | {"use_sliding_window": True}))
@@ -98,14 +98,14 @@ def test_a_tied_head_has_no_parameters():
     ("hidden_act", "gelu"),
     ("attention_bias", True),
     ("hidden_size", 0),
-    ("rope_parameters", {"rope_type": "yarn"}),
+    ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
   ],
 )
 def test_an_unsupported_setting_raises_an_error_that_names_it(key, value):
   config = {
     "vocab_size": V,
     "hidden_size": 12,
-    "num_attention_heads": 4,
+    "num_attention_heads": 3,
     "num_hidden_layers": 1,
     "intermediate_size": 8,
   } | {key: value}

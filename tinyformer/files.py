@@ -1,20 +1,63 @@
-"""JSON files, and files that are replaced atomically."""
+"""Regular files only, JSON files, and files that are replaced atomically."""
 
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+# The largest JSON file, unless a caller allows more. Published ones have up to 10 MB. A parsed file
+# can take 30 times as much memory.
+MAX_JSON_BYTES = 16_000_000
+# What is not a regular file.
+KINDS = {
+  stat.S_IFIFO: "a pipe",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFDIR: "a folder",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def printable(text: Any, limit: int = 100) -> str:
+  """Return text from a file for an error message: on one line, without control characters."""
+  escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
+  return escaped if len(str(text)) <= limit else f"{escaped}..."
+
+
+def open_regular(path: Path) -> BinaryIO:
+  """Open a regular file to read its bytes.
+
+  Raises OSError for anything else: a pipe may never have data, and a device may never end.
+  """
+  kind = stat.S_IFMT(os.stat(path).st_mode)
+  if kind != stat.S_IFREG:
+    error = IsADirectoryError if kind == stat.S_IFDIR else OSError
+    raise error(f"{path} is {KINDS[kind]}, but must be a regular file")
+  return open(path, "rb")
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+  """Return the text of a regular file in UTF-8.
+
+  Raises OSError if the file cannot be read, and ValueError if it is larger or not UTF-8.
+  """
+  with open_regular(path) as f:
+    data = f.read(max_bytes + 1)
+  if len(data) > max_bytes:
+    raise ValueError(f"it has more than {max_bytes:,} bytes, the maximum for such a file")
+  return data.decode()
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
   """Return the object in a JSON file.
 
-  Raises FileNotFoundError, or ValueError if the file does not contain a JSON object.
+  Raises OSError if the file cannot be read, and ValueError if it does not contain a JSON object.
   """
   try:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(read_text(path, max_bytes))
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not JSON: {e}") from e
   if not isinstance(value, dict):

@@ -155,7 +155,7 @@ def inspect_pair(model: Model, recorded, text: str, target: str | None, last: in
   from tinyformer.generation import GenerationConfig, generate_seq2seq
   from tinyformer.interpret import inspection
 
-  config = GenerationConfig.read(model.folder)._replace(num_beams=1)
+  config = GenerationConfig.read(model.folder, model.module.vocab_size)._replace(num_beams=1)
 
   def generate(source_ids: list[int]) -> list[int]:
     return generate_seq2seq(model.module, source_ids, config, inspection.MAX_TOKENS - 1)

@@ -62,4 +62,28 @@ BUGS = [
     "",
     "hub",
   ),
+  Bug(
+    "true is a size in config.json",
+    "models/hf_config.py",
+    "HFConfig.integer",
+    "type(value) is int",
+    "isinstance(value, int)",
+    "hf_config",
+  ),
+  Bug(
+    "NaN is a number in config.json",
+    "models/hf_config.py",
+    "HFConfig.number",
+    "minimum <= value <= maximum",
+    "not (value < minimum or value > maximum)",
+    "hf_config",
+  ),
+  Bug(
+    "a JSON file may have any size",
+    "tinyformer/files.py",
+    "read_text",
+    "len(data) > max_bytes",
+    "False",
+    "checkpoint",
+  ),
 ]

@@ -7,10 +7,10 @@ BUGS = [
     "mean and standard deviation are swapped",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.__init__",
-    'mean = settings.get("image_mean", 0.5) if normalize else 0 '
-    'std = settings.get("image_std", 0.5) if normalize else 1',
-    'mean = settings.get("image_std", 0.5) if normalize else 0; '
-    'std = settings.get("image_mean", 0.5) if normalize else 1',
+    'self.mean = np.array(self.channels("image_mean", 0.5) if normalize else [0] * 3, np.float32) '
+    'self.std = np.array(self.channels("image_std", 0.5) if normalize else [1] * 3, np.float32)',
+    'self.mean = np.array(self.channels("image_std", 0.5) if normalize else [0] * 3, np.float32); '
+    'self.std = np.array(self.channels("image_mean", 0.5) if normalize else [1] * 3, np.float32)',
     "image_processor",
   ),
   Bug(
@@ -33,8 +33,8 @@ BUGS = [
     "the EXIF orientation is ignored",
     "tinyformer/vision/image_processor.py",
     "read",
-    "ImageOps.exif_transpose(Image.open(f))",
-    "Image.open(f)",
+    "ImageOps.exif_transpose(image)",
+    "image",
     "image_processor",
   ),
   Bug(

@@ -1,6 +1,7 @@
 """Checkpoints as Hugging Face saves them: config.json and safetensors, read and written."""
 
 import importlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -30,11 +31,7 @@ def architecture(config: HFConfig) -> tuple[ModuleType, Any]:
 
   Raises ValueError if its model_type is not in models.FAMILIES.
   """
-  model_type = config.get("model_type")
-  if model_type not in FAMILIES:
-    raise ValueError(
-      f"{config.source}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}"
-    )
+  model_type = config.choice("model_type", FAMILIES)
   module_name, class_name = FAMILIES[model_type].split(".")
   module = importlib.import_module(f"models.{module_name}")
   return module, getattr(module, class_name)
@@ -60,10 +57,53 @@ def load_module(
   hf = read_config(folder)
   module, model_class = architecture(hf)
   config = replace(module.from_hf(hf), **settings)
-  model = model_class(config, without_initial_values(parts))
   tensors = safetensors.read(Path(folder))
+  check_sizes(config, tensors, hf.source)
+  try:
+    model = model_class(config, without_initial_values(parts))
+  except ValueError as e:
+    raise ValueError(f"{hf.source}: {e}") from e
   safetensors.load_weights(model, tensors, module.KEY_MAP, safetensors.DTYPES[dtype])
   return model
+
+
+# The fields of a config that are the length of a tensor's axis, or divide it.
+AXES = {
+  "vocab_size",
+  "dim",
+  "heads",
+  "kv_heads",
+  "head_dim",
+  "ff_dim",
+  "encoder_heads",
+  "decoder_heads",
+  "encoder_ff_dim",
+  "decoder_ff_dim",
+  "segments",
+  "channels",
+  "experts",
+}
+LAYERS = {"num_layers", "encoder_layers", "decoder_layers"}
+
+
+def check_sizes(config: Any, tensors: dict[str, safetensors.TensorInfo], source: str) -> None:
+  """Raise ValueError if a checkpoint's tensors are too small, or too few, for the sizes in config.
+
+  Constructing a model of absurd sizes would take much time and memory. The exact shapes are checked
+  when the weights are loaded. source: the config's file name in error messages.
+  """
+  largest = max((math.prod(tensor.shape) for tensor in tensors.values()), default=0)
+  for name, value in vars(config).items():
+    if name in AXES and value and value > largest:
+      raise ValueError(
+        f"{source}: {name} {value:,} exceeds the number of elements of the checkpoint's largest "
+        f"tensor, {largest:,}: use the config.json that belongs to the weights"
+      )
+    if name in LAYERS and value > len(tensors):
+      raise ValueError(
+        f"{source}: {value:,} layers are more than the {len(tensors):,} tensors in the checkpoint: "
+        "use the config.json that belongs to the weights"
+      )
 
 
 def save(model, folder: str | Path, dtype: str = "float32", **config: Any) -> None:

@@ -14,10 +14,12 @@ from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
 from models.key_map import KeyMap
-from tinyformer.files import atomic_write, read_json, write_text
+from tinyformer.files import atomic_write, open_regular, printable, read_json, write_text
 from tinyformer.kernels.c_kernel import buffer_of
 from tinyformer.kernels.quantization import quantize_int8, to_float32
 
+# Published headers have less than 1 MB. A parsed header takes ten times as much memory.
+MAX_HEADER_BYTES = 25_000_000
 # Bytes per element of each type in the format.
 ITEM_SIZES = {
   "F64": 8,
@@ -100,14 +102,18 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
   Raises ValueError if the file is damaged or truncated.
   Source: https://github.com/huggingface/safetensors#format.
   """
-  size = path.stat().st_size
   try:
-    with open(path, "rb") as f:
+    with open_regular(path) as f:
+      size = os.fstat(f.fileno()).st_size
       length = int.from_bytes(f.read(8), "little")
       if length > size - 8:
         raise ValueError(f"the file ends before its header of {length:,} bytes does")
+      if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
       header = json.loads(f.read(length))
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+      raise ValueError("its metadata are not strings")
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
       tensors[name] = parse_entry(path, name, entry, 8 + length)
@@ -118,7 +124,9 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     if 8 + length + end != size:
       raise ValueError(f"the size is {size:,} bytes, but should be {8 + length + end:,}")
     return tensors
-  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+  except KeyError as e:
+    raise ValueError(f"{path} is not a valid safetensors file: a tensor has no {e}") from e
+  except (ValueError, TypeError, AttributeError, RecursionError) as e:
     raise ValueError(f"{path} is not a valid safetensors file: {e}") from e
 
 
@@ -127,11 +135,11 @@ def parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -
   dtype, shape = entry["dtype"], tuple(entry["shape"])
   first, last = entry["data_offsets"]
   if dtype not in ITEM_SIZES:
-    raise ValueError(f"{name} has the unknown type {dtype}")
-  if not all(type(n) is int for n in (first, last, *shape)):
-    raise ValueError(f"the shape or the offsets of {name} are not integers")
-  if last - first != math.prod(shape) * ITEM_SIZES[dtype] or min(shape, default=0) < 0:
-    raise ValueError(f"{name} of shape {shape} does not fit bytes {first} to {last}")
+    raise ValueError(f"{printable(name)} has the unknown type {printable(dtype)}")
+  if not all(type(n) is int and 0 <= n < 2**63 for n in (first, last, *shape)):
+    raise ValueError(f"the shape or the offsets of {printable(name)} are not sizes")
+  if last - first != math.prod(shape) * ITEM_SIZES[dtype]:
+    raise ValueError(f"{printable(name)} of shape {shape} does not fit bytes {first} to {last}")
   return TensorInfo(path, dtype, shape, data_start + first)
 
 
@@ -157,7 +165,7 @@ def read(folder: Path) -> dict[str, TensorInfo]:
     files = {shard: read_safetensors(folder / shard) for shard in sorted(set(shards.values()))}
     missing = [name for name, shard in shards.items() if name not in files[shard]]
     if missing:
-      raise ValueError(f"{folder / shards[missing[0]]} lacks {missing[0]}")
+      raise ValueError(f"{folder / shards[missing[0]]} lacks {printable(missing[0])}")
     return {name: files[shard][name] for name, shard in shards.items()}
   if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
     raise ValueError(
@@ -328,7 +336,7 @@ CONVERT: dict[DType, Callable[[np.ndarray], np.ndarray]] = {
 def summarize(names: Sequence[str], limit: int = 3) -> str:
   """Return the first names and the number of the remaining ones."""
   more = f" and {len(names) - limit} more" if len(names) > limit else ""
-  return ", ".join(names[:limit]) + more
+  return ", ".join(map(printable, names[:limit])) + more
 
 
 def write_safetensors(

@@ -59,7 +59,7 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
 
 def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts: Parts):
   """Return the model of --init. Raises UsageError if it is not a GPT-2 or has other sizes."""
-  kind = checkpoints.read_config(source).get("model_type")
+  kind = checkpoints.read_config(source).text("model_type")
   if kind != "gpt2":
     raise cli.UsageError(f"--init {args.init} is a {kind}; only gpt2 can be trained")
   model = load_module(source, parts=parts, dropout=args.dropout)

@@ -14,7 +14,7 @@ class Translator:
   def __init__(self, module, tokenizer, folder: Path, key: str | None = None):
     self.module = module
     self.tokenizer = tokenizer
-    self.config = GenerationConfig.read(folder)
+    self.config = GenerationConfig.read(folder, module.vocab_size)
     self.key = key
 
   def __call__(

@@ -6,14 +6,17 @@ processor, which rounds resized images differently. Bilinear results then differ
 255 levels. Bicubic results differ by more if they overshoot.
 """
 
+import contextlib
 import json
+import reprlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyformer.files import read_json, write_text
+from tinyformer.files import open_regular, read_json, write_text
 
 try:
   from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,31 +25,60 @@ except ImportError as e:
     "reading images needs Pillow, which is not installed: pip install -e '.[pictures]'"
   ) from e
 
-# Largest number of pixels of an image, both in a file and after resizing.
+# The largest picture file: Pillow's limit for pixels, and JPEG's for a side. The memory that Pillow
+# needs to resize an image is proportional to the longer side.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+MAX_SIDE = 65_535
+# The largest input of a model. Published models read up to 1,024 x 1,024 pixels.
+MAX_RESIZED_SIDE = 2_048
+MAX_RESIZED_PIXELS = MAX_RESIZED_SIDE**2
+MAX_NUMBER = 1_000_000
+# Pillow knows more formats, but runs another program for some.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def read(path: str | Path) -> Image.Image:
   """Read an image file; return an upright RGB image.
 
   Transparency is dropped, as transformers does.
-  Raises OSError if the file cannot be opened, and ValueError for an invalid or truncated image.
+  Raises OSError if the file cannot be opened, and ValueError for an invalid, truncated or too large
+  image.
   """
-  with open(path, "rb") as f, warnings.catch_warnings():
+  with open_regular(Path(path)) as f, warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    # A small file can claim any number of pixels.
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
-    try:
-      return ImageOps.exif_transpose(Image.open(f)).convert("RGB")
-    except UnidentifiedImageError as e:
+    with image_errors(path):
+      image = Image.open(f, formats=FORMATS)
+    # A small file can claim any number of pixels, so check before decoding.
+    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
       raise ValueError(
-        f"{path} is not an image in a format that Pillow supports: convert it, for example to PNG"
-      ) from e
-    # Pillow can raise any exception for a damaged file.
-    except Exception as e:
-      raise ValueError(
-        f"cannot read {path} as an image: {e}; check that the file is complete"
-      ) from e
+        f"{path} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,} in all or "
+        f"{MAX_SIDE:,} per side: make it smaller"
+      )
+    with image_errors(path):
+      return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@contextlib.contextmanager
+def image_errors(path: str | Path) -> Iterator[None]:
+  """Convert Pillow's errors to ValueErrors that name the file."""
+  try:
+    yield
+  except UnidentifiedImageError as e:
+    raise ValueError(
+      f"{path} is not an image in a supported format ({', '.join(FORMATS)}): convert it, for "
+      "example to PNG"
+    ) from e
+  # Pillow can raise any exception for a damaged file.
+  except Exception as e:
+    reason = str(e) or type(e).__name__
+    raise ValueError(
+      f"cannot read {path} as an image: {reason}; check that the file is complete"
+    ) from e
+
+
+def is_number(value: Any) -> bool:
+  """Return whether a JSON value is a number that float32 can hold."""
+  return type(value) in (int, float) and abs(value) <= MAX_NUMBER
 
 
 class Preprocessor:
@@ -61,41 +93,74 @@ class Preprocessor:
   def __init__(self, settings: dict[str, Any], source: str = "preprocessor_config.json"):
     self.settings = settings
     self.source = source
-    try:
-      self.size = self.sides(settings.get("size", 224)) if settings.get("do_resize", True) else None
-      self.crop = self.sides(settings.get("crop_size")) if settings.get("do_center_crop") else None
-      self.resample = Image.Resampling(settings.get("resample", Image.Resampling.BILINEAR))
-      rescale = settings.get("do_rescale", True)
-      self.scale = float(settings.get("rescale_factor", 1 / 255)) if rescale else 1.0
-      normalize = settings.get("do_normalize", True)
-      mean = settings.get("image_mean", 0.5) if normalize else 0
-      std = settings.get("image_std", 0.5) if normalize else 1
-      self.mean = np.broadcast_to(np.array(mean, np.float32), 3)
-      self.std = np.broadcast_to(np.array(std, np.float32), 3)
-    except (TypeError, ValueError) as e:
-      raise ValueError(f"{source}: {e}") from e
+    self.size = self.sides("size", 224) if self.flag("do_resize", True) else None
+    self.crop = self.sides("crop_size", None) if self.flag("do_center_crop", False) else None
     if self.crop and "shortest_edge" in self.crop:
-      raise ValueError(
-        f"{source}: crop_size {settings['crop_size']!r} must give a height and a width"
-      )
-    if not self.std.all():
-      raise ValueError(f"{source}: image_std {settings['image_std']!r} must not contain 0")
+      raise self.error("crop_size", "give a height and a width")
+    resample = self.value("resample", Image.Resampling.BILINEAR.value)
+    if type(resample) is not int or resample not in list(Image.Resampling):
+      raise self.error("resample", f"be an integer from 0 to {max(Image.Resampling)}")
+    self.resample = Image.Resampling(resample)
+    rescale = self.flag("do_rescale", True)
+    self.scale = self.number("rescale_factor", 1 / 255) if rescale else 1.0
+    normalize = self.flag("do_normalize", True)
+    self.mean = np.array(self.channels("image_mean", 0.5) if normalize else [0] * 3, np.float32)
+    self.std = np.array(self.channels("image_std", 0.5) if normalize else [1] * 3, np.float32)
+    if not (self.std > 0).all():
+      raise self.error("image_std", "be positive")
 
-  @staticmethod
-  def sides(size: Any) -> dict[str, int]:
+  def value(self, name: str, default: Any) -> Any:
+    """Return a setting, or the default if it is missing or null."""
+    value = self.settings.get(name)
+    return default if value is None else value
+
+  def error(self, name: str, requirement: str) -> ValueError:
+    """Return the error for an invalid setting."""
+    value = reprlib.repr(self.settings.get(name))
+    return ValueError(f"{self.source}: {name} must {requirement}, not {value}")
+
+  def flag(self, name: str, default: bool) -> bool:
+    """Return a setting that is true or false. Raises ValueError for other values."""
+    value = self.value(name, default)
+    if type(value) is not bool:
+      raise self.error(name, "be true or false")
+    return value
+
+  def number(self, name: str, default: float) -> float:
+    """Return a number. Raises ValueError for other values."""
+    value = self.value(name, default)
+    if not is_number(value):
+      raise self.error(name, f"be a number of at most {MAX_NUMBER:,}")
+    return float(value)
+
+  def channels(self, name: str, default: float) -> list[float]:
+    """Return a number for each of the three channels, from a number or a list of three.
+
+    Raises ValueError for other values.
+    """
+    value = self.value(name, default)
+    numbers = value if isinstance(value, list) else [value] * 3
+    if len(numbers) == 3 and all(map(is_number, numbers)):
+      return [float(n) for n in numbers]
+    raise self.error(name, f"be one or three numbers of at most {MAX_NUMBER:,}")
+
+  def sides(self, name: str, default: int | None) -> dict[str, int]:
     """Return a size as a dict with the keys height and width, or shortest_edge, in pixels.
 
     A number gives the side of a square. Raises ValueError for other values.
     """
-    sides = {"height": size, "width": size} if isinstance(size, int) else size
+    size = self.value(name, default)
+    sides = {"height": size, "width": size} if type(size) is int else size
     if (
       isinstance(sides, dict)
       and set(sides) in ({"height", "width"}, {"shortest_edge"})
-      and all(type(n) is int and n > 0 for n in sides.values())
+      and all(type(n) is int and 0 < n <= MAX_RESIZED_SIDE for n in sides.values())
     ):
       return sides
-    raise ValueError(
-      f"a size must be a positive integer, a height and a width, or a shortest_edge, not {size!r}"
+    raise self.error(
+      name,
+      f"be a positive integer of at most {MAX_RESIZED_SIDE:,}, a height and a width, or a "
+      "shortest_edge",
     )
 
   @classmethod
@@ -113,7 +178,7 @@ class Preprocessor:
     write_text(Path(folder) / "preprocessor_config.json", text)
 
   def resized(self, image: Image.Image) -> Image.Image:
-    """Return the resized image. Raises ValueError if it would have more than MAX_PIXELS pixels."""
+    """Return the resized image. Raises ValueError if it would have too many pixels."""
     if self.size is None:
       return image
     if "shortest_edge" in self.size:
@@ -121,7 +186,7 @@ class Preprocessor:
       width, height = (int(shortest_edge * n / min(image.size)) for n in image.size)
     else:
       width, height = self.size["width"], self.size["height"]
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_RESIZED_PIXELS:
       raise ValueError(
         f"{self.source} resizes an image of {image.width} x {image.height} pixels to "
         f"{width} x {height}, which is too many: use a smaller size, or an image whose sides "
