@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None) -> int:
   device = select_device(args.device)
   from tinyformer import checkpoints
   from tinyformer.tasks.perplexity import check_stride, encode_documents
-  from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+  from tinyformer.tokenization import load_tokenizer
   from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
-  tokenizer, model = BytePairEncoding.load(folder), checkpoints.load_module(folder, args.dtype)
+  tokenizer, model = load_tokenizer(folder), checkpoints.load_module(folder, args.dtype)
   try:
     stride = check_stride(model, args.stride)
   except ValueError as e:

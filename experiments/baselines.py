@@ -217,11 +217,11 @@ def main(argv: list[str] | None = None) -> int:
   select_device(args.device)
   from tinyformer import checkpoints, files
   from tinyformer.tasks import perplexity
-  from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+  from tinyformer.tokenization import load_tokenizer
   from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
-  tokenizer = BytePairEncoding.load(folder)
+  tokenizer = load_tokenizer(folder)
   model = checkpoints.load_module(folder)
   train, val = train_val_split(read_documents(args.data), args.val_seed, args.val_fraction)
   ids, texts = perplexity.encode_documents(tokenizer, val, args.max_tokens_per_document)

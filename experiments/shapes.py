@@ -124,10 +124,10 @@ def bits_per_byte(folder: Path, documents: list[str]) -> float:
   """Return the bits per byte of documents under the model in a folder."""
   from tinyformer import checkpoints
   from tinyformer.tasks import perplexity
-  from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+  from tinyformer.tokenization import load_tokenizer
 
   model = checkpoints.load_module(folder)
-  ids, texts = perplexity.encode_documents(BytePairEncoding.load(folder), documents)
+  ids, texts = perplexity.encode_documents(load_tokenizer(folder), documents)
   stride = max(1, model.context // 2)
   nats = sum(losses.sum() for _, losses in perplexity.token_losses(model, ids, stride))
   return nats / math.log(2) / sum(len(t.encode()) for t in texts)

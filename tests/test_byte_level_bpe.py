@@ -225,7 +225,10 @@ def test_tokenizer_json_sets_the_pattern_and_the_special_tokens(small, tmp_path)
     ],
     "post_processor": {
       "type": "TemplateProcessing",
-      "single": [],
+      "single": [
+        {"SpecialToken": {"id": "<|eot|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+      ],
       "pair": [
         {"SpecialToken": {"id": "<|eot|>", "type_id": 0}},
         {"Sequence": {"id": "A", "type_id": 0}},

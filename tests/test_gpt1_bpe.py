@@ -43,8 +43,23 @@ def test_offsets_refer_to_the_original_text(tokenizer):
 def test_both_file_layouts_load(tmp_path, tokenizer, layout):
   if layout == "tokenizer.json":
     content = {
-      "model": {"vocab": VOCAB, "merges": MERGES},
+      "model": {
+        "type": "BPE",
+        "vocab": VOCAB,
+        "merges": MERGES,
+        "unk_token": "<unk>",
+        "end_of_word_suffix": "</w>",
+      },
+      "added_tokens": [{"id": 0, "content": "<unk>", "special": True}],
       "decoder": {"type": "BPEDecoder", "suffix": "</w>"},
+      "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "strip_accents": None,
+        "lowercase": True,
+      },
+      "pre_tokenizer": {"type": "BertPreTokenizer"},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
   else:
@@ -53,4 +68,7 @@ def test_both_file_layouts_load(tmp_path, tokenizer, layout):
     lines = ["#version: 0.2", *map(" ".join, MERGES)]
     (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n")
   loaded = tokenization.load_tokenizer(tmp_path)
-  assert loaded.encode("the bea") == tokenizer.encode("the bea")
+  for text in ("the bea", "Thé  bez the"):
+    assert loaded.encode_with_offsets(text) == tokenizer.encode_with_offsets(text)
+    assert loaded.decode(loaded.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+  assert loaded.continuation_joiner == " "

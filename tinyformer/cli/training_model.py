@@ -12,6 +12,8 @@ from tinyformer.cli.training_arguments import set_sizes
 from tinyformer.files import atomic_write
 from tinyformer.kernels.mixed_precision import MIXED
 from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.tokenization import load_tokenizer
+from tinyformer.tokenization.base import Tokenizer
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 TOKENIZER_FILES = (
@@ -31,13 +33,13 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
   parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS
   if args.resume:
     model = load_module(args.out / "last", parts=parts, dropout=args.dropout)
-    return model, BytePairEncoding.load(args.out / "last"), None
+    return model, load_tokenizer(args.out / "last"), None
   if args.init and "tokens" in args.given:
     raise cli.UsageError("--init has its own vocabulary: omit --tokens")
   source = None
   if args.init or args.tokens not in ("bpe", "characters"):
     source = cli.find_model(args, args.init or args.tokens, bool(args.init))
-    tokenizer = BytePairEncoding.load(source)
+    tokenizer: Tokenizer = load_tokenizer(source)
   elif args.tokens == "bpe":
     tokenizer = BytePairEncoding.train(train_documents, args.vocab)
   else:

@@ -1,7 +1,7 @@
 """Tokenizers: text to token IDs, and token IDs to text."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from tinyformer.tokenization.base import Tokenizer
@@ -25,6 +25,7 @@ def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> "Tokeni
 
 def load_by_files(folder: Path) -> "Tokenizer":
   """Load a tokenizer of the kind that the files in the folder indicate."""
+  from tinyformer.tokenization import tokenizer_json
   from tinyformer.tokenization.base import TokenizerFiles
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
   from tinyformer.tokenization.gpt1_bpe import GPT1Tokenizer
@@ -35,18 +36,22 @@ def load_by_files(folder: Path) -> "Tokenizer":
   if (folder / "source.spm").exists():
     return SentencePiece.from_marian(files)
   if files.tokenizer_json:
-    model = files.tokenizer_json.get("model", {})
-    decoder = files.tokenizer_json.get("decoder") or {}
-    if decoder.get("type") == "BPEDecoder":
-      return GPT1Tokenizer.load(folder)
-    if "merges" in model and decoder.get("type") == "ByteLevel":
-      return BytePairEncoding.from_tokenizer_json(files)
-    if "merges" in model or isinstance(model.get("vocab"), list):
-      return SentencePiece.from_tokenizer_json(files)
-    return WordPiece.from_tokenizer_json(files)
+    return tokenizer_json.from_files(files)
   if (folder / "vocab.json").exists():
     is_gpt1 = files.read("config.json").get("model_type") == "openai-gpt"
     return GPT1Tokenizer.load(folder) if is_gpt1 else BytePairEncoding.load(folder)
   if (folder / "vocab.txt").exists():
     return WordPiece.load(folder)
   return SentencePiece.load(folder)
+
+
+def from_json(content: dict[str, Any], config: dict[str, Any] | None = None) -> "Tokenizer":
+  """Return the tokenizer that a parsed tokenizer.json describes.
+
+  content: the JSON object in tokenizer.json.
+  config: the JSON object in tokenizer_config.json, which names the special tokens, or None.
+  Raises ValueError if a step is not supported, or if a setting is missing or invalid.
+  """
+  from tinyformer.tokenization import tokenizer_json
+
+  return tokenizer_json.from_json(content, config)

@@ -2,12 +2,15 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tinyformer.files import read_json
 from tinyformer.tokenization.normalizers import NormalizedString
+from tinyformer.tokenization.settings import Settings
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 EOS_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
@@ -33,13 +36,14 @@ class Tokenizer:
   def __init__(
     self, tokens: dict[int, bytes], specials: dict[str, int], strip_leading_space: bool = False
   ):
-    self.tokens = tokens | dict.fromkeys(specials.values(), b"")
+    self.tokens: Mapping[int, bytes] = tokens | dict.fromkeys(specials.values(), b"")
     self.specials = specials
     self.strip_leading_space = strip_leading_space
     self.prefix_ids: list[int] = []
     self.sep_ids: list[int] = []
     self.suffix_ids: list[int] = []
     self.second = 0
+    self.sep_segments: list[int] = []
     self.end = next((specials[token] for token in EOS_TOKENS if token in specials), None)
     self.pad: int | None = None
     self.mask: tuple[int, str] | None = None
@@ -100,6 +104,13 @@ class Tokenizer:
     """Return the token IDs of a text, as `encode_with_offsets` does."""
     return [token_id for token_id, _, _ in self.encode_with_offsets(text, special)]
 
+  def encode_documents(self, documents: Iterable[str]) -> np.ndarray:
+    """Return the concatenated token IDs of all documents (int32), with EOS after each document."""
+    eos = [] if self.end is None else [self.end]
+    return np.concatenate(
+      [np.array(self.encode(document) + eos, dtype=np.int32) for document in documents]
+    )
+
   def token(self, i: int) -> bytes:
     """Return the bytes of token i, empty for a special token.
 
@@ -133,7 +144,10 @@ class Tokenizer:
     """
     first = [*self.prefix_ids, *a, *self.sep_ids]
     second = [*b, *self.suffix_ids]
-    return first + second, [0] * len(first) + [self.second] * len(second)
+    segments = [0] * len(first)
+    if len(self.sep_segments) == len(self.sep_ids):
+      segments = segments[: len(first) - len(self.sep_ids)] + self.sep_segments
+    return first + second, segments + [self.second] * len(second)
 
   def load_special_tokens(
     self, files: "TokenizerFiles", template: str = "A B", second: int = 0
@@ -145,7 +159,8 @@ class Tokenizer:
     """
 
     def find(key: str, *defaults: str) -> str | None:
-      candidates = (files.config.get(key), *defaults)
+      configured = files.config.get(key)
+      candidates = (configured if isinstance(configured, str) else None, *defaults)
       return next((token for token in candidates if token in self.specials), None)
 
     bos = find("bos_token", "<s>")
@@ -155,6 +170,26 @@ class Tokenizer:
     self.pad = None if pad is None else self.specials[pad]
     self.end = None if eos is None else self.specials[eos]
     self.mask = None if mask is None else (self.specials[mask], mask)
+    default = split_template(
+      [
+        (word, [self.specials[word]] if word in self.specials else [], second)
+        for word in template.split()
+      ]
+    )._replace(sep_segments=[])
+    post_processor = files.tokenizer_json.get("post_processor")
+    pair = default
+    if post_processor is not None:
+      pair = read_post_processor(Settings("post_processor", post_processor)) or default
+    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second, self.sep_segments = pair
+    add_bos = files.config.get("add_bos_token")
+    add_eos = files.config.get("add_eos_token")
+    if bos is not None and add_bos is not None:
+      self.prefix_ids = [self.specials[bos]] if add_bos else []
+    if eos is not None and add_eos is not None:
+      self.suffix_ids = [self.specials[eos]] if add_eos else []
+
+  def load_added_tokens(self, files: "TokenizerFiles") -> None:
+    """Set the tokens that are recognized in a text from a checkpoint's files."""
     # RoBERTa, BART and CamemBERT remove the space before <mask>.
     self.lstrip_tokens = {
       token
@@ -166,31 +201,22 @@ class Tokenizer:
       for token, properties in files.added_tokens.items()
       if not properties.get("special") and token not in self.specials
     }
-    self.tokens |= {i: token.encode() for token, i in self.added_tokens.items()}
-    default = split_template(
-      [
-        (word, [self.specials[word]] if word in self.specials else [], second)
-        for word in template.split()
-      ]
-    )
-    post_processor = files.tokenizer_json.get("post_processor")
-    pair = read_post_processor(post_processor) or default
-    self.prefix_ids, self.sep_ids, self.suffix_ids, self.second = pair
-    add_bos = files.config.get("add_bos_token")
-    add_eos = files.config.get("add_eos_token")
-    if bos is not None and add_bos is not None:
-      self.prefix_ids = [self.specials[bos]] * add_bos
-    if eos is not None and add_eos is not None:
-      self.suffix_ids = [self.specials[eos]] * add_eos
+    self.tokens = dict(self.tokens) | {i: t.encode() for t, i in self.added_tokens.items()}
 
 
 class PairTemplate(NamedTuple):
-  """The special tokens around a pair of texts, and the segment of the second text."""
+  """The special tokens around a pair of texts.
+
+  second: the segment of the second text and of what follows. The first text and what precedes have
+  segment 0.
+  sep_segments: the segments of `sep_ids`.
+  """
 
   prefix_ids: list[int]
   sep_ids: list[int]
   suffix_ids: list[int]
   second: int
+  sep_segments: list[int]
 
 
 def split_template(parts: list[tuple[str, list[int], int]]) -> PairTemplate:
@@ -206,32 +232,85 @@ def split_template(parts: list[tuple[str, list[int], int]]) -> PairTemplate:
     return [i for _, part_ids, _ in parts[start:end] for i in part_ids]
 
   _, _, second = parts[b]
-  return PairTemplate(ids(0, a), ids(a + 1, b), ids(b + 1, None), second)
+  sep_segments = [segment for _, part_ids, segment in parts[a + 1 : b] for _ in part_ids]
+  return PairTemplate(ids(0, a), ids(a + 1, b), ids(b + 1, None), second, sep_segments)
 
 
-def read_post_processor(config: dict[str, Any] | None) -> PairTemplate | None:
-  """Return the special tokens that a post_processor of tokenizer.json adds, or None."""
-  if config is None:
+def read_post_processor(config: Settings) -> PairTemplate | None:
+  """Return the special tokens that a post_processor of tokenizer.json adds, or None.
+
+  Raises ValueError if a step is not supported or a setting is missing.
+  """
+  kind = config.kind
+  if kind == "Sequence":
+    found = [read_post_processor(step) for step in config.steps("processors")]
+    templates = [template for template in found if template]
+    if len(templates) > 1:
+      raise config.refuse("with several steps that add special tokens is not supported")
+    return templates[0] if templates else None
+  if kind == "TemplateProcessing":
+    return read_template_processing(config)
+  if kind in ("BertProcessing", "RobertaProcessing"):
+    cls_id = read_token_and_id(config, "cls")
+    sep_id = read_token_and_id(config, "sep")
+    if kind == "BertProcessing":
+      return PairTemplate([cls_id], [sep_id], [sep_id], 1, [0])
+    return PairTemplate([cls_id], [sep_id, sep_id], [sep_id], 0, [0, 0])
+  if kind == "ByteLevel":
+    # It only trims offsets.
     return None
-  if config["type"] == "Sequence":
-    templates = (read_post_processor(processor) for processor in config["processors"])
-    return next((template for template in templates if template), None)
-  if config["type"] == "TemplateProcessing":
-    special_tokens = config["special_tokens"]
-    parts = [next(iter(part.values())) for part in config["pair"]]
-    return split_template(
-      [
-        (part["id"], special_tokens.get(part["id"], {"ids": []})["ids"], part["type_id"])
-        for part in parts
-      ]
-    )
-  if config["type"] == "BertProcessing":
-    cls_id, sep_id = config["cls"][1], config["sep"][1]
-    return PairTemplate([cls_id], [sep_id], [sep_id], 1)
-  if config["type"] == "RobertaProcessing":
-    cls_id, sep_id = config["cls"][1], config["sep"][1]
-    return PairTemplate([cls_id], [sep_id, sep_id], [sep_id], 0)
-  return None
+  raise config.refuse()
+
+
+def read_token_and_id(config: Settings, name: str) -> int:
+  """Return the ID in a setting that is a token and its ID."""
+  pair = config.get(name, list)
+  if len(pair) != 2 or type(pair[1]) is not int or pair[1] < 0:
+    raise ValueError(f"{config.title}: {name!r} must be a token and its ID, not {pair!r:.80}")
+  return pair[1]
+
+
+def read_template_processing(config: Settings) -> PairTemplate:
+  """Return the special tokens of a TemplateProcessing step."""
+  special_tokens = config.get("special_tokens", dict, {})
+
+  def read_parts(name: str) -> list[tuple[str, list[int], int]]:
+    parts = []
+    for item in config.get(name, list):
+      if not isinstance(item, dict) or len(item) != 1:
+        raise ValueError(f"{config.title}: {item!r:.80} in {name!r} must be a part of a template")
+      [(kind, value)] = item.items()
+      part = Settings(f"{config.title}: {name!r}", value)
+      part_id = part.get("id", str)
+      ids: list[int] = []
+      if kind == "SpecialToken":
+        if part_id not in special_tokens:
+          raise ValueError(f"{config.title}: the special token {part_id!r:.80} has no IDs")
+        ids = Settings(config.title, special_tokens[part_id]).get("ids", list)
+        if not all(type(i) is int and i >= 0 for i in ids):
+          raise ValueError(f"{config.title}: the IDs of {part_id!r:.80} must be integers")
+        part_id = f"special {part_id}"
+      elif kind != "Sequence" or part_id not in ("A", "B"):
+        raise ValueError(f"{config.title}: the part {item!r:.80} is not supported")
+      parts.append((part_id, ids, part.get("type_id", int, 0)))
+    return parts
+
+  parts = read_parts("pair")
+  texts = [name for name, _, _ in parts if name in ("A", "B")]
+  if texts != ["A", "B"]:
+    raise config.refuse("whose 'pair' is not one text A before one text B is not supported")
+  template = split_template(parts)
+  single = [i for _, ids, _ in read_parts("single") for i in ids]
+  names = [name for name, _, _ in read_parts("single") if name in ("A", "B")]
+  if names != ["A"] or single != template.prefix_ids + template.suffix_ids:
+    raise config.refuse("whose 'single' and 'pair' differ in their special tokens is not supported")
+  a, b = (n for n, (name, _, _) in enumerate(parts) if name in ("A", "B"))
+  first_segments = {segment for _, _, segment in parts[: a + 1]}
+  second_segments = {segment for _, _, segment in parts[b:]}
+  if first_segments != {0} or len(second_segments) > 1:
+    segments = sorted(first_segments | second_segments)
+    raise config.refuse(f"with the segments {segments} is not supported")
+  return template
 
 
 class TokenizerFiles:
@@ -240,20 +319,34 @@ class TokenizerFiles:
   tokenizer_json: the content of tokenizer.json.
   config: special_tokens_map.json updated with tokenizer_config.json, each token as a string.
   added_tokens: the properties of each token that was added to the vocabulary: id, special, lstrip.
-  All are empty if the files do not exist.
+  All are empty if the files do not exist. Raises ValueError if a file is damaged.
   """
 
-  def __init__(self, folder: str | Path):
+  def __init__(
+    self,
+    folder: str | Path,
+    tokenizer_json: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+  ):
     self.folder = Path(folder)
-    self.tokenizer_json = self.read("tokenizer.json")
-    config = self.read("tokenizer_config.json")
-    decoder = config.pop("added_tokens_decoder", {})
-    added = [{"id": int(i)} | properties for i, properties in decoder.items()]
-    added += self.tokenizer_json.get("added_tokens", [])
-    self.added_tokens = {properties["content"]: properties for properties in added}
+    self.tokenizer_json = tokenizer_json or self.read("tokenizer.json")
+    own_config = dict(config or self.read("tokenizer_config.json"))
+    added: dict[str, dict[str, Any]] = {}
+    with file_errors(self.folder / "tokenizer_config.json"):
+      for i, properties in read_object(own_config, "added_tokens_decoder").items():
+        added |= read_added_token({"id": int(i)} | properties)
+    with file_errors(self.folder / "tokenizer.json"):
+      items = self.tokenizer_json.get("added_tokens") or []
+      if not isinstance(items, list):
+        raise ValueError(f"'added_tokens' must be a list, not {items!r:.80}")
+      for properties in items:
+        added |= read_added_token(properties)
+    self.added_tokens = added
+    own_config.pop("added_tokens_decoder", None)
+    tokens_map = {} if config else self.read("special_tokens_map.json")
     self.config = {
       key: value["content"] if isinstance(value, dict) and "content" in value else value
-      for key, value in (self.read("special_tokens_map.json") | config).items()
+      for key, value in (tokens_map | own_config).items()
     }
 
   def read(self, name: str) -> dict[str, Any]:
@@ -290,6 +383,27 @@ def read_merges_txt(path: Path) -> list[str]:
   return [line for line in lines if line and not line.startswith("#version")]
 
 
+def read_object(config: dict[str, Any], name: str) -> dict[str, Any]:
+  """Return the JSON object under a name, empty if it is missing or null."""
+  value = config.get(name)
+  if value is not None and not isinstance(value, dict):
+    raise ValueError(f"{name!r} must be a JSON object, not {value!r:.80}")
+  return value or {}
+
+
+def read_added_token(properties: Any) -> dict[str, dict[str, Any]]:
+  """Return the properties of an added token under its content.
+
+  Raises ValueError if the properties are invalid.
+  """
+  settings = Settings("added_tokens", properties)
+  if settings.get("id", int) < 0:
+    raise ValueError(f"added_tokens: the ID {properties['id']} is negative")
+  for name in ("special", "single_word", "lstrip", "rstrip", "normalized"):
+    settings.get(name, bool, False)
+  return {settings.get("content", str): properties}
+
+
 @contextlib.contextmanager
 def file_errors(path: Path) -> Iterator[None]:
   """Convert errors that a damaged file causes to a ValueError that names the file."""
@@ -297,5 +411,5 @@ def file_errors(path: Path) -> Iterator[None]:
     yield
   except KeyError as e:
     raise ValueError(f"{path}: {e.args[0]!r} is missing") from e
-  except (ValueError, TypeError, AttributeError, IndexError) as e:
+  except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as e:
     raise ValueError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from e

@@ -8,7 +8,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import regex
@@ -21,6 +20,7 @@ from tinyformer.tokenization.base import (
   file_errors,
   read_merges_txt,
 )
+from tinyformer.tokenization.byte_letters import LETTERS, bytes_to_unicode, unicode_to_bytes
 from tinyformer.tokenization.normalizers import NormalizedString
 
 # GPT-2's pre-tokenizer (Radford et al. 2019, sec. 2.2). No token crosses two matches.
@@ -29,35 +29,6 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s
 # between two matches of the pre-tokenizer, so the tokens do not change.
 LONG_WHITESPACE = regex.compile(r"((?<!\s)\s{5000,}(?=\s\S))")
 END = "<|endoftext|>"
-
-PRINTABLE = [
-  *range(ord("!"), ord("~") + 1),
-  *range(ord("¡"), ord("¬") + 1),
-  *range(ord("®"), ord("ÿ") + 1),
-]
-UNPRINTABLE = [b for b in range(256) if b not in PRINTABLE]
-# The printable character that represents each byte in vocab.json and merges.txt, in the order of
-# GPT-2's first 256 token IDs.
-LETTERS = {b: chr(b) for b in PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(UNPRINTABLE)}
-BYTE_OF_LETTER = {letter: b for b, letter in LETTERS.items()}
-
-
-def bytes_to_unicode(token: bytes) -> str:
-  """Return the spelling of a token in vocab.json and merges.txt."""
-  return "".join(map(LETTERS.__getitem__, token))
-
-
-def unicode_to_bytes(token: str) -> bytes:
-  """Return the bytes of a token that is spelled as in vocab.json.
-
-  Raises ValueError if a character does not represent a byte.
-  """
-  if invalid := [c for c in token if c not in BYTE_OF_LETTER]:
-    raise ValueError(
-      f"{invalid[0]!r} in the token {token!r} does not represent a byte;"
-      " a byte-level vocabulary uses GPT-2's 256 characters"
-    )
-  return bytes(map(BYTE_OF_LETTER.__getitem__, token))
 
 
 def parse_merges(merges: Iterable[str | Sequence[str]]) -> list[tuple[bytes, bytes]]:
@@ -90,29 +61,12 @@ def rank_merges(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
   return ranks
 
 
-def rank_unmerged(ranks: dict[bytes, int], tokens: Iterable[str]) -> dict[bytes, int]:
-  """Return `ranks` with the tokens that no merge produces appended.
-
-  Raises ValueError if two ranked tokens form such a token, because tiktoken would merge them.
-  """
-  unmerged = {token: None for token in map(unicode_to_bytes, tokens) if token not in ranks}
-  for token in unmerged:
-    if any(token[:n] in ranks and token[n:] in ranks for n in range(1, len(token))):
-      raise ValueError(
-        f"no merge produces the token {bytes_to_unicode(token)!r}, but two other tokens form it;"
-        " add the merge"
-      )
-  return ranks | {token: len(ranks) + n for n, token in enumerate(unmerged)}
-
-
 class BytePairEncoding(Tokenizer):
   """Byte-level BPE (Sennrich et al. 2016; on bytes: Radford et al. 2019, sec. 2.2).
 
   merges: the pairs of tokens to merge, in order of priority.
   vocab: the ID of each token. Tokens that no merge produces are special tokens.
-  pattern: the regular expression of the pre-tokenizer.
   specials: more special tokens.
-  ignore_merges: a match of the pattern that is a token is not split, even if no merge produces it.
   Raises ValueError if the vocabulary has no ID for a byte or the result of a merge, or if a merge
   needs a token that no earlier merge produces.
   """
@@ -121,23 +75,19 @@ class BytePairEncoding(Tokenizer):
     self,
     merges: Sequence[tuple[bytes, bytes]],
     vocab: dict[str, int],
-    pattern: str = GPT2_PATTERN,
     specials: dict[str, int] | None = None,
-    ignore_merges: bool = False,
   ):
     self.merges = list(merges)
     self.vocab = vocab
     specials = specials or {}
     ranks = rank_merges(self.merges)
-    if ignore_merges:
-      ranks = rank_unmerged(ranks, [token for token in vocab if token not in specials])
     spellings = {token: bytes_to_unicode(token) for token in ranks}
     if missing := [spelling for spelling in spellings.values() if spelling not in vocab]:
       raise ValueError(f"the vocabulary has no ID for the token {missing[0]!r}; add the token")
     # tiktoken's IDs are ranks. Those of RoBERTa, for example, are not.
     self.id_of_rank = np.array([vocab[spelling] for spelling in spellings.values()])
     self.encoding = tiktoken.Encoding(
-      "bpe", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+      "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
     )
     tokens = {vocab[spelling]: token for token, spelling in spellings.items()}
     special_ids = {token: i for token, i in vocab.items() if i not in tokens} | specials
@@ -171,22 +121,13 @@ class BytePairEncoding(Tokenizer):
         ids.append(special_id)
     return ids
 
-  def encode_documents(self, documents: Iterable[str]) -> np.ndarray:
-    """Return the concatenated token IDs of all documents (int32), with EOS after each document."""
-    eos = [] if self.end is None else [self.end]
-    return np.concatenate(
-      [np.array(self.encode(document) + eos, dtype=np.int32) for document in documents]
-    )
-
   @classmethod
   def load(cls, folder: str | Path) -> "BytePairEncoding":
-    """Load the tokenizer from tokenizer.json, or from vocab.json and merges.txt.
+    """Load the tokenizer from vocab.json and merges.txt.
 
     Raises FileNotFoundError if there are no such files, and ValueError if they are damaged.
     """
     files = TokenizerFiles(folder)
-    if files.tokenizer_json:
-      return cls.from_tokenizer_json(files)
     path = files.folder / "vocab.json"
     with file_errors(path):
       vocab = json.loads(path.read_text(encoding="utf-8"))
@@ -198,22 +139,7 @@ class BytePairEncoding(Tokenizer):
     # RoBERTa and BART have <s> and </s>. GPT-2 does not.
     is_roberta = "<s>" in tokenizer.specials and "</s>" in tokenizer.specials
     tokenizer.load_special_tokens(files, "<s> A </s> </s> B </s>" if is_roberta else "A B")
-    return tokenizer
-
-  @classmethod
-  def from_tokenizer_json(cls, files: TokenizerFiles) -> "BytePairEncoding":
-    """Load the tokenizer from tokenizer.json. Raises ValueError if a setting is not supported."""
-    with file_errors(files.folder / "tokenizer.json"):
-      model = files.tokenizer_json["model"]
-      pattern = read_pattern(files.tokenizer_json)
-      tokenizer = cls(
-        parse_merges(model["merges"]),
-        model["vocab"],
-        pattern,
-        files.special_ids(model["vocab"]),
-        ignore_merges=model.get("ignore_merges", False),
-      )
-      tokenizer.load_special_tokens(files)
+    tokenizer.load_added_tokens(files)
     return tokenizer
 
   def save(self, folder: str | Path) -> None:
@@ -257,36 +183,6 @@ class BytePairEncoding(Tokenizer):
     unique = dict.fromkeys(tokens)
     vocab = {bytes_to_unicode(token): i for i, token in enumerate(unique)}
     return cls(merges, vocab | {end: len(unique)})
-
-
-def read_pattern(tokenizer_json: dict[str, Any]) -> str:
-  """Return the regular expression of the pre-tokenizer in tokenizer.json.
-
-  Raises ValueError if tokenizer.json requires a normalizer or another pre-tokenizer.
-  """
-  normalizer = tokenizer_json.get("normalizer")
-  pre_tokenizer = tokenizer_json["pre_tokenizer"]
-  steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-  *splits, byte_level = steps
-  patterns = [
-    split["pattern"]["Regex"]
-    for split in splits
-    if split["type"] == "Split" and split["behavior"] == "Isolated" and not split["invert"]
-  ]
-  if byte_level.get("use_regex", True):
-    patterns.append(GPT2_PATTERN)
-  if (
-    normalizer
-    or byte_level["type"] != "ByteLevel"
-    or byte_level["add_prefix_space"]
-    or len(patterns) != 1
-    or len(splits) > 1
-  ):
-    raise ValueError(
-      f"normalizer {normalizer} with pre-tokenizer {pre_tokenizer} is not supported;"
-      " use a ByteLevel pre-tokenizer with one pattern and without add_prefix_space"
-    )
-  return patterns[0]
 
 
 @functools.total_ordering

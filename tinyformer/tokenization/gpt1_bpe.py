@@ -29,7 +29,7 @@ class GPT1Tokenizer(WordPiece):
   ):
     super().__init__(vocab, unk_token=UNKNOWN, specials=specials)
     self.ranks = {pair: float(rank) for rank, pair in enumerate(merges)}
-    self.tokens |= {
+    self.tokens = dict(self.tokens) | {
       i: token.replace(END_OF_WORD, " ").encode()
       for token, i in vocab.items()
       if token not in specials
@@ -37,17 +37,11 @@ class GPT1Tokenizer(WordPiece):
 
   @classmethod
   def load(cls, folder: str | Path) -> "GPT1Tokenizer":
-    """Load the tokenizer from tokenizer.json, or from vocab.json and merges.txt.
+    """Load the tokenizer from vocab.json and merges.txt.
 
     Raises FileNotFoundError if there are no such files, and ValueError if they are damaged.
     """
     files = TokenizerFiles(folder)
-    if files.tokenizer_json:
-      with file_errors(files.folder / "tokenizer.json"):
-        model = files.tokenizer_json["model"]
-        vocab = model["vocab"]
-        specials = files.special_ids(vocab) | {UNKNOWN: vocab[UNKNOWN]}
-        return cls(vocab, read_pairs(model["merges"]), specials)
     path = files.folder / "vocab.json"
     with file_errors(path):
       vocab = json.loads(path.read_text(encoding="utf-8"))

@@ -10,26 +10,34 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
+from tinyformer.tokenization.byte_letters import to_letters
+from tinyformer.tokenization.regular_expressions import WHITE_SPACE, Pattern, escape
+from tinyformer.tokenization.settings import Settings
+
 
 class NormalizedString(NamedTuple):
   """A part of a text, possibly rewritten.
 
   Character n represents the characters starts[n] to ends[n] (exclusive) of the original text.
+  is_first: the part begins at the start of the original text.
   """
 
   text: str
   starts: Sequence[int]
   ends: Sequence[int]
+  is_first: bool = False
 
   @classmethod
   def from_text(cls, text: str, start: int = 0, end: int | None = None) -> "NormalizedString":
     """Return text[start:end], not rewritten."""
     end = len(text) if end is None else end
-    return cls(text[start:end], range(start, end), range(start + 1, end + 1))
+    return cls(text[start:end], range(start, end), range(start + 1, end + 1), start == 0)
 
   def slice(self, start: int, end: int | None = None) -> "NormalizedString":
     """Return the characters from `start` to `end` (exclusive)."""
-    return NormalizedString(self.text[start:end], self.starts[start:end], self.ends[start:end])
+    starts = self.starts[start:end]
+    is_first = self.is_first and len(starts) > 0 and starts[0] == 0
+    return NormalizedString(self.text[start:end], starts, self.ends[start:end], is_first)
 
   def replace_spans(self, changes: Iterable[tuple[int, int, str]]) -> "NormalizedString":
     """Replace the characters start to end by a new string, for each (start, end, new).
@@ -53,7 +61,7 @@ class NormalizedString(NamedTuple):
     text.append(self.text[done:])
     starts += self.starts[done:]
     ends += self.ends[done:]
-    return NormalizedString("".join(text), starts, ends)
+    return NormalizedString("".join(text), starts, ends, self.is_first)
 
 
 Normalizer = Callable[[NormalizedString], NormalizedString]
@@ -85,7 +93,7 @@ def strip(left: str, right: str) -> Normalizer:
   def normalize(text: NormalizedString) -> NormalizedString:
     match = compiled.match(text.text)
     assert match is not None
-    return text.slice(*match.span(1))
+    return text.slice(*match.span(1))._replace(is_first=text.is_first)
 
   return normalize
 
@@ -99,7 +107,7 @@ def prepend(prefix: str, if_missing: bool = False, only_at_start: bool = False) 
 
   def normalize(text: NormalizedString) -> NormalizedString:
     is_present = if_missing and text.text.startswith(prefix)
-    is_elsewhere = only_at_start and text.starts[0] > 0
+    is_elsewhere = only_at_start and not text.is_first
     return text if is_present or is_elsewhere else text.replace_spans([(0, 0, prefix)])
 
   return normalize
@@ -202,34 +210,141 @@ def replace_graphemes(table: dict[str, str]) -> Normalizer:
   return replace_each(r"\X", functools.lru_cache(1 << 16)(change))
 
 
-def from_json(config: dict[str, Any] | None) -> list[Normalizer]:
+def strip_accents(text: NormalizedString) -> NormalizedString:
+  """Remove all combining marks."""
+  return text.replace_spans(
+    (i, i + 1, "") for i, c in enumerate(text.text) if unicodedata.category(c)[0] == "M"
+  )
+
+
+NMT_REMOVED = {*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F}
+NMT_SPACES = {9, 10, 12, 13, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD}
+
+
+def nmt(text: NormalizedString) -> NormalizedString:
+  """Remove control characters, and replace unusual spaces, as SentencePiece's nmt_nfkc does."""
+  changes = dict.fromkeys(map(chr, NMT_REMOVED), "") | dict.fromkeys(map(chr, NMT_SPACES), " ")
+  return text.replace_spans((i, i + 1, changes[c]) for i, c in enumerate(text.text) if c in changes)
+
+
+CJK_RANGES = (
+  (0x4E00, 0x9FFF),
+  (0x3400, 0x4DBF),
+  (0x20000, 0x2A6DF),
+  (0x2A700, 0x2B73F),
+  (0x2B740, 0x2B81F),
+  (0x2B920, 0x2CEAF),
+  (0xF900, 0xFAFF),
+  (0x2F800, 0x2FA1F),
+)
+
+
+def bert(
+  lowercase: bool, strip_accents: bool, handle_chinese_chars: bool, clean_text: bool = True
+) -> Normalizer:
+  """Return BERT's normalizer, which rewrites each character.
+
+  lowercase: convert the text to lowercase.
+  strip_accents: remove accents.
+  handle_chinese_chars: surround each Chinese character by spaces.
+  clean_text: remove control characters, and replace all white space by spaces.
+  """
+
+  @functools.cache
+  def change(character: str) -> str:
+    category = unicodedata.category(character)
+    if clean_text:
+      if character in "\t\n\r" or (character.isspace() and category[0] == "Z"):
+        return " "
+      if character in "\0\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
+        return ""
+    normal = character
+    if handle_chinese_chars and any(a <= ord(character) <= b for a, b in CJK_RANGES):
+      normal = f" {character} "
+    if strip_accents:
+      decomposed = unicodedata.normalize("NFD", normal)
+      normal = "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
+    return "".join(c.lower() for c in normal) if lowercase else normal
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    return text.replace_spans(
+      (i, i + 1, new) for i, c in enumerate(text.text) if (new := change(c)) != c
+    )
+
+  return normalize
+
+
+def byte_level(text: NormalizedString) -> NormalizedString:
+  """Replace each character by the letters of its UTF-8 bytes, as byte-level BPE does."""
+  sizes = [len(character.encode()) for character in text.text]
+  starts = [start for start, size in zip(text.starts, sizes, strict=True) for _ in range(size)]
+  ends = [end for end, size in zip(text.ends, sizes, strict=True) for _ in range(size)]
+  return NormalizedString(to_letters(text.text), starts, ends, text.is_first)
+
+
+def read_pattern(config: Settings) -> str:
+  """Return the regular expression of a step whose "pattern" is a String or a Regex."""
+  pattern = Settings(f"{config.title}: 'pattern'", config.get("pattern", dict))
+  if "String" in pattern.config:
+    return escape(pattern.get("String", str))
+  return pattern.get("Regex", str)
+
+
+def replace_pattern(config: Settings) -> Normalizer:
+  """Return a normalizer that replaces each match of the setting "pattern"."""
+  pattern = Pattern(read_pattern(config))
+  new = config.get("content", str)
+
+  def normalize(text: NormalizedString) -> NormalizedString:
+    return text.replace_spans((start, end, new) for start, end in pattern.spans(text.text))
+
+  return normalize
+
+
+SIMPLE: dict[str, Normalizer] = {
+  "Lowercase": replace_each(".", str.lower),
+  "StripAccents": strip_accents,
+  "Nmt": nmt,
+  "ByteLevel": byte_level,
+}
+
+
+def from_json(config: Settings | None) -> list[Normalizer]:
   """Return the normalizers that the "normalizer" of tokenizer.json describes.
 
-  Raises ValueError if the type is not supported, and KeyError if a setting is missing.
+  Raises ValueError if a step is not supported or a setting is missing.
   """
   if config is None:
     return []
-  kind = config["type"]
+  kind = config.kind
   if kind == "Sequence":
-    return [step for part in config.get("normalizers", []) for step in from_json(part)]
-  if kind == "Replace":
-    pattern = config["pattern"]
-    expression = pattern["Regex"] if "Regex" in pattern else regex.escape(pattern["String"])
-    return [replace(expression, config["content"])]
-  if kind == "Prepend":
-    return [prepend(config["prepend"])]
-  if kind == "Strip":
-    left = r"\s" if config["strip_left"] else ""
-    right = r"\s" if config["strip_right"] else ""
-    return [strip(left, right)]
-  if kind == "Precompiled":
-    charsmap = config["precompiled_charsmap"]
-    return [replace_graphemes(read_charsmap(base64.b64decode(charsmap)))] if charsmap else []
+    return [step for part in config.steps("normalizers") for step in from_json(part)]
+  if kind in SIMPLE:
+    return [SIMPLE[kind]]
   if kind in ("NFC", "NFD", "NFKC", "NFKD"):
     return [unicode_form(kind)]
-  if kind == "Lowercase":
-    return [replace_each(".", str.lower)]
-  raise ValueError(
-    f"normalizer {kind} is not supported; use Sequence, Replace, Prepend, Strip, Precompiled,"
-    " NFC, NFD, NFKC, NFKD or Lowercase"
-  )
+  if kind == "Replace":
+    return [replace_pattern(config)]
+  if kind == "Prepend":
+    return [prepend(config.get("prepend", str))]
+  if kind == "Strip":
+    left = f"[{WHITE_SPACE}]" if config.get("strip_left", bool) else ""
+    right = f"[{WHITE_SPACE}]" if config.get("strip_right", bool) else ""
+    return [strip(left, right)]
+  if kind == "Precompiled":
+    charsmap = config.config.get("precompiled_charsmap")
+    if not charsmap:
+      return []
+    data = base64.b64decode(config.get("precompiled_charsmap", str), validate=True)
+    return [replace_graphemes(read_charsmap(data))]
+  if kind == "BertNormalizer":
+    lowercase = config.get("lowercase", bool)
+    return [
+      bert(
+        lowercase,
+        config.get("strip_accents", bool, lowercase),
+        config.get("handle_chinese_chars", bool),
+        config.get("clean_text", bool),
+      )
+    ]
+  raise config.refuse()

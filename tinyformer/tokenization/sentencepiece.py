@@ -18,16 +18,22 @@ from tinyformer.tokenization.pre_tokenizers import PreTokenizer
 BYTE_TOKENS = [f"<0x{b:02X}>" for b in range(256)]
 # The score of an unknown character is the lowest score of all tokens minus this penalty.
 UNKNOWN_PENALTY = 10
-# The number of words, or of texts, whose segmentation is cached.
+# The number of words, or of texts, whose segmentation is cached, and their maximum length.
 CACHE_SIZE = 1 << 16
+MAX_CACHED_LENGTH = 256
+# Unigram tokens of up to this length are found in one table that also contains all their prefixes.
+MAX_TABLE_LENGTH = 64
 
 # Splits a prepared text into tokens.
 Segmenter = Callable[[str], list[str]]
 
 
-def apply_merges(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
+def merge_spans(
+  symbols: list[str], rank: Callable[[str, str], float | None]
+) -> list[tuple[str, int, int]]:
   """Merge adjacent symbols until no pair has a rank, and return the remaining symbols.
 
+  Each is returned as (symbol, start, end): the concatenation of symbols[start:end].
   Each step merges the pair with the lowest rank, or the leftmost of several. The list is modified.
   A heap makes this O(n log n). Source: Sennrich et al. 2016, sec. 3.2.
   """
@@ -59,7 +65,12 @@ def apply_merges(symbols: list[str], rank: Callable[[str, str], float | None]) -
       previous[following[right]] = left
     push(previous[left])
     push(left)
-  return [symbol for symbol in symbols if symbol]
+  return [(symbol, i, following[i]) for i, symbol in enumerate(symbols) if symbol]
+
+
+def apply_merges(symbols: list[str], rank: Callable[[str, str], float | None]) -> list[str]:
+  """Return the symbols that `merge_spans` returns."""
+  return [symbol for symbol, _, _ in merge_spans(symbols, rank)]
 
 
 def bpe_segmenter(
@@ -76,8 +87,13 @@ def bpe_segmenter(
   initial_symbols = re.compile("|".join([*map(re.escape, longest_first), "."]), re.DOTALL)
 
   @functools.lru_cache(CACHE_SIZE)
-  def segment_word(word: str) -> list[str]:
+  def segment_cached(word: str) -> list[str]:
     return apply_merges(initial_symbols.findall(word), rank)
+
+  def segment_word(word: str) -> list[str]:
+    if len(word) > MAX_CACHED_LENGTH:
+      return apply_merges(initial_symbols.findall(word), rank)
+    return segment_cached(word)
 
   return lambda text: [token for word in words.findall(text) for token in segment_word(word)]
 
@@ -87,6 +103,7 @@ def viterbi(
   scores: dict[str, float],
   unk_score: float,
   round_sum: Callable[[float], float] = float,
+  long: dict[str, list[tuple[str, float]]] | None = None,
 ) -> list[str]:
   """Return the segmentation of a text with the highest sum of scores.
 
@@ -94,6 +111,7 @@ def viterbi(
   scores: the score of each token, and -inf for each string that is only a prefix of tokens.
   unk_score: the score of a character that is not in `scores`.
   round_sum: rounds each partial sum.
+  long: very long tokens that are not in `scores`, as `long_tokens` returns them.
   Source: Kudo 2018, sec. 3.2.
   """
   n = len(text)
@@ -108,6 +126,11 @@ def viterbi(
         best_start[end] = start
       end += 1
       score = scores.get(text[start:end]) if end <= n else None
+    for token, long_score in long.get(text[start : start + MAX_TABLE_LENGTH], ()) if long else ():
+      end = start + len(token)
+      if text.startswith(token, start) and round_sum(best[start] + long_score) > best[end]:
+        best[end] = round_sum(best[start] + long_score)
+        best_start[end] = start
   tokens = []
   end = n
   while end:
@@ -121,16 +144,44 @@ def unigram_segmenter(
   scores: dict[str, float], unk_score: float, round_sum: Callable[[float], float] = float
 ) -> Segmenter:
   """Return a function that splits a text into tokens by the Viterbi algorithm."""
-  prefixes = {
-    token[:n]: unk_score if n == 1 else -math.inf for token in scores for n in range(1, len(token))
-  }
-  table = prefixes | scores
+  table = prefix_table(scores, unk_score)
+  long = long_tokens(scores)
 
   @functools.lru_cache(CACHE_SIZE)
+  def segment_cached(text: str) -> list[str]:
+    return viterbi(text, table, unk_score, round_sum, long)
+
   def segment(text: str) -> list[str]:
-    return viterbi(text, table, unk_score, round_sum)
+    if len(text) > MAX_CACHED_LENGTH:
+      return viterbi(text, table, unk_score, round_sum, long)
+    return segment_cached(text)
 
   return segment
+
+
+def prefix_table(scores: dict[str, float], unk_score: float) -> dict[str, float]:
+  """Return the scores of all tokens but very long ones, and -inf for the prefixes of all tokens.
+
+  A prefix of one character has the score of an unknown character.
+  """
+  table = {
+    token[:n]: unk_score if n == 1 else -math.inf
+    for token in scores
+    for n in range(1, min(len(token), MAX_TABLE_LENGTH + 1))
+  }
+  return table | {token: s for token, s in scores.items() if len(token) <= MAX_TABLE_LENGTH}
+
+
+def long_tokens(scores: dict[str, float]) -> dict[str, list[tuple[str, float]]]:
+  """Return the very long tokens and their scores by their first MAX_TABLE_LENGTH characters.
+
+  Their prefixes are not listed, which would need memory quadratic in the length.
+  """
+  table: dict[str, list[tuple[str, float]]] = {}
+  for token, score in scores.items():
+    if len(token) > MAX_TABLE_LENGTH:
+      table.setdefault(token[:MAX_TABLE_LENGTH], []).append((token, score))
+  return table
 
 
 class SentencePiece(Tokenizer):
@@ -193,15 +244,13 @@ class SentencePiece(Tokenizer):
 
   @classmethod
   def load(cls, folder: str | Path) -> "SentencePiece":
-    """Load the tokenizer from Marian's three files, tokenizer.json, or a SentencePiece model.
+    """Load the tokenizer from Marian's three files, or from a SentencePiece model.
 
     Raises FileNotFoundError if there are no such files, and ValueError if a file is damaged.
     """
     files = TokenizerFiles(folder)
     if (files.folder / "source.spm").exists():
       return cls.from_marian(files)
-    if files.tokenizer_json:
-      return cls.from_tokenizer_json(files)
     for name in FAMILIES:
       if (files.folder / name).exists():
         return cls.from_model(files, files.folder / name)
@@ -209,34 +258,6 @@ class SentencePiece(Tokenizer):
       f"{folder} has no tokenizer; add tokenizer.json, vocab.json and merges.txt, vocab.txt,"
       f" source.spm or {', '.join(FAMILIES)}"
     )
-
-  @classmethod
-  def from_tokenizer_json(cls, files: TokenizerFiles) -> "SentencePiece":
-    """Load the tokenizer from tokenizer.json, which contains BPE merges or unigram scores."""
-    with file_errors(files.folder / "tokenizer.json"):
-      model = files.tokenizer_json["model"]
-      if "merges" in model:
-        vocab = model["vocab"]
-        specials = files.special_ids(vocab)
-        unk_id = vocab.get(model.get("unk_token"))
-        segment = bpe_segmenter(merge_ranks(model["merges"]), vocab)
-      else:
-        vocab = {token: i for i, (token, _) in enumerate(model["vocab"])}
-        specials = files.special_ids(vocab)
-        unk_id = model.get("unk_id")
-        scores = dict(model["vocab"])
-        unk_score = min(scores.values()) - UNKNOWN_PENALTY
-        text_scores = {token: score for token, score in scores.items() if token not in specials}
-        segment = unigram_segmenter(text_scores, unk_score)
-      prepare = pre_tokenizers.pipeline(
-        normalizers.from_json(files.tokenizer_json.get("normalizer")),
-        pre_tokenizers.from_json(files.tokenizer_json.get("pre_tokenizer")),
-      )
-      byte_fallback = model.get("byte_fallback", False)
-      tokenizer = cls(vocab, prepare, segment, unk_id, specials, byte_fallback)
-      tokenizer.strip_leading_space = strips_leading_space(files.tokenizer_json.get("decoder"))
-      tokenizer.load_special_tokens(files)
-    return tokenizer
 
   @classmethod
   def from_model(cls, files: TokenizerFiles, path: Path) -> "SentencePiece":
@@ -258,6 +279,7 @@ class SentencePiece(Tokenizer):
       )
       tokenizer.strip_leading_space = model.add_dummy_prefix
       tokenizer.load_special_tokens(files, family.template, family.second)
+      tokenizer.load_added_tokens(files)
     return tokenizer
 
   @classmethod
@@ -284,8 +306,10 @@ class SentencePiece(Tokenizer):
       source_vocab = {entry.text: vocab.get(entry.text, unk_id) for entry in model.entries}
       tokenizer = cls(vocab | source_vocab, prepare, segment, unk_id, specials)
       tokenizer.strip_leading_space = model.add_dummy_prefix
-      tokenizer.tokens |= token_bytes({t: i for t, i in vocab.items() if t not in specials})
+      texts = token_bytes({t: i for t, i in vocab.items() if t not in specials})
+      tokenizer.tokens = dict(tokenizer.tokens) | texts
       tokenizer.load_special_tokens(files, "A B </s>")
+      tokenizer.load_added_tokens(files)
       # A token such as >>deu<< selects the target language.
       tokenizer.added_tokens = {
         token: i for token, i in vocab.items() if token.startswith(">>") and token.endswith("<<")
@@ -296,15 +320,6 @@ class SentencePiece(Tokenizer):
 def token_bytes(ids: dict[str, int]) -> dict[int, bytes]:
   """Return the bytes of each token ID, with spaces instead of ▁."""
   return {i: token.replace("▁", " ").encode() for token, i in ids.items()}
-
-
-def merge_ranks(
-  merges: Iterable[str | tuple[str, str]],
-) -> Callable[[str, str], float | None]:
-  """Return a function that looks up the rank of a pair in the merges of tokenizer.json."""
-  pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
-  ranks = {(a, b): float(rank) for rank, (a, b) in enumerate(pairs)}
-  return lambda a, b: ranks.get((a, b))
 
 
 class Family(NamedTuple):
@@ -347,17 +362,6 @@ FAMILIES = {
   "sentencepiece.bpe.model": Family(camembert_vocab, "<s> A </s> </s> B </s>"),
   "spm.model": Family(deberta_vocab, "[CLS] A [SEP] B [SEP]", second=1),
 }
-
-
-def strips_leading_space(decoder: dict[str, Any] | None) -> bool:
-  """Return whether a decoder of tokenizer.json removes a space at the beginning of the text."""
-  if decoder is None:
-    return False
-  if decoder["type"] == "Sequence":
-    return any(map(strips_leading_space, decoder["decoders"]))
-  if decoder["type"] == "Metaspace":
-    return decoder.get("prepend_scheme", "always") != "never"
-  return decoder["type"] == "Strip"
 
 
 # The file format of SentencePiece is a protobuf message:

@@ -9,21 +9,12 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyformer.tokenization import normalizers
 from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors
 from tinyformer.tokenization.normalizers import NormalizedString
 
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_CHARACTERS_PER_WORD = 100
-CJK_RANGES = (
-  (0x4E00, 0x9FFF),
-  (0x3400, 0x4DBF),
-  (0x20000, 0x2A6DF),
-  (0x2A700, 0x2B73F),
-  (0x2B740, 0x2B81F),
-  (0x2B920, 0x2CEAF),
-  (0xF900, 0xFAFF),
-  (0x2F800, 0x2FA1F),
-)
 
 
 @functools.cache
@@ -55,9 +46,8 @@ class WordPiece(Tokenizer):
     if unk_token not in vocab:
       raise ValueError(f"the vocabulary does not contain the unknown token {unk_token}")
     self.vocab = vocab
-    self.lowercase = lowercase
-    self.strip_accents = lowercase if strip_accents is None else strip_accents
-    self.handle_chinese_chars = handle_chinese_chars
+    strip_accents = lowercase if strip_accents is None else strip_accents
+    self.normalize = normalizers.bert(lowercase, strip_accents, handle_chinese_chars)
     self.unk_token = unk_token
     if specials is None:
       specials = {token: vocab[token] for token in BERT_SPECIALS if token in vocab}
@@ -66,18 +56,15 @@ class WordPiece(Tokenizer):
       for token, i in vocab.items()
     }
     super().__init__(tokens, specials, strip_leading_space=True)
-    self.normalize_cached = functools.cache(self.normalize)
 
   @classmethod
   def load(cls, folder: str | Path) -> "WordPiece":
-    """Load the tokenizer from tokenizer.json, or from vocab.txt and tokenizer_config.json.
+    """Load the tokenizer from vocab.txt and tokenizer_config.json.
 
-    vocab.txt contains one token per line. Raises FileNotFoundError if there are no such files, and
-    ValueError if they are damaged.
+    vocab.txt contains one token per line. Raises FileNotFoundError if there is no such file, and
+    ValueError if a file is damaged.
     """
     files = TokenizerFiles(folder)
-    if files.tokenizer_json:
-      return cls.from_tokenizer_json(files)
     path = files.folder / "vocab.txt"
     with file_errors(path):
       lines = path.read_text(encoding="utf-8").split("\n")
@@ -94,52 +81,8 @@ class WordPiece(Tokenizer):
         specials=files.special_ids(vocab, BERT_SPECIALS),
       )
       tokenizer.load_special_tokens(files, "[CLS] A [SEP] B [SEP]", 1)
+      tokenizer.load_added_tokens(files)
     return tokenizer
-
-  @classmethod
-  def from_tokenizer_json(cls, files: TokenizerFiles) -> "WordPiece":
-    """Load the tokenizer from tokenizer.json. Raises ValueError if a setting is not supported."""
-    with file_errors(files.folder / "tokenizer.json"):
-      model = files.tokenizer_json["model"]
-      normalizer = files.tokenizer_json["normalizer"]
-      prefix = model.get("continuing_subword_prefix", "##")
-      if (
-        normalizer["type"] != "BertNormalizer"
-        or prefix != "##"
-        or files.tokenizer_json["pre_tokenizer"]["type"] != "BertPreTokenizer"
-      ):
-        raise ValueError(
-          "WordPiece requires a BertNormalizer, a BertPreTokenizer and the prefix ##, not"
-          f" {normalizer['type']}, {files.tokenizer_json.get('pre_tokenizer')} and {prefix}"
-        )
-      tokenizer = cls(
-        model["vocab"],
-        normalizer["lowercase"],
-        strip_accents=normalizer["strip_accents"],
-        handle_chinese_chars=normalizer["handle_chinese_chars"],
-        unk_token=model["unk_token"],
-        specials=files.special_ids(model["vocab"], BERT_SPECIALS),
-      )
-      tokenizer.load_special_tokens(files)
-    return tokenizer
-
-  def normalize(self, character: str) -> str:
-    """Return the normalized form of a character.
-
-    A control character becomes the empty string. A Chinese character is surrounded by spaces.
-    """
-    category = unicodedata.category(character)
-    if character in "\t\n\r" or (character.isspace() and category[0] == "Z"):
-      return " "
-    if character in "\0\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
-      return ""
-    normal = character
-    if self.handle_chinese_chars and any(a <= ord(character) <= b for a, b in CJK_RANGES):
-      normal = f" {character} "
-    if self.strip_accents:
-      decomposed = unicodedata.normalize("NFD", normal)
-      normal = "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
-    return "".join(c.lower() for c in normal) if self.lowercase else normal
 
   def split_words(self, text: NormalizedString) -> Iterator[NormalizedString]:
     """Yield the words and the punctuation characters of a normalized text."""
@@ -180,12 +123,7 @@ class WordPiece(Tokenizer):
 
   def tokenize(self, text: NormalizedString) -> Iterator[tuple[int, int, int]]:
     """Yield (ID, start, end) of each token of a text without special tokens."""
-    normalized = text.replace_spans(
-      (i, i + 1, new)
-      for i, character in enumerate(text.text)
-      if (new := self.normalize_cached(character)) != character
-    )
-    for word in self.split_words(normalized):
+    for word in self.split_words(self.normalize(text)):
       end = 0
       for token, length in self.tokenize_word(word.text):
         start = end

@@ -1,0 +1,182 @@
+"""Test tokenizer.json: each step of the pipeline, and the refusal of steps that are not known."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinyformer import tokenization
+from tinyformer.tokenization.byte_letters import LETTERS, to_letters
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+LETTERS_ONLY = BYTE_LEVEL | {"use_regex": False}
+
+
+def sequence(*steps):
+  return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def split(pattern, behavior, invert=False):
+  kind = "Regex" if isinstance(pattern, tuple) else "String"
+  value = pattern[0] if isinstance(pattern, tuple) else pattern
+  return {"type": "Split", "pattern": {kind: value}, "behavior": behavior, "invert": invert}
+
+
+def byte_level_json(tokens=(), missing=(), **sections):
+  """Return a tokenizer.json of byte-level BPE: the 256 bytes and merges that form `tokens`."""
+  vocab = {letter: i for i, letter in enumerate(LETTERS.values()) if letter not in missing}
+  merges = []
+  for token in map(to_letters, tokens):
+    for n in range(2, len(token) + 1):
+      if token[:n] not in vocab:
+        vocab[token[:n]] = len(vocab) + len(missing)
+        merges.append([token[: n - 1], token[n - 1]])
+  model = {"type": "BPE", "vocab": vocab, "merges": merges}
+  content = {"model": model, "pre_tokenizer": BYTE_LEVEL, "decoder": {"type": "ByteLevel"}}
+  return content | sections
+
+
+def tokens_of(text, **content):
+  """Return the text of each token."""
+  tokenizer = tokenization.from_json(byte_level_json(**content))
+  spans = tokenizer.encode_with_offsets(text)
+  assert [i for i, _, _ in spans] == tokenizer.encode(text)
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  return [tokenizer.token(i).decode() for i, _, _ in spans]
+
+
+def test_individual_digits_are_separate_tokens():
+  tokens = (" 1", "123", "ab")
+  digits = {"type": "Digits", "individual_digits": True}
+  assert tokens_of("ab 123", tokens=tokens) == ["ab", " 1", "2", "3"]
+  separate = sequence(digits, BYTE_LEVEL)
+  assert tokens_of("ab 123", tokens=tokens, pre_tokenizer=separate) == ["ab", " ", "1", "2", "3"]
+  together = sequence(digits | {"individual_digits": False}, BYTE_LEVEL)
+  assert tokens_of("ab 123", tokens=tokens, pre_tokenizer=together) == ["ab", " ", "123"]
+
+
+def words_of(text, step):
+  """Return the words into which a pre-tokenizer splits a text."""
+  from tinyformer.tokenization import pre_tokenizers
+  from tinyformer.tokenization.normalizers import NormalizedString
+  from tinyformer.tokenization.settings import Settings
+
+  steps = pre_tokenizers.from_json(Settings("pre_tokenizer", step))
+  return [
+    part.text for part in pre_tokenizers.pipeline([], steps)(NormalizedString.from_text(text))
+  ]
+
+
+def test_each_behavior_of_split_puts_the_delimiters_in_another_place():
+  text = "the-final--countdown"
+  for pattern in ("-", (r"-",)):
+    expected = {
+      "Removed": ["the", "final", "countdown"],
+      "Isolated": ["the", "-", "final", "-", "-", "countdown"],
+      "MergedWithPrevious": ["the-", "final-", "-", "countdown"],
+      "MergedWithNext": ["the", "-final", "-", "-countdown"],
+      "Contiguous": ["the", "-", "final", "--", "countdown"],
+    }
+    for behavior, words in expected.items():
+      assert words_of(text, split(pattern, behavior)) == words
+
+
+@given(st.text("ab- \n"), st.booleans())
+@settings(deadline=None)
+def test_split_loses_only_what_it_removes(text, invert):
+  for behavior in ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"):
+    assert "".join(words_of(text, split((r"a+|-",), behavior, invert))) == text
+  removed = "".join(words_of(text, split((r"[a-]",), "Removed", invert)))
+  assert removed == "".join(c for c in text if (c in "a-") is invert)
+
+
+def test_invert_splits_at_the_texts_between_the_matches():
+  assert words_of("ab12c", split((r"\d+",), "Removed", invert=True)) == ["12"]
+  assert words_of("ab12c", split((r"\d+",), "MergedWithNext", invert=True)) == ["ab12", "c"]
+
+
+def test_text_that_the_pattern_does_not_match_is_kept():
+  only_digits = sequence(split((r"\d+",), "Isolated"), LETTERS_ONLY)
+  text = "the cat, 12 mats!"
+  assert "".join(tokens_of(text, pre_tokenizer=only_digits)) == text
+
+
+def test_a_prefix_space_is_inserted_if_the_text_has_none():
+  content = byte_level_json((" a",), pre_tokenizer=BYTE_LEVEL | {"add_prefix_space": True})
+  tokenizer = tokenization.from_json(content)
+  assert [tokenizer.token(i) for i in tokenizer.encode("a")] == [b" a"]
+  assert tokenizer.encode("a") == tokenizer.encode(" a")
+  assert tokenizer.encode_with_offsets("a") == [(*tokenizer.encode("a"), 0, 1)]
+
+
+def test_unicode_normalization_precedes_byte_level_bpe():
+  content = byte_level_json(("é",))
+  decomposed = "e\u0301"
+  forms = {
+    None: decomposed,
+    "NFC": "é",
+    "NFKC": "é",
+    "NFD": decomposed,
+  }
+  for form, text in forms.items():
+    content["normalizer"] = form and {"type": form}
+    tokenizer = tokenization.from_json(content)
+    ids = tokenizer.encode(decomposed)
+    assert tokenizer.decode(ids) == text
+    assert {(start, end) for _, start, end in tokenizer.encode_with_offsets("é")} == {(0, 1)}
+
+
+def test_a_byte_without_id_matters_only_in_a_text_with_this_byte():
+  missing = [to_letters("é")[-1]]
+  content = byte_level_json(missing=missing)
+  tokenizer = tokenization.from_json(content)
+  assert tokenizer.decode(tokenizer.encode("plain text")) == "plain text"
+  with pytest.raises(ValueError, match="no unknown token"):
+    tokenizer.encode("né")
+  content["model"] |= {"unk_token": "!"}
+  unknown = content["model"]["vocab"]["!"]
+  first = content["model"]["vocab"][to_letters("é")[0]]
+  assert tokenization.from_json(content).encode("é") == [first, unknown]
+
+
+def test_ignore_merges_uses_a_whole_word_that_no_merge_produces():
+  content = byte_level_json(("ze",))
+  content["model"]["vocab"]["zebra"] = 999
+  for ignore_merges, expected in ((False, [b"ze", b"b", b"r", b"a"]), (True, [b"zebra"])):
+    content["model"]["ignore_merges"] = ignore_merges
+    tokenizer = tokenization.from_json(content)
+    assert [tokenizer.token(i) for i in tokenizer.encode("zebra")] == expected
+    assert tokenizer.token(tokenizer.encode("zebras")[0]) == b"ze"
+
+
+# Files that must be refused
+
+SECTIONS = {
+  "normalizer": "normalizers",
+  "pre_tokenizer": "pretokenizers",
+  "post_processor": "processors",
+  "decoder": "decoders",
+}
+UNKNOWN = ("Magic", "ROT13", "CTC", "UnicodeScripts", "ByteLevel2", "Übung", "")
+
+
+@pytest.mark.parametrize(
+  "section, kind, nested", [*itertools.product(SECTIONS, UNKNOWN, (False, True))]
+)
+def test_an_unknown_step_is_refused_by_name(tmp_path, section, kind, nested):
+  step = {"type": kind}
+  if nested:
+    step = {"type": "Sequence", SECTIONS[section]: [step]}
+  (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level_json() | {section: step}))
+  with pytest.raises(ValueError, match=f"{section} {kind} is not supported") as error:
+    tokenization.load_tokenizer(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+def test_an_unknown_model_is_refused_by_name():
+  content = byte_level_json()
+  content["model"]["type"] = "Morphemes"
+  with pytest.raises(ValueError, match="model Morphemes is not supported"):
+    tokenization.from_json(content)
