@@ -11,15 +11,20 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 
 import pytest
+from chaos.hostile_hub import PAGE, HostileHub
 from conftest import FIXTURES
 
-from tinyformer.checkpoints import hub, load_module
+from tinyformer.checkpoints import download, file_formats, hub, load_module
 
 FILES = {
   name: (FIXTURES / "gpt2-a" / name).read_bytes() for name in ("config.json", "model.safetensors")
-} | {"vocab.json": b"{}", "merges.txt": b"#version: 0.2\n"}
+} | {
+  "vocab.json": json.dumps({f"token{i}": i for i in range(99)}).encode(),
+  "merges.txt": b"#version: 0.2\n" + b"a b\n" * 99,
+}
 SHA = hashlib.sha256(FILES["model.safetensors"]).hexdigest()
 
 
@@ -30,6 +35,7 @@ class Hub(http.server.ThreadingHTTPServer):
   requests: (path, Range header, Authorization header) of each request.
   truncate_after: numbers of bytes. Each response with weights takes the last one and ends there.
   status, etag, location: an HTTP error, ETag or redirect by the name of a file.
+  retry_after: the Retry-After header of errors.
   """
 
   def __init__(self):
@@ -39,6 +45,7 @@ class Hub(http.server.ThreadingHTTPServer):
     self.status = {}
     self.etag = {}
     self.location = {}
+    self.retry_after = None
     super().__init__(("127.0.0.1", 0), Handler)
     self.url = f"http://127.0.0.1:{self.server_port}"
     threading.Thread(target=self.serve_forever, args=[0.01], daemon=True).start()
@@ -54,7 +61,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     range_header = self.headers.get("Range")
     hub.requests.append((self.path, range_header, self.headers.get("Authorization")))
     if status := hub.status.get(file):
-      return self.send_error(status)
+      self.send_response(status)
+      if hub.retry_after:
+        self.send_header("Retry-After", hub.retry_after)
+      return self.end_headers()
     if location := hub.location.get(file):
       self.send_response(302)
       self.send_header("Location", location)
@@ -152,7 +162,7 @@ def test_one_set_of_tokenizer_files_suffices(server, names):
   for name in ("vocab.json", "merges.txt"):
     server.files.pop(name)
   for name in names:
-    server.files[name] = b"{}"
+    server.files[name] = b"\x0a\x00" if name.endswith((".model", ".spm")) else b"{}"
   folder = hub.find("someone/model")
   unneeded = {"vocab.txt"} if "tokenizer.json" in names else set()
   expected = {"config.json", "model.safetensors", *names} - unneeded
@@ -185,15 +195,35 @@ def test_missing_shards_are_downloaded(server):
   assert hub.is_complete(hub.find("someone/model"))
 
 
-def test_index_must_not_name_a_file_outside_the_folder(server):
+@pytest.mark.parametrize(
+  "weight_map",
+  [
+    {"x": "../evil.safetensors"},
+    {"x": "/tmp/evil.safetensors"},
+    {"x": "a\\b.safetensors"},
+    {"x": ".."},
+    {"x": "config.json"},
+    {"x": 3},
+    {"x": {}},
+    {},
+    "model.safetensors",
+  ],
+)
+def test_index_must_name_files_of_its_folder(server, weight_map):
   server.files.pop("model.safetensors")
-  index = {"weight_map": {"x": "../../evil"}}
-  server.files["model.safetensors.index.json"] = json.dumps(index).encode()
-  with pytest.raises(ValueError, match="outside"):
+  server.files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+  with pytest.raises(ValueError, match=r"index\.json (must name|has no weight_map)"):
     hub.find("someone/model")
+  assert len(server.requests) < 20
+  assert all(path.startswith("/someone/model/resolve/main/") for path, _, _ in server.requests)
+  # The hub may have a valid index later.
+  server.files["model.safetensors.index.json"] = b'{"weight_map": {"x": "a.safetensors"}}'
+  server.files["a.safetensors"] = FILES["model.safetensors"]
+  assert hub.is_complete(hub.find("someone/model"))
 
 
 def test_interrupted_download_is_resumed(server):
+  server.etag["model.safetensors"] = "version-1"
   # The server takes the last number first.
   server.truncate_after = [20_000, 10_000]
   assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
@@ -202,9 +232,10 @@ def test_interrupted_download_is_resumed(server):
 
 
 def test_later_run_resumes_an_interrupted_download(server, monkeypatch):
-  monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+  monkeypatch.setattr(download.time, "sleep", lambda _: None)
+  server.etag["model.safetensors"] = "version-1"
   server.truncate_after = [1000] * 5
-  with pytest.raises(hub.Unreachable, match="run the command again to resume"):
+  with pytest.raises(hub.Unreachable, match=r"5,000 received bytes .* run the command again"):
     hub.find("someone/model")
   folder = hub.WEIGHTS / "someone--model"
   assert not (folder / "model.safetensors").exists()
@@ -214,21 +245,34 @@ def test_later_run_resumes_an_interrupted_download(server, monkeypatch):
   assert server.requests[-1][1] == "bytes=5000-"
 
 
-def test_partial_download_of_another_file_is_deleted(server):
+def test_partial_download_of_unknown_origin_is_not_resumed(server):
+  """Earlier versions left partial files without an ETag."""
   server.etag["model.safetensors"] = SHA
   folder = hub.WEIGHTS / "someone--model"
   folder.mkdir(parents=True)
   (folder / "model.safetensors.part").write_bytes(b"x" * 1000)
-  with pytest.raises(ValueError, match="SHA-256"):
-    hub.find("someone/model")
-  assert not list(folder.glob("model.safetensors*"))
   assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  assert {range_header for _, range_header, _ in server.requests} == {None}
+
+
+def leave_partial_file(data: bytes, etag: str = "", checksum: str = ""):
+  """Leave the start of the weights, as an interrupted download does."""
+  folder = hub.WEIGHTS / "someone--model"
+  folder.mkdir(parents=True)
+  (folder / "model.safetensors.part").write_bytes(data)
+  record = {"etag": etag, "checksum": checksum, "total": None}
+  (folder / "model.safetensors.part.json").write_text(json.dumps(record))
+
+
+def test_resumed_download_with_a_wrong_sha256_starts_again(server):
+  server.etag["model.safetensors"] = SHA
+  leave_partial_file(b"x" * 1000, f'"{SHA}"', SHA)
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  assert [r for path, r, _ in server.requests if "model.saf" in path] == ["bytes=1000-", None]
 
 
 def test_partial_download_longer_than_the_file_is_restarted(server):
-  folder = hub.WEIGHTS / "someone--model"
-  folder.mkdir(parents=True)
-  (folder / "model.safetensors.part").write_bytes(b"x" * 1_000_000)
+  leave_partial_file(b"x" * 1_000_000, '"version-1"')
   assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
 
 
@@ -242,7 +286,7 @@ def test_partial_download_longer_than_the_file_is_restarted(server):
   ],
 )
 def test_each_http_error_raises_its_own_exception(server, monkeypatch, status, error, message):
-  monkeypatch.setattr(hub.time, "sleep", lambda _: None)
+  monkeypatch.setattr(download.time, "sleep", lambda _: None)
   server.status["config.json"] = status
   with pytest.raises(error, match=message):
     hub.find("someone/model")
@@ -277,7 +321,7 @@ def test_download_with_a_wrong_sha256_is_refused(server):
 
 def test_insufficient_disk_space_is_reported_before_the_download(server, monkeypatch):
   usage = shutil.disk_usage("/")
-  monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: usage._replace(free=5000))
+  monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage._replace(free=5000))
   with pytest.raises(OSError, match="needs another 0 MB"):
     hub.find("someone/model")
   assert not (hub.WEIGHTS / "someone--model" / "model.safetensors").exists()
@@ -304,7 +348,7 @@ def test_disk_that_fills_up_leaves_no_folder_that_looks_complete(server, monkeyp
     file = open(path, mode)  # noqa: SIM115
     return FullDisk(file) if mode in ("ab", "wb") else file
 
-  monkeypatch.setattr(hub, "open", open_on_full_disk, raising=False)
+  monkeypatch.setattr(download, "open", open_on_full_disk, raising=False)
   with pytest.raises(OSError, match="No space left"):
     hub.find("someone/model")
   assert not hub.is_complete(hub.WEIGHTS / "someone--model")
@@ -397,3 +441,261 @@ def test_failed_download_leaves_no_empty_folder(server):
 
 def test_path_of_a_folder_is_a_valid_name(server):
   assert hub.find(str(FIXTURES / "gpt2-a")) == FIXTURES / "gpt2-a"
+
+
+# A hub that is broken or hostile. tests/chaos combines these at random.
+
+
+@pytest.fixture
+def hostile(server, monkeypatch):
+  """Return a hub with two versions of the weights, and limits that suit tests."""
+  data = FILES["model.safetensors"]
+  # The second version has the same header and the same length, but all other bytes differ.
+  header = 8 + int.from_bytes(data[:8], "little")
+  data = data[:header] + bytes(byte ^ 1 for byte in data[header:])
+  hostile = HostileHub([dict(FILES), FILES | {"model.safetensors": data}])
+  hostile.mirror = HostileHub(hostile.versions)
+  monkeypatch.setenv("HF_ENDPOINT", hostile.url)
+  monkeypatch.setattr(download, "LIMITS", download.Limits(pause=0))
+  yield hostile
+  hostile.mirror.close()
+  hostile.close()
+
+
+def behave(hostile: HostileHub, file: str, *behaviors: str) -> None:
+  """Make a hub behave in turn as listed when a file is requested, and honestly otherwise."""
+  remaining = list(behaviors)
+  hostile.choose = lambda f: remaining.pop(0) if f == file and remaining else "honest"
+
+
+def requests_of_weights(hostile: HostileHub) -> list[dict[str, str]]:
+  return [headers for _, file, headers in hostile.requests if file == "model.safetensors"]
+
+
+def test_resumed_request_asks_whether_the_file_has_changed(hostile):
+  behave(hostile, "model.safetensors", "cut")
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  first, second = requests_of_weights(hostile)
+  assert "If-Range" not in first
+  assert second["If-Range"].strip('"') == hashlib.md5(FILES["model.safetensors"]).hexdigest()
+
+
+@pytest.mark.parametrize("behavior", ["new_version", "if_range_ignored"])
+def test_file_that_changes_during_the_download_is_downloaded_again(hostile, behavior):
+  old, new = (version["model.safetensors"] for version in hostile.versions)
+  assert len(old) == len(new) and old != new
+  behave(hostile, "model.safetensors", "cut", behavior)
+  assert weights(hub.find("someone/model")) == new
+
+
+@pytest.mark.parametrize(
+  "behavior", ["range_of_other_bytes", "range_with_a_wrong_total", "invalid_range"]
+)
+def test_range_that_was_not_requested_is_not_appended(hostile, behavior):
+  behave(hostile, "model.safetensors", "cut", behavior)
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  # The third request starts again.
+  assert "Range" not in requests_of_weights(hostile)[2]
+
+
+def test_response_without_content_leaves_the_received_bytes(hostile):
+  behave(hostile, "model.safetensors", "cut", "no_content")
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  assert "Range" in requests_of_weights(hostile)[2]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_web_page_instead_of_a_file_is_refused(hostile, file):
+  behave(hostile, file, "page_instead_of_file")
+  with pytest.raises(hub.Unreachable, match=rf"/{file}: a web page came instead"):
+    hub.find("someone/model")
+  assert not list(hub.WEIGHTS.glob(f"*/{file}*"))
+
+
+@pytest.mark.parametrize("identity", ["sha256", "git", "none"])
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("behavior", ["no_content", "cut_without_length", "chunked_cut"])
+def test_response_without_the_whole_file_is_not_kept(hostile, file, identity, behavior):
+  hostile.identity = identity
+  behave(hostile, file, *[behavior] * 5)
+  with pytest.raises((hub.Unreachable, ValueError)):
+    hub.find("someone/model")
+  assert not (hub.WEIGHTS / "someone--model" / file).exists()
+  behave(hostile, file)
+  assert hub.is_complete(hub.find("someone/model"))
+
+
+@pytest.mark.parametrize("identity", ["sha256", "git", "etag", "none"])
+@pytest.mark.parametrize("behavior", ["whole_without_length", "chunked"])
+def test_file_without_a_stated_length_is_kept_if_it_is_complete(hostile, identity, behavior):
+  hostile.identity = identity
+  behave(hostile, "model.safetensors", behavior)
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
+  assert len(requests_of_weights(hostile)) == 1
+
+
+def test_text_without_a_stated_length_or_checksum_is_refused(hostile):
+  behave(hostile, "merges.txt", *["whole_without_length"] * 5)
+  hostile.identity = "none"
+  with pytest.raises(hub.Unreachable, match=r"does not state the size of merges\.txt"):
+    hub.find("someone/model")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("behavior", ["length_too_large", "length_too_large_without_ranges"])
+def test_stated_length_that_is_too_large_does_not_prevent_the_download(hostile, file, behavior):
+  hostile.identity = "git" if file == "merges.txt" and "without" in behavior else "etag"
+  behave(hostile, file, *[behavior] * 5)
+  folder = hub.find("someone/model")
+  assert (folder / file).read_bytes() == FILES[file]
+
+
+@pytest.mark.parametrize("identity", ["sha256", "git"])
+@pytest.mark.parametrize("behavior", ["wrong_bytes", "length_too_small"])
+def test_file_with_a_wrong_checksum_is_refused(hostile, identity, behavior):
+  hostile.identity = identity
+  behave(hostile, "merges.txt", behavior)
+  name = {"sha256": "SHA-256", "git": "SHA-1 as a git blob"}[identity]
+  with pytest.raises(
+    ValueError, match=f"has the {name} [0-9a-f]*, not [0-9a-f]*: the file was del"
+  ):
+    hub.find("someone/model")
+  assert hub.is_complete(hub.find("someone/model"))
+
+
+@pytest.mark.parametrize("behavior", ["internal_error", "slow_headers", "gzip_encoding"])
+def test_error_mentions_partial_files_only_if_bytes_were_received(hostile, monkeypatch, behavior):
+  limits = download.Limits(pause=0, opening=0.1)
+  monkeypatch.setattr(download, "LIMITS", limits)
+  behave(hostile, "config.json", *[behavior] * 5)
+  with pytest.raises(hub.Unreachable) as error:
+    hub.find("someone/model")
+  assert "received" not in str(error.value) and ".part" not in str(error.value)
+  assert not list(hub.WEIGHTS.glob("*/*"))
+
+
+@pytest.mark.parametrize(
+  "behavior, message",
+  [
+    ("slow_headers", "did not send its headers within 0.2 seconds"),
+    ("endless_redirect", "redirected more than 10 times"),
+    ("redirect_in_a_loop", "redirected more than 10 times"),
+    ("slow_body", "fewer than 65,536 bytes came in 0.2 seconds"),
+    ("endless_chunk_header", "fewer than 65,536 bytes came in 0.2 seconds"),
+    ("redirect_to_another_protocol", "which is not allowed|invalid address|connection broke"),
+  ],
+)
+def test_slow_server_and_endless_redirects_are_given_up(hostile, monkeypatch, behavior, message):
+  limits = download.Limits(attempts=1, opening=0.2 if "headers" in behavior else 60, window=0.2)
+  monkeypatch.setattr(download, "LIMITS", limits)
+  behave(hostile, "config.json", *[behavior] * 11)
+  start = time.monotonic()
+  with pytest.raises(hub.Unreachable, match=message):
+    hub.find("someone/model")
+  # The server would send its headers or its body for 20 seconds.
+  assert time.monotonic() - start < 15
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_endless_body_is_not_stored(hostile, monkeypatch, file):
+  size = len(FILES["model.safetensors"])
+  monkeypatch.setattr(download, "LIMITS", download.Limits(attempts=1, small_file=size))
+  behave(hostile, file, "endless_body")
+  with pytest.raises((ValueError, hub.Unreachable), match=r"more than|ends after"):
+    hub.find("someone/model")
+  assert sum(path.stat().st_size for path in hub.WEIGHTS.glob("*/*")) < 3 * size + (1 << 21)
+
+
+def test_slow_server_is_accepted_if_it_sends_enough(hostile, monkeypatch):
+  # A byte every 20 ms exceeds the window in total, but each window has its byte.
+  limits = download.Limits(attempts=1, window=10, window_bytes=1)
+  monkeypatch.setattr(download, "LIMITS", limits)
+  hostile.versions[0]["tokenizer_config.json"] = b'{"a": 1}'
+  behave(hostile, "tokenizer_config.json", "slow_body")
+  assert hub.is_complete(hub.find("someone/model"))
+
+
+def test_downloads_wait_as_long_as_the_hub_asks(server, monkeypatch):
+  waits = []
+  monkeypatch.setattr(download.time, "sleep", waits.append)
+  server.status["config.json"] = 503
+  server.retry_after = "7"
+  with pytest.raises(hub.Unreachable, match="status 503 and asks to wait 7 seconds"):
+    hub.find("someone/model")
+  assert waits == [7, 7, 7, 7]
+  server.retry_after = "3600"
+  with pytest.raises(hub.Unreachable, match="asks to wait 3,600 seconds"):
+    hub.find("someone/model")
+  assert len(waits) == 4
+
+
+@pytest.mark.parametrize(
+  "old, new, is_allowed",
+  [
+    ("https://hub/a", "https://cdn/b", True),
+    ("http://hub/a", "/b", True),
+    ("https://hub/a", "http://hub/b", False),
+    ("https://hub/a", "ftp://hub/b", False),
+    ("https://hub/a", "file:///etc/passwd", False),
+    ("https://hub/a", "", False),
+  ],
+)
+def test_redirects_stay_on_the_web_and_keep_encryption(old, new, is_allowed):
+  context = contextlib.nullcontext() if is_allowed else pytest.raises(hub.Unreachable)
+  with context:
+    download.redirect_target(old, {"Location": new})
+
+
+@pytest.mark.parametrize(
+  "name, value", [("HF_TOKEN", "sec ret"), ("HF_TOKEN", "sécret"), ("HF_ENDPOINT", "hub.example")]
+)
+def test_invalid_setting_is_named_and_a_token_is_not_shown(server, monkeypatch, name, value):
+  monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=name) as error:
+    hub.find("someone/model")
+  assert "TOKEN" not in name or value not in str(error.value)
+  assert not server.requests
+
+
+@pytest.mark.parametrize(
+  "file, damaged",
+  [
+    ("config.json", PAGE),
+    ("config.json", b""),
+    ("config.json", FILES["config.json"][:100]),
+    ("vocab.json", PAGE),
+    ("merges.txt", PAGE),
+    ("merges.txt", b""),
+    ("model.safetensors", PAGE),
+    ("model.safetensors", FILES["model.safetensors"][:-1]),
+    ("model.safetensors", FILES["model.safetensors"][:100]),
+    ("model.safetensors", b""),
+  ],
+)
+def test_damaged_file_of_an_earlier_version_is_downloaded_again(server, file, damaged):
+  folder = hub.find("someone/model")
+  (folder / file).write_bytes(damaged)
+  with pytest.raises(hub.Unreachable, match=rf"/{file} is damaged \(it .*offline"):
+    hub.find("someone/model", offline=True)
+  assert hub.find("someone/model") == folder
+  assert (folder / file).read_bytes() == FILES[file]
+
+
+def test_quick_check_accepts_every_file_of_the_fixtures():
+  for path in FIXTURES.glob("*/*"):
+    if path.name in hub.DOWNLOADED or hub.SHARD_NAME.fullmatch(path.name):
+      file_formats.check_quickly(path)
+      file_formats.check(path, path.name)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "source.spm"])
+def test_truncated_sentencepiece_model_is_damaged(name, tmp_path):
+  piece = b"\x0a\x05token" + b"\x15" + bytes(4) + b"\x18\x01"  # text, score, type
+  data = (b"\x0a" + bytes([len(piece)]) + piece) * 3 + b"\x12\x02\x18\x01"
+  path = tmp_path / name
+  path.write_bytes(data)
+  file_formats.check(path, name)
+  for length in {*range(len(data))} - {len(piece) + 2, 2 * len(piece) + 4, 3 * len(piece) + 6}:
+    path.write_bytes(data[:length])
+    with pytest.raises(ValueError, match=r"it is|it ends"):
+      file_formats.check(path, name)

@@ -4,21 +4,12 @@ Models on the hub are downloaded into weights/.
 """
 
 import contextlib
-import hashlib
-import http.client
-import os
 import re
-import shutil
-import socket
-import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from tinyformer.checkpoints import file_formats
+from tinyformer.checkpoints.download import Report, Unreachable, fetch, setting
 from tinyformer.files import read_json
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
@@ -49,26 +40,20 @@ OPTIONAL_FILES = (
   "preprocessor_config.json",
 )
 INDEX = "model.safetensors.index.json"
-# Called with a file's name, the bytes received so far, and its total size in bytes.
-Report = Callable[[str, int, int], None]
-
-
-class Unreachable(OSError):  # noqa: N818
-  """The hub does not respond, or must not be contacted."""
-
-
-class Incomplete(Exception):  # noqa: N818
-  """The connection ended before the end of the file."""
-
-
-def setting(name: str) -> str:
-  """Return an environment variable without surrounding blanks, or an empty string."""
-  return os.environ.get(name, "").strip()
+DOWNLOADED = {"config.json", INDEX, *OPTIONAL_FILES, *(f for s in PROCESSOR_FILES for f in s)}
+# A shard's name is a part of a URL and of a path.
+SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
 
 def endpoint() -> str:
-  """Return the URL of the hub: HF_ENDPOINT, or https://huggingface.co."""
-  return (setting("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+  """Return the URL of the hub: HF_ENDPOINT, or https://huggingface.co.
+
+  Raises ValueError if HF_ENDPOINT is not an address.
+  """
+  url = (setting("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+  if not re.match(r"https?://\w", url):
+    raise ValueError(f"HF_ENDPOINT must begin with https:// or http://, unlike {url!r}")
+  return url
 
 
 def find(
@@ -83,22 +68,23 @@ def find(
   """
   if (Path(name) / "config.json").exists():
     return Path(name)
-  if name in local():
+  repo = SHORT_NAMES.get(name, name)
+  if name in local() and name == repo:
     return WEIGHTS / name
   if name and Path(name).is_dir():
     raise FileNotFoundError(f"{name} has no config.json: it does not contain a saved model")
-  repo = SHORT_NAMES.get(name, name)
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or ".." in repo:
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
     short_names = [*local(), *(s for s in SHORT_NAMES if s not in local())]
     raise FileNotFoundError(
       f"{name} is not a folder with a config.json, owner/repo, or one of {', '.join(short_names)}"
     )
   folder = WEIGHTS / (name if name in SHORT_NAMES else repo.replace("/", "--"))
   for candidate in (folder, *cached_snapshots(repo)):
-    if is_complete(candidate, weights):
+    if is_complete(candidate, weights) and not damaged_file(candidate):
       return candidate
   if offline or setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
-    raise Unreachable(f"{name} is not on disk, and the hub must not be contacted (offline)")
+    problem = damaged_file(folder) or f"{name} is not on disk"
+    raise Unreachable(f"{problem}, and the hub must not be contacted (offline)")
   download_into(folder, repo, report, weights)
   return folder
 
@@ -110,7 +96,7 @@ def download_into(folder: Path, repo: str, report: Report, weights: bool) -> Non
   with lock(WEIGHTS / f".{folder.name}.lock"):
     try:
       folder.mkdir(exist_ok=True)
-      if not is_complete(folder, weights):
+      if not is_complete(folder, weights) or damaged_file(folder):
         download(repo, folder, report, weights)
     except BaseException:
       with contextlib.suppress(OSError):
@@ -143,10 +129,50 @@ def is_complete(folder: Path, weights: bool = True) -> bool:
   if not weights or (folder / "model.safetensors").is_file():
     return True
   try:
-    shards = read_json(folder / INDEX)["weight_map"].values()
-    return all((folder / shard).is_file() for shard in shards)
-  except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    return all((folder / shard).is_file() for shard in shard_names(folder))
+  except (OSError, ValueError):
     return False
+
+
+def shard_names(folder: Path) -> list[str]:
+  """Return the files that a folder's index names.
+
+  Raises FileNotFoundError if there is no index, and ValueError if it is invalid or if one of its
+  names is not a plain file name: it could be a path outside the folder.
+  """
+  shards = read_json(folder / INDEX).get("weight_map")
+  names = list(shards.values()) if isinstance(shards, dict) else []
+  for name in names:
+    if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+      raise ValueError(
+        f"{folder / INDEX} must name a .safetensors file of its folder, not {name!r:.100}"
+      )
+  if not names:
+    raise ValueError(f"{folder / INDEX} has no weight_map that names files")
+  return sorted(set(names))
+
+
+def damaged_file(folder: Path) -> str:
+  """Return which file of a downloaded model is damaged and why, or "".
+
+  Versions up to 0.1.0 kept web pages and parts of files. Only what can be seen without reading a
+  whole file is found.
+  """
+  for path in sorted(folder.glob("*")):
+    if problem := damage_of(path):
+      return f"{path} is damaged ({problem})"
+  return ""
+
+
+def damage_of(path: Path) -> str:
+  """Return why a file that the hub may have is damaged, or "" if it seems complete."""
+  is_download = path.name in DOWNLOADED or SHARD_NAME.fullmatch(path.name)
+  try:
+    if is_download and path.is_file():
+      file_formats.check_quickly(path)
+  except ValueError as e:
+    return str(e)
+  return ""
 
 
 @contextlib.contextmanager
@@ -169,7 +195,7 @@ def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
   revision = REVISIONS.get(repo, "main")
 
   def get(file: str) -> None:
-    if not (folder / file).exists():
+    if not (folder / file).is_file() or damage_of(folder / file):
       url = f"{endpoint()}/{repo}/resolve/{revision}/{file}"
       fetch(url, folder / file, SHA256.get((repo, file)), report)
 
@@ -194,145 +220,10 @@ def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
     get("model.safetensors")
   except FileNotFoundError:
     get(INDEX)
-    for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
-      if Path(shard).name != shard:
-        raise ValueError(f"{folder / INDEX} names a file outside its folder: {shard}") from None
-      get(shard)
-
-
-class Redirects(urllib.request.HTTPRedirectHandler):
-  """Follows redirects, but does not send the token to another host.
-
-  first: the headers of the first redirect, which come from the hub itself.
-  """
-
-  def __init__(self):
-    self.first: Any = None
-
-  def redirect_request(self, req, fp, code, msg, headers, newurl):
-    self.first = self.first or headers
-    request = super().redirect_request(req, fp, code, msg, headers, newurl)
-    old, new = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
-    if request and new[:2] != old[:2]:
-      request.remove_header("Authorization")
-    return request
-
-
-def resolve_host(host: str, seconds: float = 5) -> None:
-  """Raise Unreachable if the DNS lookup of a host fails or takes longer than `seconds`.
-
-  The system's own timeout can be minutes.
-  """
-  addresses: list[Any] = []
-
-  def look_up() -> None:
-    with contextlib.suppress(OSError):
-      addresses.append(socket.getaddrinfo(host, None))
-
-  thread = threading.Thread(target=look_up, daemon=True)
-  thread.start()
-  thread.join(seconds)
-  if not addresses:
-    raise Unreachable(
-      f"cannot reach {host} (DNS lookup failed). Check the network, or pass a local folder with -m"
-    )
-
-
-def fetch(
-  url: str, path: Path, sha256: str | None = None, report: Report = lambda *_: None, tries: int = 5
-) -> None:
-  """Download a file to path.part, and rename it to path when it is complete.
-
-  A later call resumes an interrupted download. The length is checked against
-  Content-Length. The SHA-256 is checked against `sha256` or, if that is None, the hub's ETag.
-  """
-  part = path.with_name(path.name + ".part")
-  if not urllib.request.getproxies():
-    resolve_host(urllib.parse.urlsplit(url).hostname or "")
-  for attempt in range(tries):
     try:
-      return fetch_once(url, path, part, sha256, report)
-    except Incomplete as e:
-      if attempt == tries - 1:
-        raise Unreachable(
-          f"{url}: {e}. The received bytes are kept in {part.name}: run the command again to resume"
-        ) from e
-      time.sleep(0.2 * 2**attempt)
-
-
-def fetch_once(url: str, path: Path, part: Path, sha256: str | None, report: Report) -> None:
-  """Make one attempt to download or resume a file. Raises Incomplete if another may succeed."""
-  start = part.stat().st_size if part.exists() else 0
-  redirects = Redirects()
-  with request(url, start, part, redirects) as response:
-    content_range = response.headers.get("Content-Range", "")
-    if content_range.startswith(f"bytes {start}-") and response.status == 206:
-      with open(part, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256")
-    else:
-      start, digest = 0, hashlib.sha256()
-    total = start + int(response.headers.get("Content-Length") or 0)
-    free = shutil.disk_usage(path.parent).free
-    if free < total - start:
-      raise OSError(
-        f"{path.name} needs another {(total - start) / 1e6:,.0f} MB, but {path.parent} has only "
-        f"{free / 1e6:,.0f} MB left"
-      )
-    with open(part, "ab" if start else "wb") as f:
-      try:
-        while block := response.read(1 << 20):
-          f.write(block)
-          digest.update(block)
-          report(path.name, f.tell(), total)
-      except (ConnectionError, TimeoutError, http.client.HTTPException) as e:
-        raise Incomplete(f"the connection broke: {e}") from e
-      f.flush()
-      os.fsync(f.fileno())
-      if f.tell() < total:
-        raise Incomplete(f"the connection ended after {f.tell():,} of {total:,} bytes")
-  expected = sha256 or announced_sha256(response, redirects)
-  if expected and digest.hexdigest() != expected:
-    part.unlink()
-    raise ValueError(
-      f"{url} has the SHA-256 {digest.hexdigest()}, not {expected}: the file was deleted"
-    )
-  os.replace(part, path)
-
-
-def request(url: str, start: int, part: Path, redirects: Redirects):
-  """Open a URL from byte `start` on and return the response, a context manager.
-
-  Raises FileNotFoundError, PermissionError, Unreachable, or Incomplete for other HTTP errors.
-  """
-  headers = {"User-Agent": "tinyformer"}
-  if start:
-    headers["Range"] = f"bytes={start}-"
-  if token := setting("HF_TOKEN"):
-    headers["Authorization"] = f"Bearer {token}"
-  opener = urllib.request.build_opener(redirects)
-  try:
-    return opener.open(urllib.request.Request(url, headers=headers), timeout=10)
-  except urllib.error.HTTPError as e:
-    if e.code == 404:
-      raise FileNotFoundError(f"{url} does not exist (404)") from e
-    if e.code in (401, 403):
-      raise PermissionError(
-        f"access to {url} is denied ({e.code}): set HF_TOKEN to a token that may read it, "
-        "or check the name"
-      ) from e
-    if e.code == 416:
-      part.unlink()
-    raise Incomplete(f"the hub responded with status {e.code}") from e
-  except (OSError, http.client.HTTPException) as e:
-    raise Unreachable(f"{url} does not respond: {getattr(e, 'reason', e)}") from e
-
-
-def announced_sha256(response, redirects: Redirects) -> str | None:
-  """Return the SHA-256 in the hub's ETag headers, if there is one."""
-  tag = (
-    (redirects.first or {}).get("X-Linked-Etag")
-    or response.headers.get("X-Linked-Etag")
-    or response.headers.get("ETag")
-    or ""
-  ).strip('W/"')
-  return tag if re.fullmatch(r"[0-9a-f]{64}", tag) else None
+      shards = shard_names(folder)
+    except ValueError:
+      (folder / INDEX).unlink()  # the hub may have a valid index later
+      raise
+    for shard in shards:
+      get(shard)
