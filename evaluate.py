@@ -61,7 +61,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     default="float32",
     help="data type of the weights in memory; computation is in float32",
   )
-  p.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
+  p.add_argument(
+    "--device", help="NUMPY for minigrad, or a tinygrad device such as CPU, METAL or CUDA"
+  )
   p.add_argument("--offline", action="store_true", help="contact no server")
   return p.parse_args(argv)
 

@@ -5,6 +5,7 @@ import ast
 import importlib
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,23 +41,32 @@ ALLOWED = {
   "transformer": set(),
   "layers": {"transformer"},
   "models": {"transformer", "layers"},
+  "minigrad": set(),
   "tinyformer.files": set(),
-  "tinyformer.kernels": {"transformer", "layers"},
-  "tinyformer.checkpoints": REFERENCE | {"tinyformer.kernels", "tinyformer.files"},
+  "tinyformer.backend": {"minigrad"},
+  "tinyformer.kernels": {"transformer", "layers", "tinyformer.backend"},
+  "tinyformer.checkpoints": REFERENCE
+  | {"tinyformer.kernels", "tinyformer.files", "tinyformer.backend"},
   "tinyformer.tokenization": {"tinyformer.files"},
   "tinyformer.vision": {"tinyformer.files"},
   "tinyformer.generation": REFERENCE
-  | {"tinyformer.kernels.compiled_step", "tinyformer.tokenization", "tinyformer.files"},
+  | {
+    "tinyformer.kernels.compiled_step",
+    "tinyformer.tokenization",
+    "tinyformer.files",
+    "tinyformer.backend",
+  },
   "tinyformer.training": REFERENCE
   | {
     "tinyformer.kernels.compiled_step",
     "tinyformer.tokenization",
     "tinyformer.checkpoints",
     "tinyformer.files",
+    "tinyformer.backend",
   },
   "tinyformer.interpret": REFERENCE | {"tinyformer.kernels.compiled_step", "tinyformer.files"},
 }
-OURS = {*REFERENCE, "tinyformer", "experiments"}
+OURS = {*REFERENCE, "minigrad", "tinyformer", "experiments"}
 # transformer.py, run as a program, hands over to the walkthrough.
 EXCEPTION = ("transformer.py", "tinyformer.walkthrough")
 PUBLIC_TINYGRAD = {
@@ -112,6 +122,30 @@ def test_packages_import_in_one_direction_only():
     if module.split(".")[0] in OURS and not may_import(package(name), module)
   }
   assert against == {EXCEPTION}
+
+
+def test_minigrad_imports_only_numpy_and_the_standard_library():
+  names = [name for name in source_files(".py") if name.startswith("minigrad/")]
+  imported = {module.split(".")[0] for name in names for module in imported_modules(name)}
+  assert imported - sys.stdlib_module_names == {"minigrad", "numpy"}
+
+
+def code_lines(source: str) -> int:
+  """Return the number of lines that are neither blank nor a comment nor part of a docstring."""
+  documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+  docstrings: set[int] = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, documented) and ast.get_docstring(node):
+      docstrings |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+  return sum(
+    number not in docstrings and line.strip() != "" and not line.strip().startswith("#")
+    for number, line in enumerate(source.splitlines(), 1)
+  )
+
+
+def test_minigrad_has_at_most_600_lines_of_code():
+  names = [name for name in source_files(".py") if name.startswith("minigrad/")]
+  assert sum(code_lines(read(name)) for name in names) <= 600
 
 
 def test_one_file_imports_tinygrads_internals():

@@ -1,4 +1,4 @@
-"""Select tinygrad's device, and find a clang for it.
+"""Select the device: one of tinygrad's, or NUMPY for minigrad. Find a clang for tinygrad.
 
 tinygrad's CPU device compiles its kernels with clang on every machine.
 """
@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tinyformer import backend
+
 INSTALL_CLANG = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(
   sys.platform, "sudo apt install clang (or your system's package)"
 )
@@ -29,12 +31,20 @@ class NoDeviceError(RuntimeError):
 
 
 def select_device(device: str | None = None) -> str:
-  """Select and open tinygrad's device, and return its name.
+  """Select and open a device, and return its name.
 
-  device: a value of tinygrad's DEV; None uses the variable DEV, or the best device found.
+  device: NUMPY for minigrad, or a value of tinygrad's DEV. None uses the variables
+    TINYFORMER_DEVICE and DEV, or the best device found.
   Call this function before tinygrad computes anything, preferably before importing tinygrad.
-  If there is no clang, the clang of the package ziglang is used. Raises NoDeviceError.
+  If there is no clang, the clang of the package ziglang is used. Raises NoDeviceError, or
+  BackendError if the other backend is already in use.
   """
+  device = device or os.environ.get("TINYFORMER_DEVICE")
+  if backend.is_numpy(device) or (device is None and backend.is_minigrad()):
+    backend.use_minigrad()
+    return "NUMPY"
+  if device:
+    backend.require_tinygrad(device)
   if device:
     os.environ["DEV"] = device
     if "tinygrad" in sys.modules:

@@ -331,7 +331,7 @@ class Model:
 
     from tinyformer.checkpoints import without_initial_values
     from tinyformer.interpret.recorder import Recorder
-    from tinyformer.kernels.parts import default_parts
+    from tinyformer.kernels import default_parts
 
     recorder = Recorder()
     parts = dataclasses.replace(default_parts(), attention=recorder)

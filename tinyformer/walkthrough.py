@@ -4,7 +4,9 @@
 """
 
 import argparse
+import importlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import transformer
 from layers import similarity
 from layers.norms import pre_norm
 from layers.positions import concatenate_positions
-from tinyformer import cli, oracle
+from tinyformer import backend, cli, oracle
 from tinyformer.device import select_device
 
 ORDER = (
@@ -26,6 +28,7 @@ ORDER = (
   "contains the positions."
 )
 SHADES = " ░▒▓█"
+LIBRARY = "minigrad" if backend.is_minigrad() else "tinygrad"
 
 
 class CheckFailed(Exception):  # noqa: N818
@@ -377,7 +380,7 @@ def backward(s: Section) -> None:
     "O = A V with A = softmax(S) and S = Q K^T / sqrt(d_k). Given dO, the chain rule yields\n"
     "  dV = A^T dO        dA = dO V^T        dS = A * (dA - rowsum(dA * A))\n"
     "  dQ = dS K / sqrt(d_k)                 dK = dS^T Q / sqrt(d_k)\n"
-    "Each is compared with finite differences and with tinygrad's gradient."
+    f"Each is compared with finite differences and with {LIBRARY}'s gradient."
   )
   Q, K, V, dO = (Tensor(x) for x in (q, k, v, do))
   A = transformer.attention_weights(Q, K).contiguous()
@@ -389,7 +392,7 @@ def backward(s: Section) -> None:
     differences = finite_differences((q, k, v), do, i)
     s.show(f"{name}:")
     s.matrix(f"{name} by the formula", gradient, differences.tolist())
-    s.check(f"{name} by tinygrad", automatic[i], gradient, reference="the formula")
+    s.check(f"{name} by {LIBRARY}", automatic[i], gradient, reference="the formula")
 
 
 def finite_differences(inputs: tuple, do: np.ndarray, index: int, step: float = 1e-5) -> np.ndarray:
@@ -463,6 +466,19 @@ def main(argv: list[str] | None = None) -> int:
     description="Run each section of the paper and check it against plain Python.",
   )
   parser.add_argument("-v", "--verbose", action="store_true", help="also print the tensors")
-  parser.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
+  parser.add_argument(
+    "--device", help="NUMPY for minigrad, or a tinygrad device such as CPU, METAL or CUDA"
+  )
   args = parser.parse_args(argv)
-  return cli.run(lambda: run_sections(select_device(args.device), args.verbose))
+  return cli.run(lambda: run(args.device, args.verbose))
+
+
+def run(device: str | None, verbose: bool) -> int:
+  """Run all sections on a device, which may be NUMPY, and return the exit status."""
+  wants_numpy = backend.is_numpy(device or os.environ.get("TINYFORMER_DEVICE"))
+  if not wants_numpy or backend.is_minigrad():
+    return run_sections(select_device(device), verbose)
+  # This module and transformer.py, the program, have imported tinygrad. Import them again.
+  backend.forget("tinygrad", "transformer", "layers", "models", "tinyformer.walkthrough")
+  name = select_device(device)
+  return importlib.import_module("tinyformer.walkthrough").run_sections(name, verbose)

@@ -14,7 +14,7 @@ from models import FAMILIES
 from models.hf_config import HFConfig
 from tinyformer.checkpoints import safetensors
 from tinyformer.files import read_json
-from tinyformer.kernels.parts import default_parts
+from tinyformer.kernels import default_parts
 
 
 def read_config(folder: str | Path) -> HFConfig:

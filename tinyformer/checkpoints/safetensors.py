@@ -14,8 +14,8 @@ from tinygrad import Tensor, dtypes, nn
 from tinygrad.dtype import DType
 
 from models.key_map import KeyMap
+from tinyformer.backend import is_minigrad
 from tinyformer.files import atomic_write, open_regular, printable, read_json, write_text
-from tinyformer.kernels.c_kernel import buffer_of
 from tinyformer.kernels.quantization import quantize_int8, to_float32
 
 # Published headers have less than 1 MB. A parsed header takes ten times as much memory.
@@ -34,11 +34,11 @@ ITEM_SIZES = {
   "BOOL": 1,
 }
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
+# The data types of parameters, by name. minigrad has two of them, and reads only float32.
 DTYPES = {
-  "float32": dtypes.float32,
-  "float16": dtypes.float16,
-  "bfloat16": dtypes.bfloat16,
-  "int8": dtypes.int8,
+  name: getattr(dtypes, name)
+  for name in ("float32", "float16", "bfloat16", "int8")
+  if hasattr(dtypes, name)
 }
 
 
@@ -72,6 +72,16 @@ class TensorInfo(NamedTuple):
       return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)
 
+  def map(self) -> np.ndarray:
+    """Return the values as float32, in memory that is mapped to the file if it has that type.
+
+    The operating system reads a page of the file when it is first used. Writing to the array does
+    not change the file.
+    """
+    if self.dtype != "F32" or self.offset % ITEM_SIZES["F32"] or not math.prod(self.shape):
+      return self.numpy()
+    return np.memmap(self.path, np.float32, "c", self.offset, self.shape).view(np.ndarray)
+
 
 class ConcatenatedTensor(NamedTuple):
   """Tensors of one shape, concatenated along the first axis."""
@@ -82,6 +92,10 @@ class ConcatenatedTensor(NamedTuple):
   def shape(self) -> tuple[int, ...]:
     rows, *rest = self.tensors[0].shape
     return (len(self.tensors) * rows, *rest)
+
+  def map(self) -> np.ndarray:
+    """Return the values; they are copied, because no single file contains them side by side."""
+    return self.numpy()
 
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
     """Return the values, or rows `first` to `last`; see TensorInfo.numpy."""
@@ -223,6 +237,12 @@ def load_weights(
       raise ValueError(
         f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
       )
+  if is_minigrad():
+    for name, targets in table.items():
+      map_parameters(
+        tensors[name], [parameters[t] for t in targets], bool(re.search(key_map.transposed, name))
+      )
+    return
 
   def new_writer(target: str) -> "ParameterWriter":
     t = parameters[target]
@@ -265,6 +285,16 @@ def match_tensors(
   return tensors, table
 
 
+def map_parameters(
+  tensor: TensorInfo | ConcatenatedTensor, parameters: list[Any], is_transposed: bool
+) -> None:
+  """Make parameters of minigrad, which a tensor contains side by side, views of its memory."""
+  array = tensor.map()
+  views = np.split(array.T if is_transposed else array, len(parameters))
+  for parameter, view in zip(parameters, views, strict=True):
+    parameter.data = view
+
+
 def write_parameters(
   tensor: TensorInfo | ConcatenatedTensor, writers: list["ParameterWriter"], is_transposed: bool
 ) -> None:
@@ -295,6 +325,8 @@ class ParameterWriter:
     numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)
     self.in_process = t.device == "CPU"  # the device's memory is this process's memory
     if self.in_process:
+      from tinyformer.kernels.c_kernel import buffer_of
+
       buffer = buffer_of(t).as_memoryview(force_zero_copy=True)
       self.memory = np.frombuffer(buffer, numpy_dtype).reshape(t.shape)
     else:
@@ -325,12 +357,13 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
   return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-CONVERT: dict[DType, Callable[[np.ndarray], np.ndarray]] = {
-  dtypes.float32: lambda x: x,
-  dtypes.float16: lambda x: x.astype(np.float16),
-  dtypes.bfloat16: to_bfloat16,
-  dtypes.int8: quantize_int8,
+CONVERSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+  "float32": lambda x: x,
+  "float16": lambda x: x.astype(np.float16),
+  "bfloat16": to_bfloat16,
+  "int8": quantize_int8,
 }
+CONVERT = {dtype: CONVERSIONS[name] for name, dtype in DTYPES.items()}
 
 
 def summarize(names: Sequence[str], limit: int = 3) -> str:
@@ -362,6 +395,11 @@ def write_safetensors(
       f.write(np.ascontiguousarray(array).data)
 
 
+def to_numpy(t: Tensor) -> np.ndarray:
+  """Return a parameter in float32."""
+  return t.numpy() if is_minigrad() else to_float32(t).numpy()
+
+
 def write(
   model, folder: Path, config: dict[str, Any], key_map: KeyMap, dtype: str = "float32"
 ) -> None:
@@ -372,7 +410,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   parameters, tensors = nn.state.get_state_dict(model), {}
   for name, sources in key_map.table(model).items():
-    arrays = [to_float32(parameters[s]).numpy() for s in sources]
+    arrays = [to_numpy(parameters[s]) for s in sources]
     array = np.concatenate(arrays).astype(dtype)
     tensors[name] = array.T if re.search(key_map.transposed, name) else array
   write_text(folder / "config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\n")

@@ -47,7 +47,8 @@ def model_arguments(p: argparse.ArgumentParser, models: str, required: bool = Fa
   p.add_argument("-m", "--model", required=required, help=models)
   p.add_argument(
     "--device",
-    help="tinygrad device, such as CPU, METAL or CUDA (default: DEV, or the best device found)",
+    help="NUMPY for minigrad, or a tinygrad device such as CPU, METAL or CUDA "
+    "(default: TINYFORMER_DEVICE, DEV, or the best device found)",
   )
   p.add_argument(
     "--dtype",

@@ -126,7 +126,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     help="continue from the folder's last checkpoint with its settings; --eval-interval, --sample "
     "and --dtype may change",
   )
-  p.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
+  p.add_argument(
+    "--device", help="NUMPY for minigrad, or a tinygrad device such as CPU, METAL or CUDA"
+  )
   p.add_argument(
     "--devices",
     type=number(int, 1),

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, UOp, nn
+from tinygrad import Tensor, nn
 
-from tinyformer.generation.kv_cache import KVCache
-from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.backend import is_minigrad
+from tinyformer.generation.kv_cache import KVCache, Size
+from tinyformer.kernels.compiled_step import CompiledStep, variable
 
 
 def generate_simple(model, ids: list[int], max_new_tokens: int) -> list[int]:
@@ -111,21 +112,21 @@ class Engine:
       self.head = head
       captured_buffers |= {"top_k_head.copy": head.copy, "top_k_head.slack": head.slack}
       key = key and f"{key} {head.count}"
-    start = UOp.variable("start", 0, self.cache.rows - 1)
+    start = variable("start", 0, self.cache.rows - 1)
     self.steps: dict[int, CompiledStep] = {}  # by number of tokens
     for size in self.CHUNK_SIZES:
       if size > 1:
-        variables = (start, UOp.variable("last", 0, size - 1))
+        variables = (start, variable("last", 0, size - 1))
         self.steps[size] = CompiledStep(self.process_chunk, variables, captured_buffers, key)
       else:
         self.steps[size] = CompiledStep(self.process_token, (start,), captured_buffers, key)
 
-  def process_chunk(self, ids: Tensor, start: UOp, last: UOp) -> Tensor:
+  def process_chunk(self, ids: Tensor, start: Size, last: Size) -> Tensor:
     """Return the logits (B, 1, V) of position `last` of a chunk ids (B, T) from row `start` on."""
     self.cache.length = start
     return self.head(hidden_state_at(self.model, ids, self.cache, last)).float().realize()
 
-  def process_token(self, ids: Tensor, start: UOp) -> Tensor:
+  def process_token(self, ids: Tensor, start: Size) -> Tensor:
     """Return the logits (B, 1, V) of one token ids (B, 1) in row `start`."""
     self.cache.length = start
     return self.head(last_hidden_state(self.model, ids, self.cache)).float().realize()
@@ -147,8 +148,7 @@ class Engine:
         "shorten the text"
       )
     while remaining := ids.shape[1]:
-      fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
-      size = next((n for n in fitting if remaining > n / 2), 1)
+      size = self.chunk_size(remaining)
       chunk = ids[:, :size]
       ids = ids[:, size:]
       start = self.cache.reserve(self.position, size)
@@ -158,7 +158,19 @@ class Engine:
       else:
         # Padding changes no result: its keys are masked here and overwritten by the next chunk.
         padded_chunk = np.pad(chunk, ((0, 0), (0, size - tokens)))
-        logits = self.steps[size](padded_chunk, start=start, last=tokens - 1)
+        step = self.steps.get(size) or self.steps[max(self.CHUNK_SIZES)]
+        logits = step(padded_chunk, start=start, last=tokens - 1)
       self.cache.length = start + tokens
       self.position += tokens
     return logits[:, -1].copy()
+
+  def chunk_size(self, remaining: int) -> int:
+    """Return the number of tokens to process next, of which some may be padding.
+
+    minigrad compiles nothing, so each chunk has the size that remains.
+    """
+    largest = max(self.CHUNK_SIZES)
+    if is_minigrad():
+      return min(remaining, largest)
+    fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
+    return next((n for n in fitting if remaining > n / 2), 1)

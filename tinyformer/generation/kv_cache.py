@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from tinygrad import Tensor, UOp, dtypes
+from tinygrad import Tensor, dtypes
 
 from tinyformer.kernels.compiled_step import memory_view
 from transformer import padding_mask
 
-Size = int | UOp  # A number, or a symbolic variable bound on each call of a compiled step.
+# An int, or on tinygrad a symbolic variable, which is bound on each call of a compiled step.
+Size = Any
 
 
 class KVCache:

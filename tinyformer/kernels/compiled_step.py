@@ -1,4 +1,7 @@
-"""Trace a function of tensors once, and replay its kernels on later calls with numpy arrays."""
+"""Trace a function of tensors once, and replay its kernels on later calls with numpy arrays.
+
+minigrad has no kernels: there, the function itself is called each time.
+"""
 
 import functools
 import hashlib
@@ -7,15 +10,23 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tinygrad import Device, Tensor, TinyJit, UOp, dtypes
+from tinygrad import Context, Device, Tensor
 
-from tinyformer.kernels.c_kernel import buffer_of, has_clang
+from tinyformer.backend import is_minigrad
+
+if not is_minigrad():
+  from tinygrad import TinyJit, UOp, dtypes
+
+  from tinyformer.kernels.c_kernel import buffer_of, has_clang
 
 try:
+  if is_minigrad():
+    raise ImportError
   from tinyformer.kernels import graph_runner, step_cache
-except ImportError:  # this tinygrad lacks an internal that the graph runner needs
+except ImportError:  # this tinygrad lacks an internal that the graph runner needs, or is minigrad
   HAS_GRAPH_RUNNER = False
 else:
   HAS_GRAPH_RUNNER = True
@@ -35,6 +46,8 @@ def memory_view(tensor: Tensor) -> np.ndarray | None:
   The view has the tensor's shape and numpy's dtype of the same name. Numpy has no bfloat16: the
   view of a bfloat16 tensor is uint16. Writing to the view changes the tensor.
   """
+  if is_minigrad():
+    return vars(tensor)["data"]
   if tensor.device != "CPU":
     return None
   dtype = np.dtype("H" if tensor.dtype == dtypes.bfloat16 else tensor.dtype.fmt)
@@ -42,30 +55,38 @@ def memory_view(tensor: Tensor) -> np.ndarray | None:
   return np.frombuffer(memory, dtype).reshape(tensor.shape)
 
 
+def variable(name: str, minimum: int, maximum: int) -> Any:
+  """Return a symbolic integer for CompiledStep, with its bounds."""
+  return None if is_minigrad() else UOp.variable(name, minimum, maximum)
+
+
 class CompiledStep:
   """A function of tensors that is traced on the first call; later calls only run its kernels.
 
   On the CPU, GraphRunner runs the kernels. tinygrad's TinyJit does on other devices, and if this
-  release of tinygrad lacks the internals that GraphRunner needs.
+  release of tinygrad lacks the internals that GraphRunner needs. On minigrad, nothing is traced.
   """
 
   def __init__(
     self,
     function: Callable[..., Tensor],
-    variables: tuple[UOp, ...] = (),
+    variables: tuple[Any, ...] = (),
     captured_buffers: dict[str, Tensor] | None = None,
     key: str | None = None,
   ):
     """Wrap a function that realizes its result and reads only realized tensors.
 
-    variables: symbolic integers that are bound on each call, such as a position, and passed to
-    `function` as keyword arguments.
+    variables: symbolic integers that `variable` makes, such as a position. They are bound on each
+    call, and passed to `function` as keyword arguments.
     captured_buffers: the tensors that `function` reads or writes, except its arguments and the
     tensors it creates.
     key: everything else that determines what `function` computes, such as the sizes of its model.
     With a key, the kernels are cached on disk, without the contents of captured_buffers. A later
     process then loads them instead of tracing.
     """
+    self.function = function
+    if is_minigrad():
+      return
     self.jit = TinyJit(function)
     # Skip TinyJit's first call, which does not trace: there is nothing left to realize in it.
     self.jit.cnt = 1
@@ -81,6 +102,9 @@ class CompiledStep:
     The next call may overwrite the result. Raises ValueError if a shape differs from the first
     call's.
     """
+    if is_minigrad():
+      with Context(RECORD=0):  # the result needs no gradient, so intermediate arrays can be freed
+        return self.function(*(Tensor(a) for a in arrays), **values).numpy()
     shapes = [a.shape for a in arrays]
     if self.shapes not in (None, shapes):
       raise ValueError(

@@ -1,0 +1,5 @@
+"""Parts for minigrad."""
+
+from layers.parts import PLAIN
+
+NUMPY = PLAIN
