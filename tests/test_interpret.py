@@ -4,7 +4,6 @@ Everything except the runs of the models is numpy.
 """
 
 import functools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from tinygrad import Tensor
 from tinyformer import checkpoints
 from tinyformer.interpret import activations, attribution, head_types, logit_lens
 from tinyformer.interpret.recorder import Recorder
-from tinyformer.kernels.parts import CPU_KERNELS
 from transformer import attention, causal_mask
 
 FAST = {"pre-norm": "gpt2-a", "pre-norm, RMSNorm": "mistral-a", "post-norm": "gpt1-a"}
@@ -36,12 +34,11 @@ def run_case(case):
 
   The activations are those of the stack whose output the head reads.
   """
-  recorder = Recorder()
   expected = np.load(FIXTURES / case / "expected.npz")
-  model = checkpoints.load_module(FIXTURES / case, parts=replace(CPU_KERNELS, attention=recorder))
+  model = checkpoints.load_module(FIXTURES / case)
   is_encoder_decoder = model.task == "text2text-generation"
   names = ("source", "target") if is_encoder_decoder else ("ids",)
-  stacks = activations.run(model, recorder, *(expected[name][0].tolist() for name in names))
+  stacks = activations.run(model, *(expected[name][0].tolist() for name in names))
   logits = expected["logits" if "logits" in expected else "ForMaskedLM"][0]
   return model, logits, stacks["decoder" if is_encoder_decoder else ""]
 
@@ -59,7 +56,7 @@ def test_a_recorder_returns_the_same_as_attention():
   q, k, v = (Tensor(normal(2, 3, n, 4, seed=n)) for n in (5, 7, 7))
   recorder = Recorder()
   mask = causal_mask(5, 7)
-  actual = recorder(q, k, v, mask).numpy()
+  actual = recorder.wrap(attention)(q, k, v, mask).numpy()
   np.testing.assert_allclose(actual, attention(q, k, v, mask).numpy(), atol=1e-6)
   from_weights = (recorder.weights[0] @ v).numpy()
   np.testing.assert_allclose(from_weights, recorder.heads[0].numpy(), atol=1e-6)

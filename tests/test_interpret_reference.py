@@ -3,15 +3,11 @@
 Needs the extra `reference`; runs in .ci/run.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from tinyformer import checkpoints
 from tinyformer.interpret import activations, logit_lens
-from tinyformer.interpret.recorder import Recorder
-from tinyformer.kernels.parts import CPU_KERNELS
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -43,17 +39,12 @@ ENCODER_DECODERS = {
 
 
 def save_and_load(auto_class, config, folder):
-  """Return a random model of transformers, the same model loaded here, and its recorder."""
+  """Return a random model of transformers, and the same model loaded here."""
   config._attn_implementation = "eager"  # the only implementation that returns attention weights
   reference = auto_class.from_config(config).eval()
   make_fixtures.randomise(reference, 3)
   reference.save_pretrained(folder)
-  recorder = Recorder()
-  return (
-    reference,
-    checkpoints.load_module(folder, parts=replace(CPU_KERNELS, attention=recorder)),
-    recorder,
-  )
+  return reference, checkpoints.load_module(folder)
 
 
 def assert_same_weights(actual, expected):
@@ -72,10 +63,10 @@ def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_
   auto_class = (
     transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForMaskedLM
   )
-  reference, model, recorder = save_and_load(auto_class, config, tmp_path)
+  reference, model = save_and_load(auto_class, config, tmp_path)
   with torch.no_grad():
     expected = reference(torch.tensor([ids]), output_attentions=True, output_hidden_states=True)
-  actual = activations.run(model, recorder, ids)[""]
+  actual = activations.run(model, ids)[""]
   assert_same_weights(actual.attention_weights(), expected.attentions)
   streams = actual.residual_streams()
   # The last hidden state of transformers is the output of the final norm.
@@ -89,7 +80,7 @@ def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_weights_of_an_encoder_decoder_equal_those_of_transformers(tmp_path, name):
   auto_class = transformers.AutoModelForSeq2SeqLM
-  reference, model, recorder = save_and_load(auto_class, ENCODER_DECODERS[name], tmp_path)
+  reference, model = save_and_load(auto_class, ENCODER_DECODERS[name], tmp_path)
   source = random_ids(11)
   target = [0, *random_ids(6, 6)]
   with torch.no_grad():
@@ -98,7 +89,7 @@ def test_weights_of_an_encoder_decoder_equal_those_of_transformers(tmp_path, nam
       decoder_input_ids=torch.tensor([target]),
       output_attentions=True,
     )
-  stacks = activations.run(model, recorder, source, target)
+  stacks = activations.run(model, source, target)
   decoder = stacks["decoder"]
   assert_same_weights(stacks["encoder"].attention_weights(), expected.encoder_attentions)
   assert_same_weights(decoder.attention_weights(), expected.decoder_attentions)
@@ -115,9 +106,9 @@ def test_attention_weights_of_a_vit_equal_those_of_transformers(tmp_path):
     intermediate_size=30,
   )
   auto_class = transformers.AutoModelForImageClassification
-  reference, model, recorder = save_and_load(auto_class, config, tmp_path)
+  reference, model = save_and_load(auto_class, config, tmp_path)
   pixels = np.random.default_rng(0).standard_normal((1, 3, 12, 12)).astype(np.float32)
   with torch.no_grad():
     expected = reference(torch.tensor(pixels), output_attentions=True)
-  actual = activations.run(model, recorder, pixels)[""]
+  actual = activations.run(model, pixels)[""]
   assert_same_weights(actual.attention_weights(), expected.attentions)

@@ -113,6 +113,16 @@ def test_a_missing_model_raises_an_error():
     tinyformer.load("./no-such-folder", offline=True)
 
 
+def test_an_inspected_run_scores_its_heads_and_has_all_activations(model):
+  run = tinyformer.inspect(model, "The man took his hat.")
+  scores = run.head_types()
+  assert list(scores) == ["previous", "first", "duplicate", "induction"]
+  for values in scores.values():
+    assert values.shape == run.attention.shape[:2]
+    assert values.min() >= 0 and values.max() <= 1
+  np.testing.assert_array_equal(run.activations.attention_weights(), run.attention)
+
+
 def test_an_inspected_run_has_attention_weights_and_can_be_saved(model, tmp_path):
   run = tinyformer.inspect(model, "The man took his hat.")
   assert run.attention.shape == (4, 4, 6, 6)

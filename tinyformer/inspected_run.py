@@ -49,6 +49,29 @@ class InspectedRun:
     """Return the labels of the T positions of `attention`."""
     return self.inspection.texts[self.inspection.output_text].labels
 
+  @property
+  def activations(self) -> Any:
+    """Return all activations of the run: an interpret.activations.Activations of numpy arrays.
+
+    They are those of the decoder if there are two stacks.
+    """
+    return self.inspection.activations
+
+  def head_types(self) -> dict[str, np.ndarray]:
+    """Run the model on random tokens that repeat, and return scores (layers, H) from 0 to 1.
+
+    The keys are "previous", "first", "duplicate" and "induction": the mean weight to the previous
+    token, to the first token, to an earlier occurrence of the same token, and to the token after
+    that occurrence. Of an encoder-decoder, the decoder's heads are scored. Source: Olsson et al.
+    2022. Raises InputError for an image model.
+    """
+    from tinyformer.interpret.inspection import head_type_scores
+
+    scores = head_type_scores(self.inspection)
+    if not scores:
+      raise InputError(f"{self.name} is an image model: only models of text have head types")
+    return scores[max(scores)]
+
   def save(
     self,
     path: str | Path,
@@ -109,6 +132,9 @@ def inspect(
   target: the target text of an encoder-decoder; None means its own greedy output.
   last: read only the last tokens of the text; at most 256 can be displayed.
 
+  The run follows changes of `model.module`, such as a replaced function. The attention weights are
+  computed from queries and keys, even if a replaced attention function uses other weights.
+
   >>> import tinyformer
   >>> model = tinyformer.load("tiny")
   >>> run = tinyformer.inspect(model, "The man took his hat.")
@@ -121,8 +147,7 @@ def inspect(
   """
   from tinyformer.interpret import inspection
 
-  module, recorder = model.recorded_module
-  recorded = inspection.RecordedModel(module, recorder, model.tokenizer)
+  recorded = inspection.RecordedModel(model.module, model.tokenizer)
   if target is not None and model.task != "text2text-generation":
     raise InputError(f"{model.folder.name} is not an encoder-decoder: omit the target")
   try:

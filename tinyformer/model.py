@@ -1,8 +1,7 @@
 """The Python API: load a model, and use it for the task that it was trained for."""
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -73,6 +72,9 @@ class Model:
     self.tokenizer: Any = None
     if self.task != "image-classification":
       self.tokenizer = tokenization.load_tokenizer(self.folder, self.module.vocab_size)
+    # What runs the module in compiled steps: its name, the module's state when it was made, and the
+    # object itself.
+    self._runner: tuple[str, list, Any] | None = None
     self._generator: Any = None  # the text generator of the last call
 
   def __repr__(self) -> str:
@@ -140,15 +142,15 @@ class Model:
     """Return a text generator at position 0. The one of the last call is reused if it fits."""
     from tinyformer.tasks.text_generation import TextGenerator
 
-    last = self._generator
-    if last is not None and last.config.num_candidates == config.num_candidates:
-      # Create a new object, so that an unfinished stream can detect this call.
-      generator = object.__new__(TextGenerator)
-      generator.__dict__.update(last.__dict__, config=config, history=[])
-      generator.engine.position = 0
-    else:
-      self._generator = None  # frees the memory of its KV cache
-      generator = TextGenerator(self.module, self.tokenizer, config, key=self.key)
+    self._generator = None
+    base = self._compiled(
+      f"text generator, {config.num_candidates} candidates",
+      lambda: TextGenerator(self.module, self.tokenizer, config, key=self.key),
+    )
+    # Create a new object, so that an unfinished stream can detect this call.
+    generator = object.__new__(TextGenerator)
+    generator.__dict__.update(base.__dict__, config=config, history=[])
+    generator.engine.position = 0
     self._generator = generator
     return generator
 
@@ -267,7 +269,7 @@ class Model:
     True
     """
     self._require("text2text-generation", "translate")
-    return self._translator(text, max_new_tokens, num_beams)
+    return self._translator()(text, max_new_tokens, num_beams)
 
   def classify_image(self, path: str | Path, top_k: int | None = 5) -> list[Prediction]:
     """Return the top_k most probable labels of a picture file, or all if None.
@@ -278,15 +280,37 @@ class Model:
     True
     """
     self._require("image-classification", "classify_image")
-    return self._image_classifier(path, top_k)
+    return self._image_classifier()(path, top_k)
 
   # what the methods share
 
-  @functools.cached_property
-  def key(self) -> str:
-    """Return what identifies the model's compiled steps."""
+  @property
+  def key(self) -> str | None:
+    """Return what identifies the compiled steps of the model for later processes.
+
+    Returns None if the module contains functions that are not this project's.
+    """
+    from tinyformer.kernels.module_structure import describe
+
     config = (self.folder / "config.json").read_text(encoding="utf-8")
-    return f"{self.dtype} {config}"
+    description = describe(self.module)
+    return description and f"{self.dtype} {config} {description}"
+
+  def _compiled(self, name: str, make: Callable[[], Any]) -> Any:
+    """Return the last object that was made under this name, or make a new one.
+
+    The compiled steps of the last object are wrong if the module has been changed since then.
+    """
+    from tinyformer.kernels.module_structure import is_unchanged, snapshot
+
+    if self._runner is not None:
+      last_name, state, runner = self._runner
+      if name == last_name and is_unchanged(self.module, state):
+        return runner
+      self._runner = None  # frees the memory of its KV cache
+    runner = make()
+    self._runner = name, snapshot(self.module), runner
+    return runner
 
   def _require(self, task: str, method: str) -> None:
     """Raise InputError if the model was trained for another task."""
@@ -298,13 +322,9 @@ class Model:
 
   def _encoder(self, task: str, method: str):
     self._require(task, method)
-    return self._text_encoder
-
-  @functools.cached_property
-  def _text_encoder(self):
     from tinyformer.tasks.encoder import Encoder
 
-    return Encoder(self.module, self.tokenizer, self.key)
+    return self._compiled("encoder", lambda: Encoder(self.module, self.tokenizer, self.key))
 
   @functools.cached_property
   def _sentence_config(self):
@@ -312,13 +332,13 @@ class Model:
 
     return read_sentence_config(self.folder)
 
-  @functools.cached_property
   def _translator(self):
     from tinyformer.tasks.translation import Translator
 
-    return Translator(self.module, self.tokenizer, self.folder, self.key)
+    return self._compiled(
+      "translator", lambda: Translator(self.module, self.tokenizer, self.folder, self.key)
+    )
 
-  @functools.cached_property
   def _image_classifier(self):
     from tinyformer.tasks.image_classification import ImageClassifier
 
@@ -340,6 +360,7 @@ class Model:
     for name, t in nn.state.get_state_dict(module).items():
       t.replace(parameters[name])
     return module, recorder
+    return self._compiled("image classifier", lambda: ImageClassifier(self.module, self.folder))
 
 
 METHODS = {

@@ -309,4 +309,20 @@ BUGS = [
     "to_bfloat16(x).float(), to_bfloat16(weight).detach(), bias)",
     "mixed_precision",
   ),
+  Bug(
+    "steps with a user's functions are cached for later processes",
+    "tinyformer/kernels/module_structure.py",
+    "describe",
+    "if not is_ours(leaf):",
+    "if False:",
+    "changed_model",
+  ),
+  Bug(
+    "a replaced function is ignored after the first text",
+    "tinyformer/kernels/module_structure.py",
+    "is_unchanged",
+    "return len(now) == len(earlier) and all(",
+    "return True or all(",
+    "changed_model",
+  ),
 ]

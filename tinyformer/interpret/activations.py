@@ -139,7 +139,10 @@ class NormCall(NamedTuple):
 
 
 class StackRecorder:
-  """Replace the residual connections and norms of a stack during a run, and record their calls."""
+  """Replace attention functions, residual connections and norms of a stack, and record their calls.
+
+  They are replaced during a run only.
+  """
 
   def __init__(self, stack, recorder: Recorder):
     self.stack = stack
@@ -151,6 +154,8 @@ class StackRecorder:
   def recording(self) -> Iterator[None]:
     """Record while the context is open; restore the stack at its end."""
     blocks = self.stack.blocks
+    attentions = [attn for block in blocks for attn in (block.attn, block.cross) if attn]
+    functions = [attn.attention_fn for attn in attentions]
     residuals = [block.residual for block in blocks]
     norms: dict[str, Callable] = {}
     for name in ("norm", "embed_norm"):
@@ -158,12 +163,16 @@ class StackRecorder:
       if callable(norm):
         norms[name] = norm
     try:
+      for attn in attentions:
+        attn.attention_fn = self.recorder.wrap(attn.attention_fn)
       for block in blocks:
         block.residual = self.stream.wrap(block)
       for name, norm in norms.items():
         setattr(self.stack, name, self.wrap_norm(norm))
       yield
     finally:
+      for attn, function in zip(attentions, functions, strict=True):
+        attn.attention_fn = function
       for block, residual in zip(blocks, residuals, strict=True):
         block.residual = residual
       for name, norm in norms.items():
@@ -244,15 +253,13 @@ def token_embeddings(model, inputs: Tensor, embeddings: np.ndarray) -> np.ndarra
   return to_numpy(model.tokens(inputs)[0]) * getattr(model, "scale", 1.0)
 
 
-def run(model, recorder: Recorder, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
+def run(model, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
   """Run a model and return the activations of each stack: "encoder" and "decoder", or only "".
 
-  recorder: the attention function that the model was built with.
   inputs: the token ids of a text, or pixels (1, C, height, width) for an image model.
   An encoder-decoder takes the token ids of a source and those of a target.
   """
-  recorder.weights.clear()
-  recorder.heads.clear()
+  recorder = Recorder()
   is_encoder_decoder = model.task == "text2text-generation"
   stacks: dict[str, Any] = {"": model}
   if is_encoder_decoder:

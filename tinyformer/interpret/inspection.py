@@ -11,7 +11,6 @@ import numpy as np
 from tinyformer.interpret import head_types
 from tinyformer.interpret.activations import Activations, run
 from tinyformer.interpret.labels import right_to_left, token_labels
-from tinyformer.interpret.recorder import Recorder
 
 MAX_TOKENS = 256  # tokens or patches that can be displayed
 
@@ -21,10 +20,9 @@ class TooLongError(ValueError):
 
 
 class RecordedModel(NamedTuple):
-  """A model, the recorder that is its attention function, and its tokenizer."""
+  """The model that was run, and its tokenizer."""
 
   model: Any
-  recorder: Recorder
   tokenizer: Any = None
 
 
@@ -90,7 +88,7 @@ def inspect_text(recorded: RecordedModel, text: str, last: int | None = None) ->
 
   Raises TooLongError, and ValueError if the text is longer than the model's context.
   """
-  model, recorder, tokenizer = recorded
+  model, tokenizer = recorded
   special_tokens = []
   if model.task == "fill-mask" and tokenizer.mask:
     mask_token = tokenizer.mask[1]
@@ -99,7 +97,7 @@ def inspect_text(recorded: RecordedModel, text: str, last: int | None = None) ->
   ids = tokenizer.single(tokenizer.encode(text, special_tokens))
   ids = ids[-last:] if last else ids
   check_length("text", len(ids), f"use --last {MAX_TOKENS} to display its end")
-  activations = run(model, recorder, ids)[""]
+  activations = run(model, ids)[""]
   weights = activations.attention_weights()
   return Inspection(
     recorded,
@@ -125,7 +123,7 @@ def inspect_pair(
   start_token: the decoder start token, which precedes the target.
   Raises TooLongError, and ValueError if a text is longer than the model's context.
   """
-  model, recorder, tokenizer = recorded
+  model, tokenizer = recorded
   source_ids = tokenizer.single(tokenizer.encode(text))
   source_ids = source_ids[-last:] if last else source_ids
   check_length("text", len(source_ids), f"use --last {MAX_TOKENS} to display its end")
@@ -135,7 +133,7 @@ def inspect_pair(
     target_ids = [*tokenizer.prefix_ids, *tokenizer.encode(target)]
   target_ids = [start_token, *target_ids]
   check_length("target", len(target_ids), "use a shorter target")
-  stacks = run(model, recorder, source_ids, target_ids)
+  stacks = run(model, source_ids, target_ids)
   target_text = target or tokenizer.decode(target_ids)
   texts = {
     "source": Text("source", token_labels(tokenizer, source_ids), right_to_left(text)),
@@ -172,13 +170,13 @@ def inspect_image(recorded: RecordedModel, pixels: np.ndarray, image: np.ndarray
   """
   from PIL import Image
 
-  model, recorder, _ = recorded
+  model, _ = recorded
   rows, columns = (n // p for n, p in zip(pixels.shape[2:], model.patch, strict=True))
   check_length("image", rows * columns, "use a model with larger patches")
   patched_area = image[: rows * model.patch[0], : columns * model.patch[1]]
   file = io.BytesIO()
   Image.fromarray(patched_area).save(file, "PNG", optimize=True)
-  activations = run(model, recorder, pixels)[""]
+  activations = run(model, pixels)[""]
   weights = activations.attention_weights()
   patch_labels = [f"{r + 1}, {c + 1}" for r in range(rows) for c in range(columns)]
   return Inspection(
@@ -202,7 +200,7 @@ def head_type_scores(
   """
   if inspection.image:
     return {}
-  model, recorder, tokenizer = inspection.recorded
+  model, tokenizer = inspection.recorded
   num_prefix = len(tokenizer.prefix_ids)
   # One position is for the token that an encoder-decoder's target starts with.
   available = model.context - num_prefix - len(tokenizer.suffix_ids) - 1
@@ -213,9 +211,9 @@ def head_type_scores(
   )
   text = tokenizer.single(ids)
   if model.task != "text2text-generation":
-    weights = run(model, recorder, text)[""].attention_weights()
+    weights = run(model, text)[""].attention_weights()
     return {0: head_types.scores(weights, num_prefix, len(ids))}
-  stacks = run(model, recorder, text, [ids[-1], *ids])
+  stacks = run(model, text, [ids[-1], *ids])
   encoder_weights = stacks["encoder"].attention_weights()
   decoder_weights = stacks["decoder"].attention_weights()
   return {

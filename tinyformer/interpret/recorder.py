@@ -10,7 +10,7 @@ from transformer import Block, attention_weights, scaled_dot_product
 
 
 class Recorder:
-  """Compute grouped_attention and record each call: weights (B, H, T, S), heads (B, H, T, K).
+  """Record the calls of attention functions: weights (B, H, T, S), heads (B, H, T, K).
 
   weights: the attention weights.  heads: the output of each head.
   A model appends one entry per attention, layer by layer. An encoder-decoder appends the layers of
@@ -21,19 +21,27 @@ class Recorder:
     self.weights: list[Tensor] = []
     self.heads: list[Tensor] = []
 
-  def __call__(
-    self,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None = None,
-    similarity: Callable = scaled_dot_product,
-  ) -> Tensor:
-    """Return what grouped_attention returns for these arguments, and record it."""
-    weights = attention_weights(q, repeat_kv(k, q), mask, similarity).contiguous()
-    self.weights.append(weights)
-    self.heads.append((weights @ repeat_kv(v, q)).contiguous())
-    return self.heads[-1]
+  def wrap(self, attention_fn: Callable) -> Callable:
+    """Return an attention function that returns what `attention_fn` returns, and records it.
+
+    The weights are those of transformer.attention_weights, also if `attention_fn` is a user's own
+    function and computes other ones.
+    """
+    # T5's attention_fn is a partial function with a similarity of its own.
+    keywords = getattr(attention_fn, "keywords", {})
+    default_similarity = keywords.get("similarity", scaled_dot_product)
+
+    def recorded(
+      q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *similarity: Callable
+    ) -> Tensor:
+      weights = attention_weights(
+        q, repeat_kv(k, q), mask, similarity[0] if similarity else default_similarity
+      )
+      self.weights.append(weights.contiguous())
+      self.heads.append(attention_fn(q, k, v, mask, *similarity).contiguous())
+      return self.heads[-1]
+
+    return recorded
 
 
 class ResidualCall(NamedTuple):
