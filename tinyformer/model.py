@@ -342,24 +342,6 @@ class Model:
   def _image_classifier(self):
     from tinyformer.tasks.image_classification import ImageClassifier
 
-    return ImageClassifier(self.module, self.folder)
-
-  @functools.cached_property
-  def recorded_module(self):
-    """A module with the same parameters that records its activations, and its recorder."""
-    from tinygrad import nn
-
-    from tinyformer.checkpoints import without_initial_values
-    from tinyformer.interpret.recorder import Recorder
-    from tinyformer.kernels import default_parts
-
-    recorder = Recorder()
-    parts = dataclasses.replace(default_parts(), attention=recorder)
-    module = type(self.module)(self.module.config, without_initial_values(parts))
-    parameters = nn.state.get_state_dict(self.module)
-    for name, t in nn.state.get_state_dict(module).items():
-      t.replace(parameters[name])
-    return module, recorder
     return self._compiled("image classifier", lambda: ImageClassifier(self.module, self.folder))
 
 
