@@ -76,7 +76,15 @@ def snapshot(module: Any) -> list[Leaf]:
 
   `is_unchanged` compares the snapshot with the module later.
   """
-  return [(path, leaf.uop if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves(module)]
+  return [
+    (path, current_value(leaf) if isinstance(leaf, Tensor) else leaf)
+    for path, leaf in leaves(module)
+  ]
+
+
+def current_value(t: Tensor) -> Any:
+  """Return an object that is replaced when a tensor gets a new value."""
+  return t.uop if hasattr(t, "uop") else t.data  # minigrad's data is a numpy array
 
 
 def is_unchanged(module: Any, earlier: list[Leaf]) -> bool:
