@@ -1,4 +1,4 @@
-"""Mixed-precision training: bfloat16 matrix products that are accumulated in float32.
+"""Mixed-precision training: products of bfloat16 matrices that are accumulated in float32.
 
 Parameters, norms, softmax and loss stay in float32 (Micikevicius et al. 2018, sec. 3). Gradients
 pass back through the same casts. The optimizer updates float32 parameters, so no small update is
@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tinygrad import Tensor, dtypes
+from tinygrad import Device, Tensor, dtypes
 
 import tinyformer.kernels.attention
 from layers.attention import repeat_kv
 from tinyformer.kernels import fused
 from tinyformer.kernels.c_kernel import has_clang
-from tinyformer.kernels.fused import materialize
+from tinyformer.kernels.fused import Size, materialize
 from tinyformer.kernels.linear import PackedLinear
 from tinyformer.kernels.parts import CPU_KERNELS, PackedEmbedding
 from transformer import attention_weights, scaled_dot_product
@@ -27,12 +27,34 @@ def to_bfloat16(x: Tensor) -> Tensor:
   return x.cast(dtypes.bfloat16).contiguous()
 
 
+def tensor_cores_support(device: str, *sizes: Size) -> bool:
+  """Return whether the device has tensor cores that multiply bfloat16 matrices of these sizes.
+
+  sizes: M, K and N. The gradients are products of the same sizes in another order, so each size
+  must be a multiple of the largest dimension of a tensor core.
+  """
+  for core in Device[device].renderer.tensor_cores:
+    if (core.dtype_in, core.dtype_out) == (dtypes.bfloat16, dtypes.float32):
+      multiple = max(core.dims)
+      if all(isinstance(size, int) and size % multiple == 0 for size in sizes):
+        return True
+  return False
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
   """Return the product of a (..., M, K) and b (..., K, N), rounded to bfloat16, in float32.
 
-  The result has shape (..., M, N). tinygrad's tensor cores support products of this form.
+  The result has shape (..., M, N). Without tensor cores for these sizes, tinygrad would also round
+  the product of each pair of elements to bfloat16. Then the rounded inputs are multiplied in
+  float32.
   """
-  return to_bfloat16(a).dot(to_bfloat16(b), dtype=dtypes.float32)
+  a = to_bfloat16(a)
+  b = to_bfloat16(b)
+  # tinygrad merges the rows of all matrices in a if they are multiplied by one matrix.
+  M = math.prod(a.shape[:-1]) if b.ndim == 2 else a.shape[-2]
+  if tensor_cores_support(str(a.device), M, *b.shape[-2:]):
+    return a.dot(b, dtype=dtypes.float32)
+  return a.float().dot(b.float())
 
 
 class MixedLinear(PackedLinear):
