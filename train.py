@@ -11,7 +11,7 @@ import sys
 from tinyformer import cli
 from tinyformer.cli.folder_lock import FolderLock
 from tinyformer.cli.training_arguments import parse_arguments
-from tinyformer.device import select_device
+from tinyformer.device import open_devices, select_device
 
 
 def make_trainer(args: argparse.Namespace, model, device: str):
@@ -24,7 +24,7 @@ def make_trainer(args: argparse.Namespace, model, device: str):
     weight_decay=args.weight_decay,
     clip=args.clip,
     grad_accum_steps=args.grad_accum_steps,
-    devices=tuple(f"{device}:{i}" for i in range(args.devices)) if args.devices > 1 else (),
+    devices=open_devices(device, args.devices) if args.devices > 1 else (),
   )
   return Trainer(
     model,

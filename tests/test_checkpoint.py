@@ -11,10 +11,11 @@ import tracemalloc
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from tinygrad import GlobalCounters
+from tinygrad import Context, GlobalCounters
 
 from tinyformer import checkpoints, files
-from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints import load_module, safetensors
+from tinyformer.kernels.parts import FUSED
 
 ARRAYS = {
   "a": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -180,6 +181,23 @@ def test_invalid_index_of_shards_is_refused(tmp_path, index):
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
   with pytest.raises(ValueError, match=r"weight_map|lacks z"):
     safetensors.read(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_thread_fills_the_memory_of_a_device_other_than_the_cpu(dtype, monkeypatch):
+  """tinygrad may compile the conversion, and its database belongs to a thread."""
+  close = safetensors.ParameterWriter.close
+  threads = set()
+
+  def record(writer):
+    threads.add(threading.current_thread())
+    close(writer)
+
+  monkeypatch.setattr(safetensors.ParameterWriter, "close", record)
+  with Context(DEV="PYTHON"):
+    module = load_module(FIXTURES / "gpt2-a", dtype, FUSED)
+    assert module.tokens.weight.device == "PYTHON"
+  assert threads == {threading.current_thread()}
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

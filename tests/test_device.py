@@ -12,6 +12,14 @@ from conftest import ROOT
 from tinyformer import device
 from tinyformer.device import select_device
 
+# As on a machine with pocl and no GPU.
+OPENCL_ON_CPU = """
+import tinygrad
+from tinyformer import device
+device.is_opencl_on_cpu = lambda name: name == "CL"
+type(tinygrad.Device)._select_device = "CL"
+print(device.select_device(), tinygrad.Tensor([1]).device, device.select_device())
+"""
 WITHOUT_ZIGLANG = """
 import importlib.util, sys
 find = importlib.util.find_spec
@@ -83,6 +91,48 @@ def test_the_error_for_an_unknown_device_names_the_device(tmp_path):
   assert "NOSUCH" in result.stderr
   assert "Traceback" not in result.stderr
   assert "compile" not in result.stderr
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_the_error_for_a_missing_gpu_does_not_blame_the_compiler(tmp_path, by_option):
+  code = WITHOUT_ZIGLANG.replace(
+    '"Once"', '"Once", "--device", "NOSUCH"' if by_option else '"Once"'
+  )
+  env = {} if by_option else {"DEV": "NOSUCH"}
+  result = run_without_compiler(tmp_path, code, CC=shutil.which("true"), **env)
+  problem, remedy, _ = result.stderr.split("\n")
+  assert problem.startswith("error: tinygrad cannot open the device NOSUCH (")
+  assert remedy.startswith("Omit --device" if by_option else "Unset DEV")
+
+
+def test_opencl_on_a_cpu_is_not_selected(tmp_path):
+  if not device.is_program(os.environ.get("CC")):
+    pytest.skip("there is no clang")
+  result = run_without_compiler(tmp_path, OPENCL_ON_CPU, CC=os.environ["CC"], DEV="")
+  assert result.stdout.split() == ["CPU", "CPU", "CPU"], result.stderr
+
+
+@pytest.mark.slow
+def test_opencl_on_a_cpu_is_selected_on_request_only():
+  """Needs pocl, which OCL_ICD_VENDORS can name without an installation."""
+  code = "from tinyformer.device import select_device\nprint(select_device())"
+
+  def selected(**env):
+    environment = {name: value for name, value in os.environ.items() if name != "DEV"} | env
+    run = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    return run.stdout.strip()
+
+  if selected(DEV="CL") != "CL" or selected() not in ("CPU", "CL"):
+    pytest.skip("there is no OpenCL device, or there is a GPU")
+  assert selected() == "CPU"
+
+
+def test_more_devices_than_exist_are_reported():
+  with pytest.raises(device.NoDeviceError, match=r"the device NOSUCH:0 .*\n.* --devices"):
+    device.open_devices("NOSUCH", 2)
+  assert device.open_devices("CPU", 2) == ("CPU:0", "CPU:1")
 
 
 def test_ziglangs_clang_is_used_if_there_is_no_other(tmp_path):

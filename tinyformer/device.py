@@ -34,7 +34,7 @@ def select_device(device: str | None = None) -> str:
   """Select and open a device, and return its name.
 
   device: NUMPY for minigrad, or a value of tinygrad's DEV. None uses the variables
-    TINYFORMER_DEVICE and DEV, or the best device found.
+    TINYFORMER_DEVICE and DEV, or the best device found. OpenCL on a CPU is used only on request.
   Call this function before tinygrad computes anything, preferably before importing tinygrad.
   If there is no clang, the clang of the package ziglang is used. Raises NoDeviceError, or
   BackendError if the other backend is already in use.
@@ -45,11 +45,7 @@ def select_device(device: str | None = None) -> str:
     return "NUMPY"
   if device:
     backend.require_tinygrad(device)
-  if device:
-    os.environ["DEV"] = device
-    if "tinygrad" in sys.modules:
-      # tinygrad reads DEV when it is imported.
-      sys.modules["tinygrad"].helpers.DEV.value = device
+    set_device(device)
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler:
     os.environ["CC"] = compiler
@@ -62,14 +58,19 @@ def select_device(device: str | None = None) -> str:
     and "tinygrad" not in sys.modules
   )
   if cpu_is_best:
-    os.environ["DEV"] = "CPU"
+    set_device("CPU")
   from tinygrad import Device
 
+  selected_by_tinygrad = not requested and not cpu_is_best
   try:
     name = Device.DEFAULT
+    if selected_by_tinygrad and is_opencl_on_cpu(name):
+      # tinygrad tries OpenCL before the CPU, but the CPU's own kernels are many times faster.
+      name = "CPU"
+      set_device(name)
     renderer = type(Device[name].renderer).__name__
   except Exception as e:
-    raise NoDeviceError(open_failure(e, device, compiler)) from e
+    raise NoDeviceError(open_failure(e, device, requested, compiler)) from e
   cpu_with_clang = (name, renderer) == ("CPU", "ClangRenderer")
   if cpu_with_clang and not is_program(compiler):
     # The device opened with cached programs, but compiling the first new kernel would fail.
@@ -81,14 +82,53 @@ def select_device(device: str | None = None) -> str:
   return name
 
 
-def open_failure(e: Exception, device: str | None, compiler: str | None) -> str:
-  """Return the message for an exception that opening a device raised: problem and remedy."""
-  if os.environ.get("DEV"):
-    problem = f"tinygrad cannot open the device {os.environ['DEV']} ({first_line(e)})"
+def set_device(device: str) -> None:
+  """Make a device tinygrad's default, in this process and in its children."""
+  os.environ["DEV"] = device
+  if "tinygrad" in sys.modules:
+    # tinygrad reads DEV when it is imported.
+    sys.modules["tinygrad"].helpers.DEV.value = device
+
+
+def is_opencl_on_cpu(device: str) -> bool:
+  """Return whether a device is OpenCL, and computes on the CPU, as pocl does."""
+  if device.split(":")[0] != "CL":
+    return False
+  from tinyformer.kernels.tinygrad_internals import opencl_is_on_cpu
+
+  return opencl_is_on_cpu(device)
+
+
+def open_devices(device: str, count: int) -> tuple[str, ...]:
+  """Open the first `count` devices of a kind, and return their names. Raises NoDeviceError."""
+  from tinygrad import Device
+
+  names = tuple(f"{device}:{i}" for i in range(count))
+  for name in names:
+    try:
+      Device[name]
+    except Exception as e:
+      raise NoDeviceError(
+        f"tinygrad cannot open the device {name} ({first_line(e)}).\n"
+        "Pass a smaller number of --devices."
+      ) from e
+  return names
+
+
+def open_failure(
+  e: Exception, device: str | None, requested: str | None, compiler: str | None
+) -> str:
+  """Return the message for an exception that opening a device raised: problem and remedy.
+
+  device: the argument of select_device.  requested: the same, or the variable DEV.
+  """
+  if requested:
+    problem = f"tinygrad cannot open the device {requested} ({first_line(e)})"
   else:
     problem = "tinygrad found no GPU"
-  if device and not device.upper().startswith("CPU"):
-    return f"{problem}.\nOmit --device to use the best device of this machine."
+  if requested and not requested.upper().startswith("CPU"):
+    remedy = "Omit --device" if device else "Unset DEV"
+    return f"{problem}.\n{remedy} to use the best device of this machine."
   if is_program(compiler):
     return (
       f"{problem}, and {compiler} did not compile for the CPU ({first_line(e)}).\n"

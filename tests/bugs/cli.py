@@ -51,4 +51,20 @@ BUGS = [
     "pass",
     "train",
   ),
+  Bug(
+    "OpenCL on a CPU is selected",
+    "tinyformer/device.py",
+    "select_device",
+    "if selected_by_tinygrad and is_opencl_on_cpu(name)",
+    "if False",
+    "device",
+  ),
+  Bug(
+    "the error for a missing GPU blames the compiler",
+    "tinyformer/device.py",
+    "open_failure",
+    'if requested and not requested.upper().startswith("CPU")',
+    "if device",
+    "device",
+  ),
 ]

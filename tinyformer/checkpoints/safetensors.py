@@ -254,9 +254,13 @@ def load_weights(
     is_transposed = re.search(key_map.transposed, name) is not None
     write_parameters(tensors[name], [writers[t] for t in table[name]], is_transposed)
 
-  in_process = all(writer.in_process for writer in writers.values())
-  with ThreadPoolExecutor(os.cpu_count() or 1 if in_process else 1) as pool:
-    list(pool.map(load_tensor, table))  # list() raises a worker's exception here
+  if all(writer.in_process for writer in writers.values()):
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+      list(pool.map(load_tensor, table))  # list() raises a worker's exception here
+  else:
+    # tinygrad compiles the conversion, and its database of kernels belongs to this thread.
+    for name in table:
+      load_tensor(name)
 
 
 def match_tensors(

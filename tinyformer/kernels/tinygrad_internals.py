@@ -4,9 +4,12 @@ The package's other modules import tinygrad's public API, and the names below fr
 """
 
 import contextlib
+import ctypes
 import os
+from typing import Any
 
 import tinygrad.helpers
+from tinygrad import Device
 from tinygrad.device import Buffer
 from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
 
@@ -28,6 +31,7 @@ __all__ = [
   "TinyELF",
   "get_call_arg_uops",
   "num_cpu_threads",
+  "opencl_is_on_cpu",
   "resolve_params",
 ]
 
@@ -39,3 +43,14 @@ def num_cpu_threads() -> int:
   """
   setting = getattr(tinygrad.helpers, "NUM_CPU_THREADS", None)
   return setting.value if setting else os.cpu_count() or 1
+
+
+def opencl_is_on_cpu(device: str) -> bool:
+  """Return whether an OpenCL device of tinygrad computes on the CPU."""
+  from tinygrad.runtime.autogen import opencl
+
+  kind = ctypes.c_uint64()
+  opened: Any = Device[device]
+  size = ctypes.sizeof(kind)
+  opencl.clGetDeviceInfo(opened.cl_dev, opencl.CL_DEVICE_TYPE, size, ctypes.byref(kind), None)
+  return bool(kind.value & opencl.CL_DEVICE_TYPE_CPU)
