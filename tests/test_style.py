@@ -198,7 +198,7 @@ def test_lines_have_at_most_100_columns(name):
 
 # help texts
 
-COMMANDS = ["gpt", "ask", "attend", "train", "evaluate", "bench"]
+COMMANDS = ["gpt", "ask", "attend", "train", "evaluate", "convert", "bench"]
 COMMANDS += ["tinyformer.walkthrough", "tinyformer.cli.plot_loss"]
 COMMANDS += sorted(
   f"experiments.{path.stem}"

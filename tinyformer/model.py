@@ -1,6 +1,7 @@
 """The Python API: load a model, and use it for the task that it was trained for."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -18,8 +19,8 @@ def load(
 ) -> "Model":
   """Load a model and its tokenizer, and return the Model.
 
-  name: a short name such as "tiny" or "gpt2", owner/repo on the Hugging Face hub, or a folder as
-    `save_pretrained` writes it. A model that is not on this machine is downloaded.
+  name: a short name such as "tiny" or "gpt2", owner/repo on the Hugging Face hub, a folder as
+    `save_pretrained` writes it, or a GGUF file. A model that is not on this machine is downloaded.
   device: tinygrad's device, such as "CPU", "METAL" or "CUDA"; None uses the best one.
   dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation is
     in float32.
@@ -56,7 +57,8 @@ class Model:
   A method raises InputError if the model was trained for another task, or if an input does not fit
   the model, such as a text that exceeds the context.
 
-  folder: the checkpoint's folder.  task: the name of the task in transformers' pipelines.
+  folder: the checkpoint's folder, or its GGUF file.
+  task: the name of the task in transformers' pipelines.
   module: the architecture. `model.module(ids)` returns logits as a Tensor. Each class in models/
     documents its arguments and shapes.
   tokenizer: text to token ids and back; None for an image model.
@@ -71,7 +73,9 @@ class Model:
     self.task: str = self.module.task
     self.tokenizer: Any = None
     if self.task != "image-classification":
-      self.tokenizer = tokenization.load_tokenizer(self.folder, self.module.vocab_size)
+      contents = checkpoints.tokenizer_contents(self.folder)
+      vocab_size = self.module.vocab_size
+      self.tokenizer = tokenization.load_tokenizer(self.folder, vocab_size, contents)
     # What runs the module in compiled steps: its name, the module's state when it was made, and the
     # object itself.
     self._runner: tuple[str, list, Any] | None = None
@@ -290,9 +294,10 @@ class Model:
 
     Returns None if the module contains functions that are not this project's.
     """
+    from tinyformer import checkpoints
     from tinyformer.kernels.module_structure import describe
 
-    config = (self.folder / "config.json").read_text(encoding="utf-8")
+    config = json.dumps(checkpoints.read_config(self.folder).values)
     description = describe(self.module)
     return description and f"{self.dtype} {config} {description}"
 
@@ -328,8 +333,11 @@ class Model:
 
   @functools.cached_property
   def _sentence_config(self):
-    from tinyformer.tasks.sentence_modules import read_sentence_config
+    from tinyformer import checkpoints
+    from tinyformer.tasks.sentence_modules import SentenceConfig, read_sentence_config
 
+    if checkpoints.is_gguf(self.folder):
+      return SentenceConfig(poolings=(checkpoints.read_pooling(self.folder),))
     return read_sentence_config(self.folder)
 
   def _translator(self):

@@ -1,7 +1,9 @@
-"""Checkpoints as Hugging Face saves them: config.json and safetensors, read and written."""
+"""Checkpoints: folders as Hugging Face saves them, read and written, and GGUF files, read."""
 
+import functools
 import importlib
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,18 +14,61 @@ from tinygrad import Tensor
 from layers.parts import Parts
 from models import FAMILIES
 from models.hf_config import HFConfig
-from tinyformer.checkpoints import safetensors
+from tinyformer.checkpoints import gguf_model, gguf_tokenizer, safetensors
+from tinyformer.checkpoints.gguf import GGUF, is_gguf, read_gguf
 from tinyformer.files import read_json
 from tinyformer.kernels import default_parts
 
 
-def read_config(folder: str | Path) -> HFConfig:
-  """Read a folder's config.json.
+def open_gguf(path: str | Path) -> GGUF:
+  """Read the header of a GGUF file. That of the last file is kept, unless the file has changed."""
+  status = Path(path).stat()
+  return _open_gguf(Path(path), status.st_mtime_ns, status.st_size)
 
-  Raises FileNotFoundError, or ValueError if it does not contain a JSON object.
+
+@functools.lru_cache(maxsize=1)
+def _open_gguf(path: Path, *_: int) -> GGUF:
+  return read_gguf(path)
+
+
+def read_config(folder: str | Path) -> HFConfig:
+  """Read a folder's config.json, or the configuration in a GGUF file.
+
+  Raises FileNotFoundError, or ValueError if it is damaged or not supported.
   """
+  if is_gguf(folder):
+    return HFConfig(gguf_model.hf_config(open_gguf(folder)), str(folder))
   path = Path(folder) / "config.json"
   return HFConfig(read_json(path), str(path))
+
+
+def tokenizer_contents(path: str | Path) -> dict[str, dict[str, Any]] | None:
+  """Return the content of each tokenizer file that a GGUF file represents, by file name.
+
+  Returns None for a folder, which has the files itself. Raises ValueError if the tokenizer is
+  damaged or not supported.
+  """
+  if not is_gguf(path):
+    return None
+  gguf = open_gguf(path)
+  return {
+    "tokenizer.json": gguf_tokenizer.tokenizer_json(gguf),
+    "tokenizer_config.json": gguf_tokenizer.tokenizer_config(gguf),
+    "generation_config.json": gguf_tokenizer.generation_config(gguf),
+  }
+
+
+def read_pooling(path: str | Path) -> str:
+  """Return the pooling of a GGUF file's embeddings: mean, cls or lasttoken.
+
+  Raises ValueError if it is not supported.
+  """
+  return gguf_model.pooling_of(open_gguf(path))
+
+
+def read_tensors(path: str | Path) -> Mapping[str, safetensors.StoredTensor]:
+  """Return the tensors of a folder or a GGUF file by Hugging Face's names, without their values."""
+  return gguf_model.hf_tensors(open_gguf(path)) if is_gguf(path) else safetensors.read(Path(path))
 
 
 def architecture(config: HFConfig) -> tuple[ModuleType, Any]:
@@ -40,7 +85,7 @@ def architecture(config: HFConfig) -> tuple[ModuleType, Any]:
 def load_module(
   folder: str | Path, dtype: str = "float32", parts: Parts | None = None, **settings: Any
 ):
-  """Load the architecture in a folder written by `save_pretrained`.
+  """Load the architecture in a folder written by `save_pretrained`, or in a GGUF file.
 
   dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation
   is in float32.
@@ -57,7 +102,7 @@ def load_module(
   hf = read_config(folder)
   module, model_class = architecture(hf)
   config = replace(module.from_hf(hf), **settings)
-  tensors = safetensors.read(Path(folder))
+  tensors = read_tensors(folder)
   check_sizes(config, tensors, hf.source)
   try:
     model = model_class(config, without_initial_values(parts))
@@ -86,7 +131,7 @@ AXES = {
 LAYERS = {"num_layers", "encoder_layers", "decoder_layers"}
 
 
-def check_sizes(config: Any, tensors: dict[str, safetensors.TensorInfo], source: str) -> None:
+def check_sizes(config: Any, tensors: Mapping[str, safetensors.StoredTensor], source: str) -> None:
   """Raise ValueError if a checkpoint's tensors are too small, or too few, for the sizes in config.
 
   Constructing a model of absurd sizes would take much time and memory. The exact shapes are checked

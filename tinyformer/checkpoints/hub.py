@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tinyformer.checkpoints import file_formats
 from tinyformer.checkpoints.download import Report, Unreachable, fetch, setting
+from tinyformer.checkpoints.gguf import is_gguf
 from tinyformer.files import read_json
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
@@ -59,14 +60,15 @@ def endpoint() -> str:
 def find(
   name: str, offline: bool = False, report: Report = lambda *_: None, weights: bool = True
 ) -> Path:
-  """Return the folder of a model, and download the model if it is not on disk.
+  """Return the folder or GGUF file of a model, and download the model if it is not on disk.
 
-  name: a short name such as "gpt2", owner/repo, or the path of a folder.  offline: contact no
-  server.  weights: if False, only the configuration and the tokenizer are required.
+  name: a short name such as "gpt2", owner/repo, or the path of a folder or a GGUF file.
+  offline: contact no server.
+  weights: if False, only the configuration and the tokenizer are required.
   Raises FileNotFoundError if there is no such model, PermissionError if the hub requires a token,
   and Unreachable if the model is not on disk and the hub cannot be reached.
   """
-  if (Path(name) / "config.json").exists():
+  if (Path(name) / "config.json").exists() or is_gguf(name):
     return Path(name)
   repo = SHORT_NAMES.get(name, name)
   if name in local() and name == repo:
@@ -76,7 +78,8 @@ def find(
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
     short_names = [*local(), *(s for s in SHORT_NAMES if s not in local())]
     raise FileNotFoundError(
-      f"{name} is not a folder with a config.json, owner/repo, or one of {', '.join(short_names)}"
+      f"{name} is not a folder with a config.json, a GGUF file, owner/repo, or one of "
+      f"{', '.join(short_names)}"
     )
   folder = WEIGHTS / (name if name in SHORT_NAMES else repo.replace("/", "--"))
   for candidate in (folder, *cached_snapshots(repo)):

@@ -4,10 +4,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tinygrad import Tensor, dtypes, nn
@@ -40,6 +40,18 @@ DTYPES = {
   for name in ("float32", "float16", "bfloat16", "int8")
   if hasattr(dtypes, name)
 }
+# Called with the number of units that are done, and their total.
+Report = Callable[[int, int], None]
+
+
+class StoredTensor(Protocol):
+  """A tensor in a file, whose values have not been read yet."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Return the values, or rows `first` to `last`, as float32."""
 
 
 class TensorInfo(NamedTuple):
@@ -86,16 +98,12 @@ class TensorInfo(NamedTuple):
 class ConcatenatedTensor(NamedTuple):
   """Tensors of one shape, concatenated along the first axis."""
 
-  tensors: list[TensorInfo]
+  tensors: Sequence[StoredTensor]
 
   @property
   def shape(self) -> tuple[int, ...]:
     rows, *rest = self.tensors[0].shape
     return (len(self.tensors) * rows, *rest)
-
-  def map(self) -> np.ndarray:
-    """Return the values; they are copied, because no single file contains them side by side."""
-    return self.numpy()
 
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
     """Return the values, or rows `first` to `last`; see TensorInfo.numpy."""
@@ -189,15 +197,13 @@ def read(folder: Path) -> dict[str, TensorInfo]:
   raise FileNotFoundError(f"{folder} has no model.safetensors")
 
 
-def join(
-  tensors: dict[str, TensorInfo], patterns: dict[str, str]
-) -> dict[str, TensorInfo | ConcatenatedTensor]:
+def join(tensors: Mapping[str, StoredTensor], patterns: dict[str, str]) -> dict[str, StoredTensor]:
   """Concatenate the tensors that match a pattern under the name that the pattern gives them.
 
   Raises ValueError if one of them is missing or has another shape.
   """
-  joined: dict[str, TensorInfo | ConcatenatedTensor] = {}
-  groups: dict[str, dict[int, TensorInfo]] = {}
+  joined: dict[str, StoredTensor] = {}
+  groups: dict[str, dict[int, StoredTensor]] = {}
   for name, tensor in tensors.items():
     pattern = next((p for p in patterns if re.fullmatch(p, name)), None)
     if pattern is None:
@@ -217,7 +223,7 @@ def join(
 
 
 def load_weights(
-  model, found: dict[str, TensorInfo], key_map: KeyMap, dtype: DType = dtypes.float32
+  model, found: Mapping[str, StoredTensor], key_map: KeyMap, dtype: DType = dtypes.float32
 ) -> None:
   """Load a checkpoint's tensors into a model's parameters.
 
@@ -264,10 +270,10 @@ def load_weights(
 
 
 def match_tensors(
-  tensors: dict[str, TensorInfo | ConcatenatedTensor],
+  tensors: dict[str, StoredTensor],
   key_map: KeyMap,
   table: dict[str, list[str]],
-) -> tuple[dict[str, TensorInfo | ConcatenatedTensor], dict[str, list[str]]]:
+) -> tuple[dict[str, StoredTensor], dict[str, list[str]]]:
   """Return the tensors without ignored ones, and the table without missing optional ones.
 
   Raises ValueError if the checkpoint lacks a tensor or has an unknown one.
@@ -289,26 +295,28 @@ def match_tensors(
   return tensors, table
 
 
-def map_parameters(
-  tensor: TensorInfo | ConcatenatedTensor, parameters: list[Any], is_transposed: bool
-) -> None:
+def map_parameters(tensor: StoredTensor, parameters: list[Any], is_transposed: bool) -> None:
   """Make parameters of minigrad, which a tensor contains side by side, views of its memory."""
-  array = tensor.map()
+  array = tensor.map() if isinstance(tensor, TensorInfo) else tensor.numpy()
   views = np.split(array.T if is_transposed else array, len(parameters))
   for parameter, view in zip(parameters, views, strict=True):
     parameter.data = view
 
 
+def rows_per_read(tensor: StoredTensor) -> int:
+  """Return the number of rows with a megaelement: large tensors must not be in memory twice."""
+  return max(1, 2**20 // math.prod(tensor.shape[1:]))
+
+
 def write_parameters(
-  tensor: TensorInfo | ConcatenatedTensor, writers: list["ParameterWriter"], is_transposed: bool
+  tensor: StoredTensor, writers: list["ParameterWriter"], is_transposed: bool
 ) -> None:
   """Copy a tensor into the parameters that it contains side by side."""
   if is_transposed:
     for writer, part in zip(writers, np.split(tensor.numpy(), len(writers), -1), strict=True):
       writer.write(0, part.T)
   else:
-    # A megaelement at a time: the embeddings are large and must not be in memory twice.
-    step = max(1, 2**20 // math.prod(tensor.shape[1:]))
+    step = rows_per_read(tensor)
     rows = (tensor.shape or (1,))[0] // len(writers)
     for n, writer in enumerate(writers):
       for i in range(0, rows, step):
@@ -376,25 +384,28 @@ def summarize(names: Sequence[str], limit: int = 3) -> str:
   return ", ".join(map(printable, names[:limit])) + more
 
 
+def header_bytes(
+  shapes: Mapping[str, tuple[str, Sequence[int]]], metadata: dict[str, str] | None = None
+) -> bytes:
+  """Return the beginning of a .safetensors file, for the type and the shape of each tensor."""
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
+  end = 0
+  for name, (dtype, shape) in shapes.items():
+    start, end = end, end + math.prod(shape) * ITEM_SIZES[dtype]
+    header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text
+
+
 def write_safetensors(
   path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
   """Write float32, float16 or int64 arrays to a file, completely or not at all."""
   types = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", np.dtype(np.int64): "I64"}
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
-  end = 0
-  for name, array in tensors.items():
-    offsets = [end, end + array.nbytes]
-    end += array.nbytes
-    header[name] = {
-      "dtype": types[array.dtype],
-      "shape": list(array.shape),
-      "data_offsets": offsets,
-    }
-  text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
+  shapes = {name: (types[array.dtype], array.shape) for name, array in tensors.items()}
   with atomic_write(path) as part, open(part, "wb") as f:
-    f.write(len(text).to_bytes(8, "little") + text)
+    f.write(header_bytes(shapes, metadata))
     for array in tensors.values():
       f.write(np.ascontiguousarray(array).data)
 
@@ -402,6 +413,27 @@ def write_safetensors(
 def to_numpy(t: Tensor) -> np.ndarray:
   """Return a parameter in float32."""
   return t.numpy() if is_minigrad() else to_float32(t).numpy()
+
+
+def copy_safetensors(
+  path: Path, tensors: Mapping[str, StoredTensor], dtype: str, report: Report = lambda *_: None
+) -> None:
+  """Write stored tensors to a file as float32, float16 or bfloat16, a few rows at a time.
+
+  report: called with the number of elements that have been written and the total.
+  """
+  label = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+  convert = CONVERT[DTYPES[dtype]]
+  total, done = sum(math.prod(t.shape) for t in tensors.values()), 0
+  with open(path, "wb") as f:
+    f.write(header_bytes({name: (label, t.shape) for name, t in tensors.items()}))
+    for tensor in tensors.values():
+      step = rows_per_read(tensor)
+      for i in range(0, tensor.shape[0], step):
+        values = tensor.numpy(i, min(tensor.shape[0], i + step))
+        f.write(np.ascontiguousarray(convert(values)).data)
+        done += values.size
+        report(done, total)
 
 
 def write(

@@ -1,5 +1,6 @@
 """Tokenizers: text to token IDs, and token IDs to text."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,14 +8,25 @@ if TYPE_CHECKING:
   from tinyformer.tokenization.base import Tokenizer
 
 
-def load_tokenizer(folder: str | Path, vocab_size: int | None = None) -> "Tokenizer":
+def load_tokenizer(
+  folder: str | Path,
+  vocab_size: int | None = None,
+  contents: Mapping[str, dict[str, Any]] | None = None,
+) -> "Tokenizer":
   """Load the tokenizer of a checkpoint folder.
 
   vocab_size: the number of tokens in the model's embedding, if the tokenizer must fit a model.
+  contents: the content of each JSON file by name, if the checkpoint is not a folder.
   Raises FileNotFoundError if the folder contains no tokenizer. Raises ValueError if the files are
   damaged or not supported, or if the tokenizer has more than `vocab_size` tokens.
   """
-  tokenizer = load_by_files(Path(folder))
+  if contents is None:
+    tokenizer = load_by_files(Path(folder))
+  else:
+    from tinyformer.tokenization.base import file_errors
+
+    with file_errors(Path(folder)):
+      tokenizer = from_json(contents["tokenizer.json"], contents.get("tokenizer_config.json"))
   if vocab_size is not None and len(tokenizer) > vocab_size:
     raise ValueError(
       f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model only {vocab_size:,};"
