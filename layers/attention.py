@@ -87,6 +87,21 @@ class CachedAttention:
     return self.out(merge_heads(self.attention_fn(q, k, v, mask)))
 
 
+class NoPEAttention(CachedAttention):
+  """A CachedAttention that ignores RoPE, so that only its mask depends on positions.
+
+  Source: Kazemnejad et al. 2023.
+  """
+
+  def queries(self, x: Tensor, rope: Callable | None = None) -> Tensor:
+    """Return the queries (B, H, T, K) of x (B, T, D)."""
+    return super().queries(x)
+
+  def keys_values(self, x: Tensor, rope: Callable | None = None) -> tuple[Tensor, Tensor]:
+    """Return the keys and values (B, G, S, K) of x (B, S, D)."""
+    return super().keys_values(x)
+
+
 class QKNormAttention(CachedAttention):
   """A CachedAttention that normalizes each head of q and k before it applies RoPE.
 

@@ -53,7 +53,8 @@ def rope_inv_freq(
   the lowest frequency is divided by `factor` and the highest is unchanged (bloc97 2023). "llama3"
   divides the frequencies of wavelengths above original_max_position_embeddings / low_freq_factor
   by `factor`, keeps those of wavelengths below original_max_position_embeddings / high_freq_factor
-  and interpolates in between (Llama 3.1). Raises ValueError for any other type.
+  and interpolates in between (Llama 3.1). "yarn": see yarn_inv_freq. Raises ValueError for any
+  other type. "dynamic" changes no frequency: it does so only for texts longer than the context.
   """
   scaling = scaling or {}
   kind = scaling.get("rope_type") or scaling.get("type") or "default"
@@ -61,13 +62,17 @@ def rope_inv_freq(
   if kind == "ntk":
     theta *= factor ** (dim / (dim - 2))
   inv_freq = [theta ** (-2 * i / dim) for i in range(dim // 2)]
-  if kind in ("default", "ntk"):
+  if kind in ("default", "dynamic", "ntk"):
     return inv_freq
   if kind == "linear":
     return [f / factor for f in inv_freq]
   if kind == "llama3":
     return llama3_inv_freq(inv_freq, factor, scaling)
-  raise ValueError(f"RoPE scaling {kind!r} is not supported: use default, linear, ntk or llama3")
+  if kind == "yarn":
+    return yarn_inv_freq(inv_freq, theta, factor, scaling)
+  raise ValueError(
+    f"RoPE scaling {kind!r} is not supported: use default, linear, ntk, dynamic, llama3 or yarn"
+  )
 
 
 def llama3_inv_freq(inv_freq: list[float], factor: float, scaling: dict[str, Any]) -> list[float]:
@@ -84,12 +89,68 @@ def llama3_inv_freq(inv_freq: list[float], factor: float, scaling: dict[str, Any
   return scaled
 
 
-def rope_cos_sin(positions: Tensor, inv_freq: list[float]) -> tuple[Tensor, Tensor]:
-  """Return the cosines and sines (T, D/2) of the rotation angles at positions (T)."""
+def yarn_inv_freq(
+  inv_freq: list[float], theta: float, factor: float, scaling: dict[str, Any]
+) -> list[float]:
+  """Return the frequencies with YaRN's scaling.
+
+  A pair that rotates more than `beta_fast` times (32 if missing) in the original context keeps its
+  frequency. One that rotates less than `beta_slow` times (1) is divided by `factor`. The weights of
+  the pairs in between are a linear function of their index. The two indices at which the function
+  begins and ends are rounded outward, unless `truncate` is false. Raises ValueError if theta is at
+  most 1. Source: Peng et al. 2024, sec. 3.2.
+  """
+  if theta <= 1:
+    raise ValueError(f"YaRN cannot scale RoPE with theta {theta}: theta must be above 1")
+  original_context = float(scaling["original_max_position_embeddings"])
+  dim = 2 * len(inv_freq)
+
+  def index(rotations: float) -> float:
+    """Return the index, in fractions, of the pair that rotates so often in the context."""
+    return dim * math.log(original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+  first = index(float(scaling.get("beta_fast") or 32))
+  last = index(float(scaling.get("beta_slow") or 1))
+  if scaling.get("truncate", True):
+    first, last = math.floor(first), math.ceil(last)
+  first, last = max(first, 0), min(last, dim - 1)
+  width = last - first or 0.001
+  scaled = []
+  for i, f in enumerate(inv_freq):
+    # The weight of the divided frequency: 0 for short wavelengths, 1 for long ones.
+    weight = min(1.0, max(0.0, (i - first) / width))
+    scaled.append((1 - weight) * f + weight * f / factor)
+  return scaled
+
+
+def rope_scale(scaling: dict[str, Any] | None = None) -> float:
+  """Return the factor of RoPE's cosines and sines, by which q and k grow: 1, except for YaRN.
+
+  YaRN's is `attention_factor`, or 0.1 ln(factor) + 1 if that is missing. `mscale` and
+  `mscale_all_dim` replace it by (0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1).
+  Source: Peng et al. 2024, sec. 3.4; DeepSeek-AI 2024 (DeepSeek-V2) for mscale.
+  """
+  scaling = scaling or {}
+  if (scaling.get("rope_type") or scaling.get("type")) != "yarn":
+    return 1.0
+  if attention_factor := scaling.get("attention_factor"):
+    return float(attention_factor)
+  log_factor = math.log(max(1.0, float(scaling["factor"])))
+  mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+  if mscale and mscale_all_dim:
+    return (0.1 * mscale * log_factor + 1) / (0.1 * mscale_all_dim * log_factor + 1)
+  return 0.1 * log_factor + 1
+
+
+def rope_cos_sin(
+  positions: Tensor, inv_freq: list[float], scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+  """Return the cosines and sines (T, D/2) of the rotation angles at positions (T), times scale."""
   # One constant Tensor per frequency: a Tensor made from the list would be a captured buffer.
   frequencies = Tensor.stack(*map(Tensor, inv_freq))
   angle = positions.unsqueeze(-1) * frequencies
-  return angle.cos(), angle.sin()
+  cos, sin = angle.cos(), angle.sin()
+  return (cos, sin) if scale == 1.0 else (cos * scale, sin * scale)
 
 
 def apply_rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from tinygrad import Tensor, nn
 
 from layers.activations import gelu, gelu_tanh
-from layers.attention import CachedAttention, QKNormAttention
+from layers.attention import CachedAttention, NoPEAttention, QKNormAttention
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
@@ -32,6 +32,10 @@ def biased_qkv_attn(c):
   attn = CachedAttention(c.dim, c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim)
   attn.out.bias = None
   return attn
+
+
+def nope_attn(c):
+  return NoPEAttention(c.dim, c.heads, no_bias, kv_heads=c.kv_heads, head_dim=c.head_dim)
 
 
 def qk_norm_attn(c):
@@ -77,6 +81,7 @@ RECIPES = {
   "mistral": lambda c: Block(grouped_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "qwen2": lambda c: Block(biased_qkv_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "qwen3": lambda c: Block(qk_norm_attn(c), gated(c, silu), rms_norm(c), pre_norm),
+  "smollm3": lambda c: Block(nope_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "mixtral": lambda c: Block(grouped_attn(c), experts(c), rms_norm(c), pre_norm),
   "bert": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "roberta": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
@@ -97,6 +102,7 @@ FAMILIES = {
   "mixtral": "mixtral.Mixtral",
   "qwen2": "qwen2.Qwen2",
   "qwen3": "qwen3.Qwen3",
+  "smollm3": "smollm3.SmolLM3",
   "bert": "bert.Bert",
   "roberta": "roberta.Roberta",
   "camembert": "roberta.Roberta",

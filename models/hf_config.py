@@ -125,6 +125,15 @@ class HFConfig:
       return values
     raise self.error(name, "be a list of strings")
 
+  def integers(self, name: str, maximum: int = MAX_SIZE) -> list[int] | None:
+    """Return a list of integers from 0 to a bound, inclusive, or None if the key has no value."""
+    if name not in self:
+      return None
+    values = self.values[name]
+    if type(values) is list and all(type(n) is int and 0 <= n <= maximum for n in values):
+      return values
+    raise self.error(name, f"be a list of integers from 0 to {maximum:,}")
+
   def section(self, *names: str) -> "HFConfig":
     """Return the object under the first of the keys that has a value; empty if none has."""
     for name in names:

@@ -15,7 +15,13 @@ from layers.attention import CachedAttention
 from layers.feedforward import GatedFeedForward
 from layers.norms import pre_norm
 from layers.parts import PLAIN, Parts
-from layers.positions import check_context, rope_cos_sin, rope_inv_freq, window_mask
+from layers.positions import (
+  check_context,
+  rope_cos_sin,
+  rope_inv_freq,
+  rope_scale,
+  window_mask,
+)
 from models.hf_config import HFConfig
 from models.key_map import KeyMap
 from transformer import Block, causal_mask, padding_mask
@@ -60,23 +66,24 @@ class Llama:
     self.config, self.parts = config, parts
     self.vocab_size, self.context, self.window = c.vocab_size, c.context, c.window
     self.inv_freq = rope_inv_freq(c.head_dim, c.rope_theta, c.rope_scaling)
+    self.rope_scale = rope_scale(c.rope_scaling)
     linear = partial(parts.linear, bias=False)
     self.tokens = parts.embedding(c.vocab_size, c.dim)
     self.blocks = [
       Block(
-        attn=self.attention(linear),
+        attn=self.attention(linear, layer),
         ff=self.feed_forward(linear),
         norm=lambda: parts.rms_norm(c.dim, c.eps),
         residual=pre_norm,
       )
-      for _ in range(c.num_layers)
+      for layer in range(c.num_layers)
     ]
     self.norm = parts.rms_norm(c.dim, c.eps)
     # (..., D) -> logits (..., V)
     self.head: Any = self.tokens.as_linear if c.tied else linear(c.dim, c.vocab_size)
 
-  def attention(self, linear: Callable) -> CachedAttention:
-    """Return the attention of a block."""
+  def attention(self, linear: Callable, layer: int) -> CachedAttention:
+    """Return the attention of the block with this index."""
     c = self.config
     return CachedAttention(c.dim, c.heads, linear, self.parts.attention, c.kv_heads, c.head_dim)
 
@@ -124,7 +131,7 @@ class Llama:
     if attention_mask is not None:
       mask = mask + padding_mask(attention_mask)
     positions = Tensor.arange(T) + (0 if cache is None else cache.position)
-    cos, sin = rope_cos_sin(positions, self.inv_freq)
+    cos, sin = rope_cos_sin(positions, self.inv_freq, self.rope_scale)
     return {"mask": mask, "rope": partial(self.parts.rope, cos=cos, sin=sin)}
 
   @property
@@ -152,7 +159,19 @@ def rope_scaling_from_hf(hf: HFConfig) -> dict[str, Any]:
       "high_freq_factor": high,
       "original_max_position_embeddings": original_context,
     }
+  if kind == "yarn":
+    scaling |= yarn_from_hf(rope, hf.size("max_position_embeddings", 2048))
   return scaling
+
+
+def yarn_from_hf(rope: HFConfig, context: int) -> dict[str, Any]:
+  """Return the settings of YaRN that are in config.json, except for the factor."""
+  original_context = rope.size("original_max_position_embeddings", context)
+  settings: dict[str, Any] = {"original_max_position_embeddings": original_context}
+  for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
+    if name in rope:
+      settings[name] = rope.number(name, None, 1 / MAX_FACTOR, MAX_FACTOR)
+  return settings | {"truncate": rope.flag("truncate", True)}
 
 
 def from_hf(hf: HFConfig) -> LlamaConfig:

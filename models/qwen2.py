@@ -13,9 +13,9 @@ from models.hf_config import HFConfig
 class Qwen2(llama.Llama):
   """Compute the logits of the next token for each token of a sequence."""
 
-  def attention(self, linear: Callable) -> CachedAttention:
+  def attention(self, linear: Callable, layer: int) -> CachedAttention:
     """Return the attention of a block. Only its output projection has no bias."""
-    attn = super().attention(self.parts.linear)
+    attn = super().attention(self.parts.linear, layer)
     attn.out.bias = None
     return attn
 

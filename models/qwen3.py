@@ -16,7 +16,7 @@ from models.hf_config import HFConfig
 class Qwen3(llama.Llama):
   """Compute the logits of the next token for each token of a sequence."""
 
-  def attention(self, linear: Callable) -> CachedAttention:
+  def attention(self, linear: Callable, layer: int) -> CachedAttention:
     """Return the attention of a block. All heads of q share a norm, as do all heads of k."""
     c = self.config
     norm = partial(self.parts.rms_norm, eps=c.eps)

@@ -58,6 +58,20 @@ LLAMAS = {
   "qwen3-a": transformers.Qwen3Config(
     **COMMON, num_key_value_heads=2, head_dim=6, rms_norm_eps=1e-3
   ),
+  "smollm3-a": transformers.SmolLM3Config(
+    **COMMON,
+    num_key_value_heads=2,
+    pad_token_id=None,
+    rms_norm_eps=1e-3,
+    no_rope_layer_interval=2,
+    tie_word_embeddings=False,
+    rope_parameters={
+      "rope_type": "yarn",
+      "rope_theta": 1e4,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+    },
+  ),
 }
 
 HEADS = (

@@ -18,6 +18,7 @@ from models.llama import Llama, LlamaConfig
 from models.mixtral import Mixtral, MixtralConfig
 from models.qwen2 import Qwen2
 from models.qwen3 import Qwen3
+from models.smollm3 import SmolLM3, SmolLM3Config
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
 from tinyformer.generation import Engine, generate
@@ -45,6 +46,7 @@ MODELS = {
   ),
   "qwen2": lambda parts=PLAIN: Qwen2(LlamaConfig(**LLAMA), parts),
   "qwen3": lambda parts=PLAIN: Qwen3(LlamaConfig(**LLAMA), parts),
+  "smollm3": lambda parts=PLAIN: SmolLM3(SmolLM3Config(**LLAMA, nope_layers=(1,)), parts),
 }
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
 # The number of padding tokens of the second sequence in the tests with padding.
@@ -200,7 +202,7 @@ def rounded(x, dtype):
     "gpt2-a",
     *(
       pytest.param(case, marks=pytest.mark.slow)
-      for case in ("llama-a", "mistral-a", "mixtral-a", "qwen2-a", "qwen3-a")
+      for case in ("llama-a", "mistral-a", "mixtral-a", "qwen2-a", "qwen3-a", "smollm3-a")
     ),
   ],
 )

@@ -9,12 +9,12 @@ from tinygrad import Tensor, nn
 
 import models
 from layers.activations import gelu, gelu_tanh
-from layers.attention import QKNormAttention
+from layers.attention import NoPEAttention, QKNormAttention
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
 from layers.parts import PLAIN
-from models import llama, mixtral, qwen2, qwen3
+from models import llama, mixtral, qwen2, qwen3, smollm3
 from models.deberta import DisentangledAttention
 from models.hf_config import HFConfig
 from tinyformer import checkpoints
@@ -69,6 +69,19 @@ SIZES = {
   ),
   "Mistral-7B": (7_241_732_096, untrained),
   "Mixtral-8x7B": (46_702_792_704, lambda: untrained(mixtral, mixtral.Mixtral)),
+  "SmolLM3-3B": (
+    3_075_098_624,
+    lambda: untrained(
+      smollm3,
+      smollm3.SmolLM3,
+      vocab_size=128256,
+      hidden_size=2048,
+      intermediate_size=11008,
+      num_hidden_layers=36,
+      num_attention_heads=16,
+      num_key_value_heads=4,
+    ),
+  ),
   "Qwen2-0.5B": (
     494_032_768,
     lambda: untrained(
@@ -129,6 +142,7 @@ TABLE = {
   "Mixtral": "mixtral-a",
   "Qwen2, Qwen2.5": "qwen2-a",
   "Qwen3": "qwen3-a",
+  "SmolLM3": "smollm3-a",
   "ViT": "vit-a",
 }
 ACTIVATION_NAMES = {
@@ -169,6 +183,8 @@ def kind_of(model):
 
 
 def positions_of(model, stack, parameters):
+  if any(isinstance(block.attn, NoPEAttention) for block in stack.blocks):
+    return "rotary, none in every fourth layer"
   if hasattr(model, "inv_freq"):
     return "rotary"
   if any(re.search(r"positions(\.table)?(\.weight)?$", n) for n in parameters):

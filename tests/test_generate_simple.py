@@ -20,6 +20,7 @@ DECODERS = [
   "mixtral-a",
   "qwen2-a",
   "qwen3-a",
+  "smollm3-a",
 ]
 ENCODER_DECODERS = ["bart-a", "marian-a", "t5-a", "t5-b"]
 SOURCE = [5, 9, 3, 7, 11, 2]

@@ -89,6 +89,10 @@ def test_a_config_with_any_value_is_read_or_raises_an_error_that_names_the_key(c
     ("activation", ("gelu",), {}),
     ("texts", (), "one"),
     ("texts", (), [1]),
+    ("integers", (), 1),
+    ("integers", (), [1, -1]),
+    ("integers", (1,), [0, 2]),
+    ("integers", (1,), [True]),
     ("section", (), [1]),
   ],
 )
@@ -107,6 +111,7 @@ def test_a_missing_or_null_value_has_the_default():
     assert hf.number("a", 0.5, 0, 1) == 0.5
     assert hf.flag("a", True) is True
     assert hf.texts("a") == []
+    assert hf.integers("a") is None
     assert hf.section("a").values == {}
     with pytest.raises(ValueError, match=r"config\.json: a must be an integer"):
       hf.size("a")

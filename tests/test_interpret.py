@@ -21,6 +21,7 @@ SLOW = {
   "mixture of experts": "mixtral-a",
   "biases on q, k and v": "qwen2-a",
   "norms of q and k": "qwen3-a",
+  "a layer without RoPE": "smollm3-a",
   "post-norm, cross-attention": "bart-a",
   "sinusoidal positions": "marian-a",
   "RMSNorm, cross-attention": "t5-a",

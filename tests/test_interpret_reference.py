@@ -27,6 +27,9 @@ SINGLE_STACK = {
   ),
   "qwen2": transformers.Qwen2Config(**COMMON, num_key_value_heads=2),
   "qwen3": transformers.Qwen3Config(**COMMON, num_key_value_heads=2, head_dim=6),
+  "smollm3": transformers.SmolLM3Config(
+    **COMMON, pad_token_id=None, num_key_value_heads=2, no_rope_layers=[0, 1]
+  ),
   "bert": transformers.BertConfig(**ENCODER),
   "roberta": transformers.RobertaConfig(**ENCODER),
   "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),

@@ -1,4 +1,4 @@
-"""LLaMA, Mistral, Mixtral and Qwen: logits of transformers, masks, RoPE and configs."""
+"""LLaMA and its relatives: logits of transformers, masks, RoPE and configs."""
 
 import conftest
 import numpy as np
@@ -10,6 +10,7 @@ import models
 import models.llama
 import models.qwen2
 import models.qwen3
+import models.smollm3
 from models.hf_config import HFConfig
 from models.llama import Llama, LlamaConfig
 from tinyformer import checkpoints
@@ -44,7 +45,14 @@ def close(actual, expected):
 
 # The maximum error as a share of the logits' standard deviation. Normalized queries and keys have
 # larger scores, which increase the rounding errors of RoPE's angles.
-CASES = {"llama-a": 1e-5, "mistral-a": 1e-5, "mixtral-a": 1e-5, "qwen2-a": 1e-5, "qwen3-a": 3e-5}
+CASES = {
+  "llama-a": 1e-5,
+  "mistral-a": 1e-5,
+  "mixtral-a": 1e-5,
+  "qwen2-a": 1e-5,
+  "qwen3-a": 3e-5,
+  "smollm3-a": 1e-5,
+}
 
 
 @all_parts()
@@ -77,7 +85,29 @@ def test_logits_depend_on_relative_positions_only():
   close(actual[0, 14:19], actual[1, 20:25])
 
 
-@pytest.mark.parametrize("module", [models.qwen2, models.qwen3])
+@pytest.mark.parametrize(
+  "settings, nope_layers",
+  [
+    ({}, (3, 7)),
+    ({"no_rope_layer_interval": 3}, (2, 5)),
+    ({"no_rope_layers": [1, 0, 0, 1, 1, 1, 1, 1]}, (1, 2)),
+    ({"no_rope_layers": [0, 1, 1, 1, 1, 1, 1, 1, 0]}, (0,)),
+  ],
+)
+def test_smollm3_has_layers_without_rope(settings, nope_layers):
+  sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 8}
+  hf = HFConfig(sizes | {"num_hidden_layers": 8} | settings)
+  assert tuple(models.smollm3.from_hf(hf).nope_layers) == nope_layers
+
+
+def test_too_few_values_of_no_rope_layers_raise_an_error():
+  sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 2, "intermediate_size": 8}
+  hf = HFConfig(sizes | {"num_hidden_layers": 3, "no_rope_layers": [1, 0]})
+  with pytest.raises(ValueError, match="no_rope_layers must have 3 values"):
+    models.smollm3.from_hf(hf)
+
+
+@pytest.mark.parametrize("module", [models.qwen2, models.qwen3, models.smollm3])
 def test_the_size_of_a_sliding_window_that_is_switched_off_is_ignored(module):
   config = {"sliding_window": 5, "use_sliding_window": False, "num_hidden_layers": 1}
   sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 8}
@@ -98,7 +128,7 @@ def test_a_tied_head_has_no_parameters():
     ("hidden_act", "gelu"),
     ("attention_bias", True),
     ("hidden_size", 0),
-    ("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
+    ("rope_parameters", {"rope_type": "longrope", "factor": 2.0}),
   ],
 )
 def test_an_unsupported_setting_raises_an_error_that_names_it(key, value):
@@ -109,5 +139,5 @@ def test_an_unsupported_setting_raises_an_error_that_names_it(key, value):
     "num_hidden_layers": 1,
     "intermediate_size": 8,
   } | {key: value}
-  with pytest.raises(ValueError, match=f"{key}|yarn"):
+  with pytest.raises(ValueError, match=f"{key}|longrope"):
     Llama(models.llama.from_hf(HFConfig(config)))

@@ -77,8 +77,50 @@ def test_rope_scaling_changes_the_frequencies():
   ntk = positions.rope_inv_freq(8, scaling={"rope_type": "ntk", "factor": 4.0})
   assert ntk[0] == 1 and ntk[-1] == pytest.approx(plain[-1] / 4)
   assert positions.rope_inv_freq(8, scaling={"rope_type": "default"}) == plain
-  with pytest.raises(ValueError, match="yarn"):
-    positions.rope_inv_freq(8, scaling={"rope_type": "yarn", "factor": 2})
+  # Within the context, dynamic scaling changes nothing.
+  assert positions.rope_inv_freq(8, scaling={"rope_type": "dynamic", "factor": 2.0}) == plain
+  with pytest.raises(ValueError, match="longrope"):
+    positions.rope_inv_freq(8, scaling={"rope_type": "longrope", "factor": 2})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+  "settings, beta_fast, beta_slow",
+  [({}, 32, 1), ({"beta_fast": 16, "beta_slow": 2}, 16, 2), ({"truncate": False}, 32, 1)],
+)
+def test_yarn_keeps_pairs_that_rotate_often_and_stretches_those_that_rotate_rarely(
+  settings, beta_fast, beta_slow
+):
+  plain = positions.rope_inv_freq(128, 1e6)
+  scaled = positions.rope_inv_freq(128, 1e6, YARN | settings)
+  kinds = set()
+  for f, g in zip(plain, scaled, strict=True):
+    rotations = 4096 * f / (2 * math.pi)
+    if rotations > beta_fast:
+      assert g == pytest.approx(f, rel=1e-12)
+      kinds.add("kept")
+    elif rotations < beta_slow:
+      assert g == pytest.approx(f / 4, rel=1e-12)
+      kinds.add("stretched")
+    else:
+      assert f / 4 <= g <= f
+      kinds.add("between")
+  assert len(kinds) == 3
+  assert scaled == sorted(scaled, reverse=True)
+
+
+def test_yarn_scales_queries_and_keys_by_the_logarithm_of_its_factor():
+  assert positions.rope_scale({"rope_type": "linear", "factor": 4.0}) == 1
+  assert positions.rope_scale(YARN) == pytest.approx(0.1 * math.log(4) + 1)
+  assert positions.rope_scale(YARN | {"attention_factor": 1.3}) == 1.3
+  ratio = (0.0707 * math.log(4) + 1) / (0.05 * math.log(4) + 1)
+  mscales = {"mscale": 0.707, "mscale_all_dim": 0.5}
+  assert positions.rope_scale(YARN | mscales) == pytest.approx(ratio)
+  inv_freq = positions.rope_inv_freq(8)
+  cos, sin = positions.rope_cos_sin(Tensor.arange(5), inv_freq, scale=1.3)
+  np.testing.assert_allclose((cos.square() + sin.square()).numpy(), 1.3**2, atol=1e-5)
 
 
 def test_llama3_scaling_keeps_short_wavelengths_and_stretches_long_ones():

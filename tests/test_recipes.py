@@ -19,6 +19,7 @@ from models import (
   qwen2,
   qwen3,
   roberta,
+  smollm3,
   t5,
   vit,
 )
@@ -48,6 +49,7 @@ MODELS = {
   "mixtral": lambda: mixtral.Mixtral(mixtral.MixtralConfig(**LLAMA)),
   "qwen2": lambda: qwen2.Qwen2(llama.LlamaConfig(**LLAMA)),
   "qwen3": lambda: qwen3.Qwen3(llama.LlamaConfig(**LLAMA)),
+  "smollm3": lambda: smollm3.SmolLM3(smollm3.SmolLM3Config(**LLAMA, nope_layers=(0,))),
   "bert": lambda: bert.Bert(bert.BertConfig(**SIZES)),
   "roberta": lambda: roberta.Roberta(roberta.RobertaConfig(**SIZES)),
   "deberta": lambda: deberta.Deberta(deberta.DebertaConfig(**SIZES)),

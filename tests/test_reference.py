@@ -13,7 +13,7 @@ from conftest import ROOT, all_parts, close, randomise, shared_data
 from tinygrad import Tensor, nn
 
 from layers.parts import PLAIN
-from layers.positions import alibi
+from layers.positions import alibi, rope_inv_freq, rope_scale
 from models import gpt2
 from tinyformer import checkpoints
 from tinyformer.checkpoints import architecture, load_module, read_config
@@ -178,6 +178,15 @@ ROPES = {
     }
   },
   "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}},
+  "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}},
+  "yarn": {
+    "rope_parameters": {
+      "rope_type": "yarn",
+      "rope_theta": 1e4,
+      "factor": 4.0,
+      "original_max_position_embeddings": 16,
+    }
+  },
 }
 
 
@@ -200,6 +209,32 @@ def test_logits_of_llama_equal_hugging_face(tmp_path, shape, rope, parts):
   model = checkpoints.load_module(tmp_path, parts=parts)
   # The bound is wider because the first norm divides by 0.02.
   close(model(Tensor(ids)).numpy(), reference_logits(reference, ids), 5e-5)
+
+
+@pytest.mark.parametrize("head_dim", [6, 64])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {},
+    {"beta_fast": 16, "beta_slow": 2},
+    {"attention_factor": 1.3, "truncate": False},
+    {"mscale": 0.707, "mscale_all_dim": 0.5},
+    {"original_max_position_embeddings": 4},
+  ],
+)
+def test_frequencies_and_scale_of_yarn_equal_hugging_face(settings, head_dim):
+  from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+  rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096} | settings
+  config = transformers.LlamaConfig(
+    hidden_size=4 * head_dim,
+    num_attention_heads=4,
+    max_position_embeddings=16384,
+    rope_parameters=rope | {"rope_theta": 1e5},
+  )
+  inv_freq, scale = ROPE_INIT_FUNCTIONS["yarn"](config)
+  np.testing.assert_allclose(rope_inv_freq(head_dim, 1e5, rope), inv_freq.numpy(), rtol=1e-6)
+  assert rope_scale(rope) == pytest.approx(scale, rel=1e-12)
 
 
 @pytest.mark.parametrize("window", [3, 16, None])
@@ -239,6 +274,12 @@ DECODERS = {
   "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=6),
   "qwen3, tied head": transformers.Qwen3Config(
     **DECODER, num_key_value_heads=4, head_dim=8, rms_norm_eps=1e-3, tie_word_embeddings=True
+  ),
+  "smollm3": transformers.SmolLM3Config(
+    **GROUPED, pad_token_id=None, no_rope_layers=[0, 1], rms_norm_eps=1e-3
+  ),
+  "smollm3, YaRN": transformers.SmolLM3Config(
+    **GROUPED | dict(num_hidden_layers=4), pad_token_id=None, **ROPES["yarn"]
   ),
 }
 
