@@ -2,11 +2,12 @@
 
 Source: Raffel et al. 2020, sec. 2.1. Each head adds a learned position bias to its scores, one per
 bucket of distances. All blocks of a stack share these. Linear layers have no bias. T5 1.1, Flan-T5
-and mT5 have gated feed-forward networks and a head that is not tied to the token embeddings.
+and mT5 have gated feed-forward networks, and a head that is not scaled and usually not tied to the
+token embeddings.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tinygrad import Tensor
@@ -29,7 +30,8 @@ class T5Config:
   context: capacity of the cache for a target. Relative positions do not limit a source.
   gated: whether the feed-forward networks are gated.
   buckets, max_distance: as in layers.positions.bucket.
-  tied: whether the head shares the token embeddings; its input is then scaled by 1 / sqrt(D).
+  tied: whether the head shares the token embeddings.
+  scaled: whether the input of a tied head is scaled by 1 / sqrt(D).
   """
 
   vocab_size: int
@@ -46,6 +48,7 @@ class T5Config:
   max_distance: int = 128
   eps: float = 1e-6
   tied: bool = True
+  scaled: bool = True
 
 
 class T5(EncoderDecoder):
@@ -75,9 +78,10 @@ class T5(EncoderDecoder):
     encoder = stack(c.encoder_layers, is_decoder=False)
     decoder = stack(c.decoder_layers, is_decoder=True)
     super().__init__(config, parts, encoder, decoder)
-    self.head = self.tied_head if c.tied else linear(c.dim, c.vocab_size)
+    tied_head = self.scaled_head if c.scaled else self.tokens.as_linear
+    self.head = tied_head if c.tied else linear(c.dim, c.vocab_size)
 
-  def tied_head(self, x: Tensor) -> Tensor:
+  def scaled_head(self, x: Tensor) -> Tensor:
     """Return the scaled dot products with all token embeddings: (..., D) -> (..., V)."""
     return self.tokens.as_linear(x * self.config.dim**-0.5)
 
@@ -89,14 +93,16 @@ FEED_FORWARDS = ACTIVATION_NAMES | GATED | {"gated-gelu": "gelu_tanh"}
 
 
 def from_hf(hf: HFConfig) -> T5Config:
-  """Translate a config.json of T5 or mT5.
+  """Translate a config.json of T5 or mT5. with_tensors completes the result.
 
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
   num_layers = hf.size("num_layers")
-  # transformers 5 writes tie_word_embeddings: true for every T5, so scale_decoder_outputs decides.
   is_mt5 = hf.text("model_type", "t5") == "mt5"
-  tied_by_default = hf.flag("tie_word_embeddings", True) and not is_mt5
+  # Older versions of transformers write tie_word_embeddings: false if the head is not scaled.
+  # Version 5 writes true for every T5, and scale_decoder_outputs.
+  scaled_by_default = hf.flag("tie_word_embeddings", True) and not is_mt5
+  scaled = hf.flag("scale_decoder_outputs", scaled_by_default)
   feed_forward = hf.choice("feed_forward_proj", FEED_FORWARDS, "relu")
   buckets = hf.integer("relative_attention_num_buckets", 32, minimum=4)
   return T5Config(
@@ -113,8 +119,20 @@ def from_hf(hf: HFConfig) -> T5Config:
     buckets=buckets,
     max_distance=hf.integer("relative_attention_max_distance", 128, minimum=buckets // 2 + 1),
     eps=hf.epsilon("layer_norm_epsilon", 1e-6),
-    tied=hf.flag("scale_decoder_outputs", tied_by_default),
+    tied=scaled,
+    scaled=scaled,
   )
+
+
+def with_tensors(config: T5Config, names: Collection[str]) -> T5Config:
+  """Return the config for a checkpoint with tensors of these names.
+
+  A head that is not scaled has a matrix of its own, unless the checkpoint lacks it: config.json has
+  no setting for this. transformers decides likewise.
+  """
+  if config.scaled:
+    return config
+  return replace(config, tied="lm_head.weight" not in names)
 
 
 # In the checkpoint, `layer.0`, `layer.1` and `layer.2` are the sublayers of a block: an encoder

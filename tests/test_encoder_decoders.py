@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, all_parts, close, uninitialized
+from conftest import FIXTURES, all_parts, close, normal, uninitialized
 from tinygrad import Tensor, dtypes, nn
 
 from models import bart, marian, t5
@@ -231,11 +231,21 @@ def test_the_head_of_t5_1_1_is_not_tied_with_old_or_new_config_keys(tmp_path):
       safetensors.read(FIXTURES / "t5-b")["lm_head.weight"].numpy(),
     )
 
+
+def test_the_head_of_a_t5_1_1_without_a_head_tensor_is_tied_and_not_scaled(tmp_path):
+  """transformers 5.24 saves a T5 1.1 with a tied head in this way."""
+
   def without_head(arrays):
     return {name: a for name, a in arrays.items() if name != "lm_head.weight"}
 
-  with pytest.raises(ValueError, match=r"lacks lm_head\.weight"):
-    checkpoints.load_module(modified_checkpoint("t5-b", tmp_path / "x", without_head))
+  old_keys = {"tie_word_embeddings": False, "scale_decoder_outputs": None}
+  new_keys = {"tie_word_embeddings": True, "scale_decoder_outputs": False}
+  x = Tensor(normal(2, 5, 12))
+  for name, config in (("old", old_keys), ("new", new_keys)):
+    folder = modified_checkpoint("t5-b", tmp_path / name, without_head, config)
+    model = checkpoints.load_module(folder)
+    assert not any(n.startswith("head") for n in nn.state.get_state_dict(model))
+    close(model.head(x).numpy(), (x @ model.tokens.weight.T).numpy())
 
 
 @pytest.mark.parametrize(

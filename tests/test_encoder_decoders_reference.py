@@ -26,6 +26,9 @@ CONFIGS = {
   "t5 1.1": lambda: transformers.T5Config(
     **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
   ),
+  "t5 1.1, tied head": lambda: transformers.T5Config(
+    **T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
+  ),
   "t5 with gated silu": lambda: transformers.T5Config(
     **T5 | DEFAULT_BUCKETS | dict(feed_forward_proj="gated-silu")
   ),
@@ -54,6 +57,8 @@ def reference_model(name, seed=0, settings=None):
     rng = torch.Generator().manual_seed(seed)
     head = torch.randn(model.lm_head.weight.shape, generator=rng) * 0.25
     model.lm_head.weight = torch.nn.Parameter(head)
+  if name == "t5 1.1, tied head":
+    model.lm_head.weight = model.shared.weight
   return model
 
 

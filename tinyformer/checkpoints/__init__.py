@@ -101,8 +101,11 @@ def load_module(
     )
   hf = read_config(folder)
   module, model_class = architecture(hf)
-  config = replace(module.from_hf(hf), **settings)
+  config = module.from_hf(hf)
   tensors = read_tensors(folder)
+  if hasattr(module, "with_tensors"):  # some settings depend on the tensors that the folder has
+    config = module.with_tensors(config, tensors.keys())
+  config = replace(config, **settings)
   check_sizes(config, tensors, hf.source)
   try:
     model = model_class(config, without_initial_values(parts))
