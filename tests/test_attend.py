@@ -130,7 +130,7 @@ def test_the_terminal_shows_only_printable_characters_and_the_page_all(capsys, t
 @pytest.mark.parametrize(
   "argv, message",
   [
-    (["-p", "word " * 300], "use --last 256 to display its end"),
+    (["-p", "word " * 300], "display its end with --last 256"),
     (["-p", "a", "--layer", "99"], "layers 0 to "),
     (["-p", "a", "--head", "99"], "heads 0 to "),
     (["-p", ""], "the prompt is empty"),

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -402,3 +403,11 @@ def test_prose_has_at_most_100_columns(name):
     if not re.search(r"https?://", line)
   ]
   assert not wide
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_line_of_a_paragraph_begins_like_an_item_of_a_numbered_list(name):
+  lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+  for previous, line in itertools.pairwise(lines):
+    if re.match(r"\s*\d+[.)] ", line):
+      assert not previous.strip() or re.match(r"\s*(\d+[.)]|-) |\s{2}", previous), line

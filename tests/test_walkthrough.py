@@ -37,7 +37,7 @@ def test_without_verbose_each_section_is_one_line(capsys, monkeypatch):
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == "Device: " + walkthrough.select_device()
   assert [line.split(":")[0] for line in lines[1:-1]] == ["ok", "ok"]
-  assert lines[-1].startswith("7 checks passed, ")
+  assert lines[-1].startswith("8 checks passed, ")
 
 
 def test_one_check_is_singular():

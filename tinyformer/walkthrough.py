@@ -132,7 +132,18 @@ def scaled_attention(s: Section) -> None:
   s.show(
     "Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V: each query receives a mean of the values,\n"
     "weighted by the similarity of the query and each key.\n"
-    "Six words as vectors, (T, d_k) = (6, 4), are queries, keys and values. The weights, (T, S):"
+    "Six words as vectors, (T, d_k) = (6, 4), are queries, keys and values:"
+  )
+  for word, vector in zip(WORDS, x, strict=True):
+    s.show(f"{word:>7} " + "".join(f"{value:7.2f}" for value in vector))
+  s.show("The scores Q K^T / sqrt(d_k), (T, S) = (6, 6):")
+  scores = transformer.scaled_dot_product(Tensor(x), Tensor(x))
+  expected = [[oracle.scaled_dot_product(a, b) for b in x] for a in x]
+  s.matrix("scores", scores, expected, WORDS, WORDS)
+  s.show(
+    "For example, cat and mat: (3 * 3 + 1 * 1) / sqrt(4) = 5. The softmax of a row takes the\n"
+    "exponential of each score and divides it by their sum. In the row of cat, e^5 is divided by\n"
+    "2 e^5 + e^1.5 + 3 e^0. The weights, (T, S):"
   )
   weights = transformer.attention_weights(Tensor(x), Tensor(x))
   s.matrix("attention weights", weights, oracle.attention_weights(x, x), WORDS, WORDS)

@@ -13,6 +13,8 @@ from tinyformer.interpret.activations import Activations, run
 from tinyformer.interpret.labels import right_to_left, token_labels
 
 MAX_TOKENS = 256  # tokens or patches that can be displayed
+# --last is an option of attend.py, last= an argument of tinyformer.inspect.
+LAST_REMEDY = f"display its end with --last {MAX_TOKENS} (in Python: last={MAX_TOKENS})"
 
 
 class TooLongError(ValueError):
@@ -96,7 +98,7 @@ def inspect_text(recorded: RecordedModel, text: str, last: int | None = None) ->
     text = re.sub(r"\[MASK\]|<mask>", lambda _: mask_token, text)
   ids = tokenizer.single(tokenizer.encode(text, special_tokens))
   ids = ids[-last:] if last else ids
-  check_length("text", len(ids), f"use --last {MAX_TOKENS} to display its end")
+  check_length("text", len(ids), LAST_REMEDY)
   activations = run(model, ids)[""]
   weights = activations.attention_weights()
   return Inspection(
@@ -126,7 +128,7 @@ def inspect_pair(
   model, tokenizer = recorded
   source_ids = tokenizer.single(tokenizer.encode(text))
   source_ids = source_ids[-last:] if last else source_ids
-  check_length("text", len(source_ids), f"use --last {MAX_TOKENS} to display its end")
+  check_length("text", len(source_ids), LAST_REMEDY)
   if target is None:
     target_ids = generate(source_ids)
   else:
