@@ -105,9 +105,9 @@ def yarn_inv_freq(
   original_context = float(scaling["original_max_position_embeddings"])
   dim = 2 * len(inv_freq)
 
-  def index(rotations: float) -> float:
+  def index(full_turns: float) -> float:
     """Return the index, in fractions, of the pair that rotates so often in the context."""
-    return dim * math.log(original_context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+    return dim * math.log(original_context / (full_turns * 2 * math.pi)) / (2 * math.log(theta))
 
   first = index(float(scaling.get("beta_fast") or 32))
   last = index(float(scaling.get("beta_slow") or 1))

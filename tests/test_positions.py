@@ -97,11 +97,11 @@ def test_yarn_keeps_pairs_that_rotate_often_and_stretches_those_that_rotate_rare
   scaled = positions.rope_inv_freq(128, 1e6, YARN | settings)
   kinds = set()
   for f, g in zip(plain, scaled, strict=True):
-    rotations = 4096 * f / (2 * math.pi)
-    if rotations > beta_fast:
+    full_turns = 4096 * f / (2 * math.pi)
+    if full_turns > beta_fast:
       assert g == pytest.approx(f, rel=1e-12)
       kinds.add("kept")
-    elif rotations < beta_slow:
+    elif full_turns < beta_slow:
       assert g == pytest.approx(f / 4, rel=1e-12)
       kinds.add("stretched")
     else:
