@@ -5,13 +5,14 @@ For example: `python gpt.py -p "How can entropy be reversed?"`.
 
 import argparse
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyformer import cli
-from tinyformer.device import select_device
+from tinyformer import backend, cli
+from tinyformer.device import NoDeviceError, select_device
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -109,6 +110,21 @@ def read_prompt(args: argparse.Namespace) -> str | None:
   if args.prompt == "-":
     raise cli.UsageError("-i reads the terminal, so -p - cannot read a prompt: leave one out")
   return None
+
+
+def select_device_or_numpy(args: argparse.Namespace) -> str:
+  """Select the device, or NUMPY if none was requested and tinygrad cannot open any."""
+  variables = [os.environ.get(name) for name in ("TINYFORMER_DEVICE", "DEV")]
+  try:
+    return select_device(args.device)
+  except NoDeviceError as e:
+    if args.device or any(variables):
+      raise
+    if not args.quiet:
+      reason = str(e).replace("\n", " ")
+      cli.note(f"Using numpy, which is slower: {reason}")
+    backend.replace_tinygrad()
+    return select_device("NUMPY")
 
 
 def find_model(args: argparse.Namespace) -> Path:
@@ -296,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   prompt = read_prompt(args)
   start = time.monotonic()
-  device = select_device(args.device)
+  device = select_device_or_numpy(args)
   folder = find_model(args)
   session = Session(args, folder)
   if args.verbose:

@@ -16,10 +16,11 @@ from tinyformer.device import open_devices, select_device
 
 def make_trainer(args: argparse.Namespace, model, device: str):
   """Return the trainer of a GPT-2. The validation loss has no label smoothing."""
-  from tinyformer.kernels.cross_entropy import loss
+  from tinyformer.kernels import loss_function
   from tinyformer.training.run import TrainConfig
   from tinyformer.training.trainer import Trainer
 
+  loss = loss_function()
   config = TrainConfig(
     weight_decay=args.weight_decay,
     clip=args.clip,
@@ -53,6 +54,8 @@ def train_model(args: argparse.Namespace, device: str) -> int:
 
   if args.precision == "float16":
     raise cli.UsageError("--precision float16 would lose small gradients: use bfloat16")
+  if device == "NUMPY" and (args.precision != "float32" or args.devices > 1):
+    raise cli.UsageError("NUMPY trains in float32 on one device: omit --precision and --devices")
   documents = read_documents(args.data)
   text_hash = hashlib.sha256("\0".join(documents).encode()).hexdigest()
   progress = initial_progress(args, text_hash)

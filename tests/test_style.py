@@ -44,7 +44,7 @@ ALLOWED = {
   "minigrad": set(),
   "tinyformer.files": set(),
   "tinyformer.backend": {"minigrad"},
-  "tinyformer.kernels": {"transformer", "layers", "tinyformer.backend"},
+  "tinyformer.kernels": {"transformer", "layers", "minigrad", "tinyformer.backend"},
   "tinyformer.checkpoints": REFERENCE
   | {"tinyformer.kernels", "tinyformer.files", "tinyformer.backend"},
   "tinyformer.tokenization": {"tinyformer.files"},
@@ -63,6 +63,7 @@ ALLOWED = {
     "tinyformer.checkpoints",
     "tinyformer.files",
     "tinyformer.backend",
+    "minigrad",
   },
   "tinyformer.interpret": REFERENCE | {"tinyformer.kernels.compiled_step", "tinyformer.files"},
 }

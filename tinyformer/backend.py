@@ -58,8 +58,14 @@ def require_tinygrad(device: str) -> None:
     )
 
 
-def forget(*packages: str) -> None:
-  """Forget imported packages and their modules, so that they are imported again."""
+def replace_tinygrad(*modules: str) -> None:
+  """Forget tinygrad and what has been imported on it, and make its name mean minigrad.
+
+  Objects that exist already keep the old modules: call this function before there are Tensors.
+  modules: more modules of ours to import again.
+  """
+  outdated = ("tinygrad", "transformer", "layers", "models", "tinyformer.kernels", *modules)
   for name in list(sys.modules):
-    if any(name == package or name.startswith(f"{package}.") for package in packages):
+    if any(name == package or name.startswith(f"{package}.") for package in outdated):
       del sys.modules[name]
+  use_minigrad()

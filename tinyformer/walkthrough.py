@@ -490,6 +490,6 @@ def run(device: str | None, verbose: bool) -> int:
   if not wants_numpy or backend.is_minigrad():
     return run_sections(select_device(device), verbose)
   # This module and transformer.py, the program, have imported tinygrad. Import them again.
-  backend.forget("tinygrad", "transformer", "layers", "models", "tinyformer.walkthrough")
+  backend.replace_tinygrad("tinyformer.walkthrough")
   name = select_device(device)
   return importlib.import_module("tinyformer.walkthrough").run_sections(name, verbose)

@@ -103,8 +103,8 @@ BUGS = [
     "--precision bfloat16 has no effect",
     "tinyformer/cli/training_model.py",
     "make_model",
-    'parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS',
-    "parts = CPU_KERNELS",
+    "training_parts(args.precision)",
+    'training_parts("float32")',
     "train",
   ),
   Bug(

@@ -10,8 +10,7 @@ from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import load_module
 from tinyformer.cli.training_arguments import set_sizes
 from tinyformer.files import atomic_write
-from tinyformer.kernels.mixed_precision import MIXED
-from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels import training_parts
 from tinyformer.tokenization import load_tokenizer
 from tinyformer.tokenization.base import Tokenizer
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
@@ -30,7 +29,7 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
 
   Raises UsageError for arguments that contradict each other or the checkpoint.
   """
-  parts = MIXED if args.precision == "bfloat16" else CPU_KERNELS
+  parts = training_parts(args.precision)
   if args.resume:
     model = load_module(args.out / "last", parts=parts, dropout=args.dropout)
     return model, load_tokenizer(args.out / "last"), None

@@ -1,5 +1,8 @@
 """Optional speed: faster parts for models, and compiled steps."""
 
+from collections.abc import Callable
+
+import transformer
 from layers.parts import Parts
 from tinyformer.backend import is_minigrad
 
@@ -13,3 +16,21 @@ def default_parts() -> Parts:
   from tinyformer.kernels import parts
 
   return parts.default_parts()
+
+
+def training_parts(precision: str) -> Parts:
+  """Return the fastest parts for training with matrix products in float32 or bfloat16."""
+  if precision == "float32":
+    return default_parts()
+  from tinyformer.kernels.mixed_precision import MIXED
+
+  return MIXED
+
+
+def loss_function() -> Callable:
+  """Return transformer.loss, or a faster function with the same arguments and result."""
+  if is_minigrad():
+    return transformer.loss
+  from tinyformer.kernels import cross_entropy
+
+  return cross_entropy.loss
