@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from tinyformer import cli
+from tinyformer.files import write_text
 
 CORES = os.cpu_count() or 1
 # For each peer: the module that it needs, the packages to count, the numbers of threads to try.
@@ -716,7 +717,8 @@ def measure_everything(
   def save(new_results: Results) -> None:
     for name, figures in new_results.items():
       results[name] |= figures
-    args.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    text = json.dumps({"machine": machine, "results": results}, indent=1) + "\n"
+    write_text(args.json, text)
 
   # A separate process returns its memory when it ends.
   code = f"import bench, pathlib; bench.make_weights(pathlib.Path(r'{folder}'))"

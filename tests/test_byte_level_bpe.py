@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -394,3 +395,19 @@ def test_a_character_vocabulary_has_one_token_per_character(tmp_path):
   # Unknown characters are encoded as bytes.
   assert tokenizer.decode(tokenizer.encode("ø日本語")) == "ø日本語"
   assert len(BytePairEncoding.characters(["plain"])) == 257
+
+
+def test_neither_file_of_a_tokenizer_changes_if_one_cannot_be_written(tmp_path, monkeypatch):
+  write_text = Path.write_text
+
+  def write_all_but_merges(path, *arguments, **options):
+    if "merges" in path.name:
+      raise OSError(28, "No space left on device")
+    write_text(path, *arguments, **options)
+
+  BytePairEncoding.train(["a b c"], 260).save(tmp_path)
+  old = {path: path.read_bytes() for path in tmp_path.iterdir()}
+  monkeypatch.setattr(Path, "write_text", write_all_but_merges)
+  with pytest.raises(OSError, match="No space left"):
+    BytePairEncoding.train(["the cat the cat"], 262).save(tmp_path)
+  assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old

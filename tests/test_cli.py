@@ -1,13 +1,17 @@
 """What the commands share: the progress bar and the help formatter."""
 
 import argparse
+import errno
+import importlib
+import os
 import re
 import sys
 
 import pytest
+from conftest import FIXTURES
 
-from tinyformer import cli
-from tinyformer.cli import progress
+from tinyformer import cli, files
+from tinyformer.cli import errors, progress
 
 
 def test_remaining_time_is_estimated_from_the_progress_since_the_first_call(monkeypatch, capsys):
@@ -67,3 +71,82 @@ def test_help_shows_a_default_once_and_neither_none_nor_false(options, expected)
   parser.add_argument("-x", **options)
   line = parser.format_help().splitlines()[-1]
   assert re.fullmatch(r" +-x( X)? +(.*)", line)[2] == expected
+
+
+# errors of the system
+
+
+def run_command(command: str, capsys) -> str:
+  """Run a command that must fail in this process, and return its last line on standard error."""
+  name, *arguments = command.split()
+  module = importlib.import_module(name)
+  assert cli.run(lambda: module.main(arguments)) in (1, 2)
+  return capsys.readouterr().err.strip().split("\n")[-1]
+
+
+@pytest.mark.parametrize(
+  "command",
+  [
+    "train {} -o out",
+    "evaluate {} -m tiny",
+    "ask -m vit {}",
+    "attend -m vit --picture {}",
+    "attend -m tiny -p Once --html {}/page.html",
+    "attend -m tiny -p Once --png {}/picture.png",
+    "gpt -m {} -p Once",
+    "tinyformer.cli.plot_loss {}",
+  ],
+)
+def test_commands_name_a_file_that_cannot_be_used_and_show_no_error_number(
+  command, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  for file in (FIXTURES / "vit-a").iterdir():
+    (tmp_path / "vit").mkdir(exist_ok=True)
+    (tmp_path / "vit" / file.name).symlink_to(file)
+  (tmp_path / "vit" / "preprocessor_config.json").write_text("{}")
+  (tmp_path / "file").touch()
+  (tmp_path / "loop").symlink_to("loop")
+  for path in ("missing", "file/sub", "x" * 300, "loop"):
+    message = run_command(command.format(path), capsys)
+    assert message.startswith("error: ") and "Errno" not in message
+    assert path[:50] in message
+
+
+@pytest.mark.parametrize(
+  "number, message",
+  [
+    (errno.ENOENT, "a.txt does not exist"),
+    (errno.EACCES, "a.txt must not be accessed by this user"),
+    (errno.ENOSPC, "a.txt does not fit on its disk, which is full"),
+    (errno.EROFS, "a.txt is on a disk that is read-only"),
+    (errno.EISDIR, "a.txt is a folder"),
+    (errno.EIO, f"a.txt: {os.strerror(errno.EIO)}"),
+  ],
+)
+def test_system_errors_are_put_into_words(number, message):
+  error = OSError(number, os.strerror(number), "a.txt")
+  assert errors.describe(error).startswith(message)
+  # The system names no file if a write fails.
+  without_name = errors.describe(OSError(number, os.strerror(number)))
+  assert "Errno" not in without_name and "None" not in without_name
+
+
+def test_failed_write_names_the_file_and_not_the_temporary_one(tmp_path):
+  def fail():
+    with files.atomic_write(tmp_path / "a.txt"):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with pytest.raises(OSError) as error:
+    fail()
+  assert error.value.filename == str(tmp_path / "a.txt")
+  with pytest.raises(FileNotFoundError) as error:
+    files.write_text(tmp_path / "none" / "a.txt", "")
+  assert error.value.filename == str(tmp_path / "none" / "a.txt")
+
+
+def test_folder_is_not_written_to_as_a_file(tmp_path):
+  with pytest.raises(IsADirectoryError), files.atomic_write(tmp_path):
+    pytest.fail("the folder was accepted")
+  assert not list(tmp_path.iterdir())

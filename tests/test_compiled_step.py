@@ -255,6 +255,15 @@ def test_a_recording_is_restored_from_its_bytes():
   assert step_cache.from_bytes(step_cache.to_bytes(recording)) == recording
 
 
+def test_a_recording_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+  def full(recording):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(step_cache, "to_bytes", full)
+  step_cache.save(tmp_path / "step", graph_runner.Recording([], [], [], (0, 0, (), "f")), 4)
+  assert not list(tmp_path.iterdir())
+
+
 @on_cpu
 def test_a_kernel_with_too_many_arguments_runs_in_tinyjit():
   step = CompiledStep(lambda *x: sum(x, start=Tensor.zeros(1)).realize())

@@ -170,3 +170,21 @@ def test_a_clang_on_the_path_is_used(tmp_path, monkeypatch):
   monkeypatch.setattr(shutil, "which", lambda name: "/somewhere/clang")
   select_device()
   assert os.environ["CC"] == "/somewhere/clang"
+
+
+def test_tinygrad_caches_nothing_if_its_cache_cannot_be_written(tmp_path):
+  (tmp_path / "file").touch()
+  code = """from tinyformer.device import select_device
+select_device("CPU")
+from tinygrad.helpers import CACHELEVEL
+print(CACHELEVEL.value)"""
+  levels = []
+  for folder in (tmp_path / "cache", tmp_path / "file"):
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder)}
+    run = subprocess.run(
+      [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    levels.append(int(run.stdout))
+  assert levels[0] > 0
+  assert levels[1] == 0

@@ -629,6 +629,15 @@ def test_downloads_wait_as_long_as_the_hub_asks(server, monkeypatch):
   assert len(waits) == 4
 
 
+def test_complete_download_leaves_no_partial_file(hostile):
+  hostile.versions[0]["tokenizer_config.json"] = b'{"a": 1}'
+  behave(hostile, "tokenizer_config.json", *["cut"] * 5, "not_found")
+  with pytest.raises(hub.Unreachable):
+    hub.find("someone/model")
+  folder = hub.find("someone/model")
+  assert {path.name for path in folder.iterdir()} == {*FILES}
+
+
 @pytest.mark.parametrize(
   "old, new, is_allowed",
   [

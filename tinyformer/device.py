@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from tinyformer import backend
+from tinyformer.files import atomic_write
 
 INSTALL_CLANG = {"darwin": "xcode-select --install", "win32": "winget install LLVM.LLVM"}.get(
   sys.platform, "sudo apt install clang (or your system's package)"
@@ -46,6 +47,9 @@ def select_device(device: str | None = None) -> str:
   if device:
     backend.require_tinygrad(device)
     set_device(device)
+  if not can_write(tinygrad_cache_folder()):
+    # tinygrad would raise an error for the first kernel.
+    os.environ.setdefault("CACHELEVEL", "0")
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler:
     os.environ["CC"] = compiler
@@ -151,6 +155,23 @@ def cache_folder() -> Path:
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
 
 
+def tinygrad_cache_folder() -> Path:
+  """Return the folder of tinygrad's cache of compiled kernels."""
+  home_cache = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+  return Path(os.environ.get("XDG_CACHE_HOME") or home_cache) / "tinygrad"
+
+
+def can_write(folder: Path) -> bool:
+  """Return whether a megabyte fits into a folder, which is made if it does not exist."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as f:
+      f.write(bytes(1 << 20))
+  except OSError:
+    return False
+  return True
+
+
 def cpu_marker(compiler: str | None) -> Path | None:
   """Return the file that exists if an earlier run found no device better than the CPU.
 
@@ -186,19 +207,26 @@ def zig_clang() -> str | None:
     zig = Path(spec.origin).with_name("zig")
     script = f'#!/bin/sh\nexec {shlex.quote(str(zig))} clang "$@"\n'
     suffix = ""
-  folder = cache_folder()
+  # Each virtual environment has its own script, because another environment may be deleted.
+  digest = hashlib.sha256(script.encode()).hexdigest()[:8]
+  name = f"zig-clang-{digest}{suffix}"
   try:
-    folder.mkdir(parents=True, exist_ok=True)
+    return write_launcher(cache_folder() / name, script)
   except OSError:
     # Others may write to the folder of temporary files, but not to a new folder in it.
     folder = Path(tempfile.mkdtemp(prefix="tinyformer-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  # Each virtual environment has its own script, because another environment may be deleted.
-  digest = hashlib.sha256(script.encode()).hexdigest()[:8]
-  launcher = folder / f"zig-clang-{digest}{suffix}"
-  if not launcher.exists() or launcher.read_text() != script:
-    part = launcher.with_name(f"{os.getpid()}-{launcher.name}")
-    part.write_text(script)
-    part.chmod(0o755)
-    os.replace(part, launcher)
-  return str(launcher)
+    return write_launcher(folder / name, script)
+
+
+def write_launcher(path: Path, script: str) -> str:
+  """Write an executable script, unless it exists, and return its path.
+
+  Raises OSError if its folder cannot be written, for example because the disk is full.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if not path.exists() or path.read_text() != script:
+    with atomic_write(path) as part:
+      part.write_text(script)
+      part.chmod(0o755)
+  return str(path)

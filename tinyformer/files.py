@@ -1,6 +1,7 @@
 """Regular files only, JSON files, and files that are replaced atomically."""
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -72,18 +73,26 @@ def atomic_write(path: Path) -> Iterator[Path]:
   The file is flushed to disk before it is renamed, so `path` never holds a partial file.
   If an exception is raised, the temporary file is deleted and `path` is unchanged.
   A device or a pipe is not replaced: `path` itself is yielded.
+  An OSError names `path`: the system does not say which file did not fit on a disk.
   """
-  if path.exists() and not path.is_file() and not path.is_dir():
-    yield path
-    return
-  part = path.with_name(f".{path.name}.{os.getpid()}.part")
+  if path.is_dir():
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+  is_special = path.exists() and not path.is_file()
+  part = path if is_special else path.with_name(f".{path.name}.{os.getpid()}.part")
   try:
     yield part
-    with open(part, "rb+") as f:
-      os.fsync(f.fileno())
-    os.replace(part, path)
+    if not is_special:
+      with open(part, "rb+") as f:
+        os.fsync(f.fileno())
+      os.replace(part, path)
+  except OSError as e:
+    if e.errno is None or e.filename not in (None, part, str(part)):
+      raise
+    raise OSError(e.errno, e.strerror, str(path)) from e
   finally:
-    part.unlink(missing_ok=True)
+    if not is_special:
+      with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Bugs in downloads."""
+"""Bugs planted in downloads and in the writing of files; see tests/planted_bugs.py."""
 
 from planted_bugs import Bug
 
@@ -170,5 +170,45 @@ BUGS = [
     "size != expected",
     "expected is None",
     "hub",
+  ),
+  Bug(
+    "a system error shows its number",
+    "tinyformer/cli/errors.py",
+    "describe",
+    "not isinstance(e, OSError) or e.errno is None",
+    "True",
+    "cli",
+  ),
+  Bug(
+    "a failed write names the temporary file",
+    "tinyformer/files.py",
+    "atomic_write",
+    "raise OSError(e.errno, e.strerror, str(path)) from e",
+    "raise",
+    "cli",
+  ),
+  Bug(
+    "a tokenizer's files are written one after the other",
+    "tinyformer/tokenization/byte_level_bpe.py",
+    "BytePairEncoding.save",
+    'atomic_write(folder / "vocab.json") as vocab_part,',
+    '__import__("contextlib").nullcontext(folder / "vocab.json") as vocab_part,',
+    "byte_level_bpe",
+  ),
+  Bug(
+    "a cached step that does not fit leaves a part",
+    "tinyformer/kernels/step_cache.py",
+    "save",
+    "finally: temporary.unlink(missing_ok=True)",
+    "finally: pass",
+    "compiled_step",
+  ),
+  Bug(
+    "tinygrad's cache is used on a full disk",
+    "tinyformer/device.py",
+    "can_write",
+    "return False",
+    "return True",
+    "device",
   ),
 ]

@@ -277,7 +277,7 @@ class Attempt:
     if not self.is_weights and self.total > self.limits.small_file:
       self.refuse_size()
     needed = self.total - self.start
-    free = shutil.disk_usage(self.path.parent).free
+    free = free_bytes(self.path.parent)
     if free < needed:
       raise OSError(
         f"{self.path.name} needs another {needed / 1e6:,.0f} MB, but {self.path.parent} has only "
@@ -458,6 +458,11 @@ def slow_headers(limits: Limits) -> Unreachable:
 def reason(e: object) -> str:
   """Return what an exception says, without its number."""
   return str(getattr(e, "strerror", None) or e) or type(e).__name__
+
+
+def free_bytes(folder: Path) -> int:
+  """Return the free space of a folder's disk in bytes."""
+  return shutil.disk_usage(folder).free
 
 
 def seconds_to_wait(retry_after: str) -> float:

@@ -230,3 +230,6 @@ def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
       raise
     for shard in shards:
       get(shard)
+  # An interrupted file may have disappeared from the hub.
+  for path in [*folder.glob("*.part"), *folder.glob("*.part.json")]:
+    path.unlink()

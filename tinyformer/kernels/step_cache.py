@@ -78,9 +78,12 @@ def save(file: Path, recording: Recording, max_files: int) -> None:
     temporary = file.with_suffix(f".{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | OPEN_FLAGS
     temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, flags, 0o600), "wb") as f:
-      f.write(to_bytes(recording))
-    os.replace(temporary, file)
+    try:
+      with open(os.open(temporary, flags, 0o600), "wb") as f:
+        f.write(to_bytes(recording))
+      os.replace(temporary, file)
+    finally:
+      temporary.unlink(missing_ok=True)
     files = sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime)
     for old in files[:-max_files]:
       old.unlink()

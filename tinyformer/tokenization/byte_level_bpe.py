@@ -13,6 +13,7 @@ import numpy as np
 import regex
 import tiktoken
 
+from tinyformer.files import atomic_write
 from tinyformer.tokenization.base import (
   SURROGATE,
   Tokenizer,
@@ -143,12 +144,20 @@ class BytePairEncoding(Tokenizer):
     return tokenizer
 
   def save(self, folder: str | Path) -> None:
-    """Write vocab.json and merges.txt in the format of transformers."""
+    """Write vocab.json and merges.txt in the format of transformers.
+
+    Neither is changed if one of them cannot be written.
+    """
+    folder = Path(folder)
     vocab = json.dumps(self.vocab, ensure_ascii=False)
     lines = [f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in self.merges]
     merges = "\n".join(["#version: 0.2", *lines]) + "\n"
-    (Path(folder) / "vocab.json").write_text(vocab, encoding="utf-8")
-    (Path(folder) / "merges.txt").write_text(merges, encoding="utf-8")
+    with (
+      atomic_write(folder / "vocab.json") as vocab_part,
+      atomic_write(folder / "merges.txt") as merges_part,
+    ):
+      vocab_part.write_text(vocab, encoding="utf-8")
+      merges_part.write_text(merges, encoding="utf-8")
 
   @classmethod
   def train(cls, documents: Iterable[str], vocab_size: int, end: str = END) -> "BytePairEncoding":
