@@ -91,6 +91,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     help="stop before this text; may be given several times",
   )
   p.add_argument(
+    "--special",
+    action="store_true",
+    help="recognize special tokens such as <|endoftext|> in the prompt (default: they are text)",
+  )
+  p.add_argument(
     "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )
   return p.parse_args(argv)
@@ -160,6 +165,7 @@ class Session:
     )
     self.args = args
     self.tokenizer = model.tokenizer
+    self.special = model.tokenizer.special_tokens if args.special else ()
     self.generator = TextGenerator(
       model.module, model.tokenizer, config, args.num_samples, model.key
     )
@@ -199,7 +205,7 @@ def generate_once(session: Session, prompt: str) -> None:
   tokenizer = session.tokenizer
   engine = session.engine
   stops = session.args.stop
-  ids = tokenizer.single(tokenizer.encode(prompt))
+  ids = tokenizer.single(tokenizer.encode(prompt, session.special))
   if len(ids) >= engine.context:
     raise cli.UsageError(
       f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
@@ -261,9 +267,9 @@ def append_line(session: Session, line: str) -> None:
   history = session.history
   line = line.encode(errors="replace").decode()
   if history:
-    history += tokenizer.encode(f"\n{line}")
+    history += tokenizer.encode(f"\n{line}", session.special)
   else:
-    history += tokenizer.single(tokenizer.encode(line))
+    history += tokenizer.single(tokenizer.encode(line, session.special))
   half = engine.context // 2
   if len(history) + min(session.args.max_new_tokens, half) > engine.context:
     # Truncate to half of the context, so that the next lines fit without another prefill.

@@ -23,6 +23,7 @@ import tinyformer
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub
+from tinyformer.tasks.text_generation import TextGenerator
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 TEXT = "Once upon a time there was a king who had a daughter, and the daughter had a golden ball. "
@@ -87,6 +88,28 @@ def test_the_same_seed_generates_the_same_text(run):
   first = run("-p", "Once", "-n", "9", "-s", "5")
   assert first == run("-p", "Once", "-n", "9", "-s", "5")
   assert first != run("-p", "Once", "-n", "9", "-s", "6")
+
+
+def test_a_special_token_in_the_prompt_is_text_unless_requested(run, folder, monkeypatch):
+  prompts = []
+  generate = TextGenerator.generate
+
+  def record(self, ids):
+    prompts.append(list(ids))
+    return generate(self, ids)
+
+  monkeypatch.setattr(TextGenerator, "generate", record)
+  for options in ([], ["--special"]):
+    status, out, _ = run("-p", "a<|endoftext|>b", "-n", "1", "-t", "0", *options)
+    assert status == 0
+    assert out.startswith("a<|endoftext|>b")
+  tokenizer = BytePairEncoding.load(folder)
+  assert tokenizer.end not in prompts[0]
+  assert prompts[1] == [*tokenizer.encode("a"), tokenizer.end, *tokenizer.encode("b")]
+  model = tinyformer.load(folder)
+  for special in (False, True):
+    model.generate("a<|endoftext|>b", max_new_tokens=1, temperature=0, special=special)
+  assert prompts[2:] == prompts[:2]
 
 
 def test_text_is_printed_token_by_token(run):

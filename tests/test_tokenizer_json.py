@@ -2,12 +2,15 @@
 
 import itertools
 import json
+import re
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyformer import tokenization
+from tinyformer.tokenization import regular_expressions
 from tinyformer.tokenization.byte_letters import LETTERS, to_letters
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -149,6 +152,92 @@ def test_ignore_merges_uses_a_whole_word_that_no_merge_produces():
     tokenizer = tokenization.from_json(content)
     assert [tokenizer.token(i) for i in tokenizer.encode("zebra")] == expected
     assert tokenizer.token(tokenizer.encode("zebras")[0]) == b"ze"
+
+
+def unigram_json(tokens, **sections):
+  scores = [["<unk>", 0.0], *([token, -float(n + 1)] for n, token in enumerate(tokens))]
+  return {"model": {"type": "Unigram", "vocab": scores, "unk_id": 0}} | sections
+
+
+def test_a_very_long_unigram_token_needs_little_memory():
+  # A table of all its prefixes would have 50 MB.
+  long = "ab" * 5_000
+  tracemalloc.start()
+  tokenizer = tokenization.from_json(unigram_json([long, "a", "b"]))
+  assert tokenizer.encode(f"{long}b") == [1, 3]
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert peak < 5_000_000
+
+
+@pytest.mark.parametrize("length", [63, 64, 65, 66, 130])
+def test_unigram_tokens_of_any_length_are_found(length):
+  token = "ab" * length
+  tokenizer = tokenization.from_json(unigram_json(["a", "b", token[:length], token]))
+  assert tokenizer.encode(f"b{token}a") == [2, 4, 1]
+  assert tokenizer.encode(f"b{token[:length]}") == [2, 3]
+  assert tokenizer.encode(token[:-1]).count(3) == 1
+
+
+def test_a_pattern_that_backtracks_exponentially_is_stopped_and_named(monkeypatch):
+  monkeypatch.setattr(regular_expressions, "SECONDS", 0.05)
+  pattern = "(a|aa)+c"
+  content = byte_level_json(pre_tokenizer=sequence(split((pattern,), "Isolated"), LETTERS_ONLY))
+  tokenizer = tokenization.from_json(content)
+  assert tokenizer.decode(tokenizer.encode("aac")) == "aac"
+  with pytest.raises(ValueError, match=r"the pattern '\(a\|aa\)\+c' took more than") as error:
+    tokenizer.encode("a" * 60)
+  assert not isinstance(error.value, OSError)
+
+
+@pytest.mark.parametrize("pattern", ["(", "[", "a{2", r"\p{Klingon}", r"(?~ab)", r"\k<n>", "[[]"])
+def test_a_pattern_that_is_not_supported_is_refused_and_named(pattern):
+  content = byte_level_json(pre_tokenizer=split((pattern,), "Isolated"))
+  if pattern == "a{2":
+    assert tokenization.from_json(content)
+    return
+  with pytest.raises(ValueError, match=re.escape(f"the pattern {pattern!r} is not supported")):
+    tokenization.from_json(content)
+
+
+# Added and special tokens
+
+
+def added(content, i, **properties):
+  return {"id": i, "content": content, "special": False, "normalized": False} | properties
+
+
+def test_added_tokens_are_found_as_their_properties_say():
+  def texts(text, *tokens, special=(), **sections):
+    tokenizer = tokenization.from_json(byte_level_json(added_tokens=list(tokens), **sections))
+    spans = tokenizer.encode_with_offsets(text, special)
+    assert [i for i, _, _ in spans] == tokenizer.encode(text, special)
+    return [text[start:end] for i, start, end in spans if i >= 300]
+
+  plain = added("<x>", 300)
+  assert texts("a <x> b<x>", plain) == ["<x>", "<x>"]
+  assert texts("a \n<x> b", plain | {"lstrip": True}) == [" \n<x>"]
+  assert texts("a <x> \t b", plain | {"rstrip": True}) == ["<x> \t "]
+  assert texts("cat cats _cat cat.", added("cat", 300, single_word=True)) == ["cat", "cat"]
+  assert texts("<x><xx>", plain, added("<x><x", 301)) == ["<x><x"]
+  lowercase = {"type": "Lowercase"}
+  assert texts("The <X>", added("<X>", 300, normalized=True), normalizer=lowercase) == ["<X>"]
+  assert texts("The <x>", added("<X>", 300, normalized=True), normalizer=lowercase) == ["<x>"]
+  assert texts("The <x>", added("<X>", 300), normalizer=lowercase) == []
+  special = added("<s>", 300, special=True)
+  assert texts("<s> <x>", special, plain | {"id": 301}) == ["<x>"]
+  assert texts("<s> <x>", special, plain | {"id": 301}, special=["<s>"]) == ["<s>", "<x>"]
+
+
+def test_text_cannot_become_a_special_token():
+  tokenizer = tokenization.from_json(
+    unigram_json(["<s>", "<", "s", ">"], added_tokens=[added("<s>", 1, special=True)])
+  )
+  assert tokenizer.encode("<s>") == [2, 3, 4]
+  assert tokenizer.encode("<s>", ["<s>"]) == [1]
+  assert tokenizer.special_tokens == ("<s>",)
+  with pytest.raises(KeyError):
+    tokenizer.encode("<s>", ["</s>"])
 
 
 # Files that must be refused

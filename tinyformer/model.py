@@ -91,12 +91,15 @@ class Model:
     prompt: str,
     max_new_tokens: int = 100,
     stop: Sequence[str] = (),
+    special: bool = False,
     **sampling: Unpack[Sampling],
   ) -> str:
     """Return the text that continues a prompt, without the prompt.
 
     max_new_tokens: the maximum number of tokens to generate.
     stop: strings that end the generation. The result excludes them.
+    special: recognize special tokens such as <|endoftext|> in the prompt. Otherwise they are text,
+      so that a text of unknown origin cannot contain control tokens.
     temperature: the softmax temperature; 0 selects the most probable token each time (default 0.8).
     top_k: sample from the top_k most probable tokens; 0 samples from all (default 40).
     top_p: sample from the smallest set of most probable tokens with a total probability of top_p
@@ -107,13 +110,14 @@ class Model:
     >>> model.generate("He shook his", max_new_tokens=2, temperature=0)
     ' head.'
     """
-    return "".join(self.stream(prompt, max_new_tokens, stop, **sampling))
+    return "".join(self.stream(prompt, max_new_tokens, stop, special, **sampling))
 
   def stream(
     self,
     prompt: str,
     max_new_tokens: int = 100,
     stop: Sequence[str] = (),
+    special: bool = False,
     **sampling: Unpack[Sampling],
   ) -> Iterator[str]:
     """Yield the text that `generate` returns, piece by piece as it is generated.
@@ -131,7 +135,8 @@ class Model:
 
     self._require("text-generation", "generate")
     config = SamplingConfig(max_new_tokens, **sampling)
-    ids = self.tokenizer.single(self.tokenizer.encode(prompt))
+    special_tokens = self.tokenizer.special_tokens if special else ()
+    ids = self.tokenizer.single(self.tokenizer.encode(prompt, special_tokens))
     if not ids:
       raise InputError("the prompt has no tokens: pass at least one character")
     generator = self._text_generator(config)

@@ -13,6 +13,7 @@ WHITE_SPACE = (
   "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
   "\u2028\u2029\u202f\u205f\u3000"
 )
+SPACES = re.compile(f"[{WHITE_SPACE}]+")
 WORD_CHARACTER = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]")
 
 
@@ -83,8 +84,8 @@ def finder(tokens: Iterable[AddedToken], special: Sequence[str] = ()) -> Finder:
         before = text[done:start]
         start = done + len(before.rstrip(WHITE_SPACE))
       if token.rstrip:
-        after = text[end:]
-        end = len(text) - len(after.lstrip(WHITE_SPACE))
+        spaces = SPACES.match(text, end)
+        end = spaces.end() if spaces else end
       if done < start:
         yield done, start, None
       yield start, end, token.id

@@ -54,6 +54,11 @@ class Tokenizer:
     """Return the vocabulary size: the largest ID plus one."""
     return max(self.tokens) + 1
 
+  @property
+  def special_tokens(self) -> tuple[str, ...]:
+    """Return all special tokens, which `encode` recognizes if they are passed to it."""
+    return tuple(self.specials)
+
   def tokenize(self, text: NormalizedString) -> Iterable[tuple[int, int, int]]:
     """Return (ID, start, end) of each token of a text without special tokens."""
     raise NotImplementedError

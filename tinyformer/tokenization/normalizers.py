@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
+from tinyformer.tokenization.added_tokens import WHITE_SPACE
 from tinyformer.tokenization.byte_letters import to_letters
-from tinyformer.tokenization.regular_expressions import WHITE_SPACE, Pattern, escape
+from tinyformer.tokenization.regular_expressions import Pattern, escape
 from tinyformer.tokenization.settings import Settings
 
 
@@ -87,13 +88,15 @@ def replace(pattern: str, new: str) -> Normalizer:
 
 
 def strip(left: str, right: str) -> Normalizer:
-  """Return a normalizer that removes all matches of `left` at the start and `right` at the end."""
-  compiled = regex.compile(f"^(?:{left})*+(.*?)(?:{right})*$", regex.DOTALL)
+  """Return a normalizer that removes all characters of `left` at the start, of `right` at the end.
+
+  If a text consists of such characters only, nothing remains.
+  """
 
   def normalize(text: NormalizedString) -> NormalizedString:
-    match = compiled.match(text.text)
-    assert match is not None
-    return text.slice(*match.span(1))._replace(is_first=text.is_first)
+    start = len(text.text) - len(text.text.lstrip(left)) if left else 0
+    end = max(start, len(text.text.rstrip(right))) if right else len(text.text)
+    return text.slice(start, end)._replace(is_first=text.is_first)
 
   return normalize
 
@@ -276,6 +279,8 @@ def bert(
 
 def byte_level(text: NormalizedString) -> NormalizedString:
   """Replace each character by the letters of its UTF-8 bytes, as byte-level BPE does."""
+  if text.text.isascii():
+    return text._replace(text=to_letters(text.text))
   sizes = [len(character.encode()) for character in text.text]
   starts = [start for start, size in zip(text.starts, sizes, strict=True) for _ in range(size)]
   ends = [end for end, size in zip(text.ends, sizes, strict=True) for _ in range(size)]
@@ -328,8 +333,8 @@ def from_json(config: Settings | None) -> list[Normalizer]:
   if kind == "Prepend":
     return [prepend(config.get("prepend", str))]
   if kind == "Strip":
-    left = f"[{WHITE_SPACE}]" if config.get("strip_left", bool) else ""
-    right = f"[{WHITE_SPACE}]" if config.get("strip_right", bool) else ""
+    left = WHITE_SPACE if config.get("strip_left", bool) else ""
+    right = WHITE_SPACE if config.get("strip_right", bool) else ""
     return [strip(left, right)]
   if kind == "Precompiled":
     charsmap = config.config.get("precompiled_charsmap")

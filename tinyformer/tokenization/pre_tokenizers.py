@@ -50,6 +50,14 @@ class Split:
       spans = merge_parts(parts, lambda last, this: last and not this, from_right=True)
     return [(start, end) for start, end in spans if start < end]
 
+  def words(self, text: str) -> list[str]:
+    """Return the parts of a text."""
+    if self.behavior == "Isolated" and not self.invert:
+      words = self.pattern.words(text)
+      if words is not None:
+        return [word for word in words if word]
+    return [text[start:end] for start, end in self.spans(text)]
+
   def __call__(self, text: NormalizedString) -> list[NormalizedString]:
     return [text.slice(start, end) for start, end in self.spans(text.text)]
 

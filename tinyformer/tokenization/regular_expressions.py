@@ -5,6 +5,7 @@ Hugging Face tokenizers matches them with Oniguruma. The `regex` package has alm
 Source: https://github.com/kkos/oniguruma/blob/master/doc/RE
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -60,14 +61,37 @@ class Pattern:
 
     Raises ValueError if matching exceeds the time limit.
     """
+    with self.time_limit(text) as timeout:
+      spans = [match.span() for match in self.compiled.finditer(text, timeout=timeout)]
+    # Oniguruma finds no empty match directly after another match.
+    return [
+      (start, end)
+      for n, (start, end) in enumerate(spans)
+      if start < end or n == 0 or spans[n - 1][1] < start
+    ]
+
+  @contextlib.contextmanager
+  def time_limit(self, text: str) -> Iterator[float]:
+    """Yield the time limit in seconds. Convert the error for exceeding it to a ValueError."""
     timeout = SECONDS + SECONDS_PER_CHARACTER * len(text)
     try:
-      return [match.span() for match in self.compiled.finditer(text, timeout=timeout)]
+      yield timeout
     except TimeoutError as e:
       raise ValueError(
         f"the pattern {self.expression!r:.200} took more than {timeout:.0f} s on a text of"
         f" {len(text):,} characters; it may backtrack exponentially, so use another tokenizer"
       ) from e
+
+  def words(self, text: str) -> list[str] | None:
+    """Return the matches if they cover the whole text, otherwise None. Faster than `spans`.
+
+    Raises ValueError if matching exceeds the time limit.
+    """
+    if self.compiled.groups:
+      return None
+    with self.time_limit(text) as timeout:
+      words = self.compiled.findall(text, timeout=timeout)
+    return words if sum(map(len, words)) == len(text) else None
 
   def replace(self, text: str, new: str) -> str:
     """Return the text with each match replaced by a string."""

@@ -54,10 +54,14 @@ class JSONTokenizer(Tokenizer):
 
   def __init__(self, files: TokenizerFiles):
     content = Settings("tokenizer.json", files.tokenizer_json)
-    added = [AddedToken.from_json(properties) for properties in files.added_tokens.values()]
     model = Settings("model", content.get("model", dict))
+    # If an added token is also in the vocabulary, the vocabulary determines its ID.
     vocab = segmenters.read_ids(model)
-    specials = files.special_ids(vocab)
+    added = [
+      token._replace(id=vocab.get(token.content, token.id))
+      for token in map(AddedToken.from_json, files.added_tokens.values())
+    ]
+    specials = {token: vocab.get(token, i) for token, i in files.special_ids(vocab).items()}
     self.normalizers = normalizers.from_json(section(content, "normalizer"))
     self.pre_tokenizers = pre_tokenizers.from_json(section(content, "pre_tokenizer"))
     self.segment = segmenters.from_json(model, set(specials))
@@ -162,7 +166,7 @@ class JSONTokenizer(Tokenizer):
     words = [text]
     for step in self.pre_tokenizers:
       if isinstance(step, Split):
-        words = [word[start:end] for word in words for start, end in step.spans(word)]
+        words = [new for word in words for new in step.words(word)]
     ids: list[int] = []
     for word in words:
       ids += (self.word_ids_cached if len(word) <= MAX_CACHED_LENGTH else self.word_ids)(word)
