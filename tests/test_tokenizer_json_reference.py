@@ -163,6 +163,9 @@ NORMALIZERS = [
   {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
   {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
   {"type": "Replace", "pattern": {"Regex": "``|''"}, "content": '"'},
+  {"type": "Replace", "pattern": {"Regex": "e*"}, "content": "-"},
+  {"type": "Replace", "pattern": {"Regex": "$"}, "content": "."},
+  {"type": "Replace", "pattern": {"String": ""}, "content": "-"},
   {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""},
   {"type": "ByteLevel"},
   *(

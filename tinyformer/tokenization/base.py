@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyformer.files import read_json
 from tinyformer.tokenization.normalizers import NormalizedString
-from tinyformer.tokenization.settings import Settings
+from tinyformer.tokenization.settings import Settings, is_id
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 EOS_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
@@ -270,7 +270,7 @@ def read_post_processor(config: Settings) -> PairTemplate | None:
 def read_token_and_id(config: Settings, name: str) -> int:
   """Return the ID in a setting that is a token and its ID."""
   pair = config.get(name, list)
-  if len(pair) != 2 or type(pair[1]) is not int or pair[1] < 0:
+  if len(pair) != 2 or not is_id(pair[1]):
     raise ValueError(f"{config.title}: {name!r} must be a token and its ID, not {pair!r:.80}")
   return pair[1]
 
@@ -292,7 +292,7 @@ def read_template_processing(config: Settings) -> PairTemplate:
         if part_id not in special_tokens:
           raise ValueError(f"{config.title}: the special token {part_id!r:.80} has no IDs")
         ids = Settings(config.title, special_tokens[part_id]).get("ids", list)
-        if not all(type(i) is int and i >= 0 for i in ids):
+        if not all(map(is_id, ids)):
           raise ValueError(f"{config.title}: the IDs of {part_id!r:.80} must be integers")
         part_id = f"special {part_id}"
       elif kind != "Sequence" or part_id not in ("A", "B"):
@@ -402,8 +402,8 @@ def read_added_token(properties: Any) -> dict[str, dict[str, Any]]:
   Raises ValueError if the properties are invalid.
   """
   settings = Settings("added_tokens", properties)
-  if settings.get("id", int) < 0:
-    raise ValueError(f"added_tokens: the ID {properties['id']} is negative")
+  if not is_id(settings.get("id", int)):
+    raise ValueError(f"added_tokens: {properties['id']!r:.80} is not a token ID")
   for name in ("special", "single_word", "lstrip", "rstrip", "normalized"):
     settings.get(name, bool, False)
   return {settings.get("content", str): properties}

@@ -51,7 +51,7 @@ class NormalizedString(NamedTuple):
     ends: list[int] = []
     done = 0
     for start, end, new in changes:
-      original_start = self.starts[start]
+      original_start = (*self.starts[start : start + 1], *self.ends[-1:])[0]
       original_end = self.ends[end - 1] if start < end else original_start
       text += self.text[done:start], new
       starts += [*self.starts[done:start], *[original_start] * len(new)]

@@ -15,7 +15,7 @@ from tinyformer.tokenization.sentencepiece import (
   prefix_table,
   viterbi,
 )
-from tinyformer.tokenization.settings import Settings, is_unicode
+from tinyformer.tokenization.settings import Settings, is_id, is_unicode
 
 BYTES = frozenset(BYTE_TOKENS)
 
@@ -246,7 +246,7 @@ def check_vocab(config: Settings, vocab: dict[str, int]) -> None:
   """Raise ValueError if the vocabulary is empty, or has IDs or tokens that are invalid."""
   if not vocab:
     raise ValueError(f"{config.title}: the vocabulary is empty")
-  if not all(type(i) is int and 0 <= i < 1 << 31 for i in vocab.values()):
+  if not all(map(is_id, vocab.values())):
     raise ValueError(f"{config.title}: the vocabulary must map each token to an integer ID")
   if len(set(vocab.values())) < len(vocab):
     raise ValueError(f"{config.title}: two tokens of the vocabulary have the same ID")

@@ -3,6 +3,8 @@
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# IDs must be below this number.
+MAX_ID = 1 << 31
 
 
 class Settings:
@@ -48,18 +50,25 @@ class Settings:
   def title(self) -> str:
     """Return the section and the type of the step, for messages."""
     kind = self.config.get("type")
-    return f"{self.section} {kind}" if isinstance(kind, str) else self.section
+    if not isinstance(kind, str):
+      return self.section
+    # A name may contain escape sequences, which must not reach a terminal.
+    return f"{self.section} {kind if kind.isprintable() else ascii(kind):.80}"
 
   def refuse(self, problem: str = "") -> ValueError:
     """Return the error for a step that is not supported.
 
     problem: the setting that is not supported; empty if the whole step is not.
     """
-    step = f"{self.title!r:.80}" if not self.title.isprintable() else self.title
     return ValueError(
-      f"{step} {problem or 'is not supported'};"
+      f"{self.title} {problem or 'is not supported'};"
       " this tokenizer.json cannot be loaded without it, so use a tokenizer that has no such step"
     )
+
+
+def is_id(value: Any) -> bool:
+  """Return whether a value is a token ID."""
+  return type(value) is int and 0 <= value < MAX_ID
 
 
 def is_unicode(text: str) -> bool:
