@@ -324,7 +324,8 @@ def main(argv: list[str] | None = None) -> int:
   if args.verbose:
     cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
   if prompt is None:
-    interactive_loop(session)
+    with cli.raising_interrupt():
+      interactive_loop(session)
   else:
     generate_once(session, prompt)
   return 0

@@ -81,11 +81,11 @@ def train_model(args: argparse.Namespace, device: str) -> int:
   run = TextRun(args, progress, trainer, corpus, folder)
   if run.step >= run.steps:
     cli.note(f"this run was already finished after step {run.step}")
-  # Ctrl-C waits for the end of a step, because a run cannot be resumed from half a step.
+  # A signal waits for the end of a step, because a run cannot be resumed from half a step.
   with cli.deferred_interrupt() as interrupted:
     run.evaluate_resumed_step()
     train(trainer, run, interrupted)
-  return run.finish()
+  return run.finish(interrupted())
 
 
 if __name__ == "__main__":

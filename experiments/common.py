@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -319,7 +320,8 @@ class MultiRunTrainer:
   def train(self, experiment: Experiment, run: str, seed: int, config: RunConfig) -> Curve:
     """Train a run from its seed, or resume it from its checkpoint, and return its curve.
 
-    ExperimentRun describes the curve. Ctrl-C saves a checkpoint and raises KeyboardInterrupt.
+    ExperimentRun describes the curve. Ctrl-C saves a checkpoint and raises KeyboardInterrupt;
+    another signal that ends a process also saves one, and raises SystemExit.
     If the process is killed, at most about 30 seconds of training are lost.
     """
     self.reset(seed)
@@ -329,9 +331,9 @@ class MultiRunTrainer:
     with cli.deferred_interrupt() as interrupted:
       train(self.trainer, current, interrupted)
       current.bar.clear()
-      if interrupted():
+      if number := interrupted():
         cli.note(f"stopped at step {current.step} of {run}: repeat the command to resume")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     return current.curve
 
 

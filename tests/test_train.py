@@ -361,6 +361,21 @@ def test_a_run_resumed_with_another_interval_evaluates_a_step_that_it_makes_due(
   assert [r["step"] for r in log(tmp_path / "x")] == ["3", "6", "9", "10"]
 
 
+def test_a_termination_saves_a_checkpoint_and_sets_the_status(data, tmp_path, monkeypatch):
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
+  command = [str(data), "-o", str(tmp_path / "x"), *SMALL, "--steps", "10"]
+
+  def stop(bar, done, *_):
+    if done == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as m:
+    m.setattr(cli.Bar, "__call__", stop)
+    assert train.main(command) == 128 + signal.SIGTERM
+  progress = read_metadata(tmp_path / "x" / "training.safetensors")["training"]
+  assert json.loads(progress)["step"] == 3
+
+
 def test_samples_use_the_weights_trained_on_several_devices(data, tmp_path, monkeypatch):
   """At each evaluation the sampling model gets the trained weights."""
   seen = list[int]()

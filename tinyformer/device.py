@@ -47,7 +47,7 @@ def select_device(device: str | None = None) -> str:
   if device:
     backend.require_tinygrad(device)
     set_device(device)
-  if not can_write(tinygrad_cache_folder()):
+  if not can_cache_kernels():
     # tinygrad would raise an error for the first kernel.
     os.environ.setdefault("CACHELEVEL", "0")
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
@@ -151,14 +151,27 @@ def is_program(compiler: str | None) -> bool:
 
 
 def cache_folder() -> Path:
-  """Return the folder for results that later runs reuse."""
-  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
+  """Return the folder for results that later runs reuse. Raises OSError if the user has no home."""
+  try:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyformer"
+  except RuntimeError as e:
+    raise FileNotFoundError("there is no home directory: set HOME or XDG_CACHE_HOME") from e
 
 
 def tinygrad_cache_folder() -> Path:
   """Return the folder of tinygrad's cache of compiled kernels."""
   home_cache = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
   return Path(os.environ.get("XDG_CACHE_HOME") or home_cache) / "tinygrad"
+
+
+def can_cache_kernels() -> bool:
+  """Return whether tinygrad can write its cache, of which a user without a home has none."""
+  try:
+    folder = tinygrad_cache_folder()
+  except RuntimeError:
+    return False
+  database = folder / "cache.db"
+  return can_write(folder) and (not database.exists() or os.access(database, os.W_OK))
 
 
 def can_write(folder: Path) -> bool:
@@ -179,6 +192,7 @@ def cpu_marker(compiler: str | None) -> Path | None:
   devices, libraries, tinygrad and compiler; None means that these cannot be determined.
   """
   try:
+    folder = cache_folder()
     state = (
       sorted(os.listdir("/dev")),
       os.stat("/etc/ld.so.cache").st_mtime,
@@ -188,7 +202,7 @@ def cpu_marker(compiler: str | None) -> Path | None:
     )
   except (OSError, importlib.metadata.PackageNotFoundError):
     return None
-  return cache_folder() / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
+  return folder / f"cpu-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
 
 
 def zig_clang() -> str | None:

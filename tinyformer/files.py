@@ -66,6 +66,17 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
   return value
 
 
+# The temporary files of atomic_write.
+unfinished_files: set[Path] = set()
+
+
+def delete_unfinished_files() -> None:
+  """Delete the temporary files of atomic_write, because a signal ends the process."""
+  for part in list(unfinished_files):
+    with contextlib.suppress(OSError):
+      part.unlink()
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
   """Yield a temporary path to write to, and rename the temporary file to `path` on exit.
@@ -79,6 +90,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
   is_special = path.exists() and not path.is_file()
   part = path if is_special else path.with_name(f".{path.name}.{os.getpid()}.part")
+  if not is_special:
+    unfinished_files.add(part)
   try:
     yield part
     if not is_special:
@@ -93,6 +106,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if not is_special:
       with contextlib.suppress(OSError):
         part.unlink(missing_ok=True)
+      unfinished_files.discard(part)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,8 +8,9 @@ from tinyformer.cli.arguments import (
   read_input,
   read_prompt,
 )
-from tinyformer.cli.errors import UsageError, deferred_interrupt, run
+from tinyformer.cli.errors import UsageError, run
 from tinyformer.cli.progress import Bar, clock, escape_controls, fancy, note, write
+from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
 
 __all__ = [
   "Bar",
@@ -23,6 +24,7 @@ __all__ = [
   "model_arguments",
   "note",
   "number",
+  "raising_interrupt",
   "read_input",
   "read_prompt",
   "run",

@@ -1,38 +1,17 @@
-"""How a command ends: usage errors, interrupts and exit statuses."""
+"""How a command ends: errors, interrupts and exit statuses."""
 
-import contextlib
 import errno
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from tinyformer.cli.progress import note
+from tinyformer.cli.signals import ending_process
+from tinyformer.cli.streams import discard_unwritten_output, replace_closed_streams
 from tinyformer.tasks import InputError
 
 
 class UsageError(Exception):
   """The command's arguments or inputs are invalid. The exit status is 2."""
-
-
-@contextlib.contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-  """Defer the first Ctrl-C, and yield a function that returns whether it was pressed.
-
-  A second Ctrl-C raises KeyboardInterrupt as usual.
-  """
-  interrupted = False
-
-  def handle_first(*_) -> None:
-    nonlocal interrupted
-    interrupted = True
-    signal.signal(signal.SIGINT, previous)
-
-  previous = signal.signal(signal.SIGINT, handle_first)
-  try:
-    yield lambda: interrupted
-  finally:
-    signal.signal(signal.SIGINT, previous)
 
 
 # What the system's errors mean for a file, and what to do.
@@ -63,19 +42,39 @@ def run(main: Callable[[], int | None]) -> int:
   """Call main and return the exit status; print an exception as one error message.
 
   The status is 1 for a failure, 2 for a usage error and 130 for Ctrl-C. A closed pipe is a normal
-  end, with status 0.
+  end, with status 0. A signal ends the process, unless `main` handles it.
   """
-  try:
-    status = main() or 0
-    sys.stdout.flush()
-    return status
-  except KeyboardInterrupt:
-    note("")
-    return 130
-  except BrokenPipeError:
-    # Otherwise Python reports an error when it flushes standard output at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
-  except (UsageError, OSError, ValueError, RuntimeError, MemoryError) as e:
-    note(f"error: {describe(e)}")
-    return 2 if isinstance(e, (UsageError, InputError)) else 1
+  replace_closed_streams()
+  with ending_process():
+    try:
+      status = main() or 0
+      sys.stdout.flush()
+      return status
+    except KeyboardInterrupt:
+      note("")
+      return 130
+    except BrokenPipeError:
+      discard_unwritten_output()
+      return 0
+    except Exception as e:
+      message = error_message(e)
+      if message is None:
+        raise
+      discard_unwritten_output()
+      note(f"error: {message}")
+      return 2 if isinstance(e, (UsageError, InputError)) else 1
+
+
+def error_message(e: Exception) -> str | None:
+  """Return the message for an exception, or None for a defect, which needs a traceback."""
+  if isinstance(e, (UsageError, OSError, ValueError, RuntimeError, MemoryError)):
+    return describe(e)
+  if type(e).__module__ == "sqlite3":
+    return (
+      f"tinygrad cannot use its cache of kernels ({e}).\n"
+      "Free some space, set CACHEDB to a file elsewhere, or set CACHELEVEL=0 to use no cache."
+    )
+  if type(e).__name__ == "CompileError":
+    first_line = str(e).strip().split("\n")[0]
+    return f"tinygrad cannot compile a kernel ({first_line}).\nSet CC to a clang, or unset CC."
+  return None

@@ -1,5 +1,6 @@
 """Notes and progress bars on standard error."""
 
+import contextlib
 import os
 import re
 import sys
@@ -18,9 +19,13 @@ def escape_controls(text: str) -> str:
 
 
 def note(text: str) -> None:
-  """Print a line to standard error. Control characters are escaped if it is a terminal."""
+  """Print a line to standard error. Control characters are escaped if it is a terminal.
+
+  A closed pipe or a full disk is ignored, because it must not end a command that does its work.
+  """
   text = escape_controls(text) if sys.stderr.isatty() else text
-  print(text, file=sys.stderr, flush=True)
+  with contextlib.suppress(OSError):
+    print(text, file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:

@@ -158,8 +158,11 @@ class TextRun:
     save_checkpoint(self.checkpoint_file, self.trainer, CHECKPOINT_KEY, progress)
     self.saved_step = self.step
 
-  def finish(self) -> int:
-    """Plot the losses in the terminal if there is no PNG file, and return the exit status."""
+  def finish(self, signal_number: int) -> int:
+    """Plot the losses in the terminal if there is no PNG file, and return the exit status.
+
+    signal_number: the signal that stopped the run, or 0.
+    """
     self.bar.clear()
     if len(self.log.lines) > 2 and not self.plotted and cli.fancy(sys.stderr):
       steps, _, val_losses = parse_losses(self.log.lines)
@@ -167,4 +170,4 @@ class TextRun:
     if self.step >= self.steps:
       return 0
     cli.note(f"stopped after step {self.step}: continue with --resume")
-    return 130
+    return 128 + signal_number

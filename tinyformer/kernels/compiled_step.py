@@ -155,7 +155,10 @@ class CompiledStep:
     inputs = [(a.shape, a.dtype.str) for a in arrays]
     buffers = [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()]
     identity = [self.key, inputs, buffers, environment()]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+      cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # this user has no home directory
+      return None
     name = hashlib.sha256(repr(identity).encode()).hexdigest()
     return cache / "tinyformer" / "steps" / name
 

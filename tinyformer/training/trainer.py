@@ -17,8 +17,8 @@ from tinyformer.training.optimizer import AdamW, clip_grad_norm
 from tinyformer.training.run import Run, TrainConfig
 
 
-def train(trainer: "Trainer", run: Run, interrupted: Callable[[], bool] = lambda: False) -> None:
-  """Train until the last step, or save and return early if `interrupted` returns True.
+def train(trainer: "Trainer", run: Run, interrupted: Callable[[], int] = lambda: 0) -> None:
+  """Train until the last step, or save and return early if `interrupted` returns a signal.
 
   `interrupted` is called between steps only, because half a step could not be resumed.
   """
