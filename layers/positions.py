@@ -5,6 +5,7 @@ scores; they have shape (T, S), or (H, T, S) if they differ by head.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tinygrad import Tensor
@@ -169,6 +170,14 @@ def apply_rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
   """
   a, b = x[..., 0::2], x[..., 1::2]
   return Tensor.stack(a * cos - b * sin, b * cos + a * sin, dim=-1).flatten(-2)
+
+
+def apply_rope_partial(x: Tensor, rope: Callable[[Tensor], Tensor], rope_dim: int) -> Tensor:
+  """Apply rope to the first rope_dim components of x (..., T, D), and keep the others.
+
+  Source: Black et al. 2022, sec. 2.1.
+  """
+  return rope(x[..., :rope_dim]).cat(x[..., rope_dim:], dim=-1)
 
 
 # **************** biases and masks by distance ****************

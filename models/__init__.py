@@ -9,6 +9,7 @@ from tinygrad import Tensor, nn
 
 from layers.activations import gelu, gelu_tanh
 from layers.attention import CachedAttention, NoPEAttention, QKNormAttention
+from layers.blocks import ParallelBlock
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
@@ -83,6 +84,7 @@ RECIPES = {
   "qwen3": lambda c: Block(qk_norm_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "smollm3": lambda c: Block(nope_attn(c), gated(c, silu), rms_norm(c), pre_norm),
   "mixtral": lambda c: Block(grouped_attn(c), experts(c), rms_norm(c), pre_norm),
+  "gpt_neox": lambda c: ParallelBlock(attn(c), mlp(c, gelu), layer_norm(c), pre_norm),
   "bert": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "roberta": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "deberta": lambda c: Block(disentangled_attn(c), mlp(c, gelu), layer_norm(c), post_norm),
@@ -103,6 +105,7 @@ FAMILIES = {
   "qwen2": "qwen2.Qwen2",
   "qwen3": "qwen3.Qwen3",
   "smollm3": "smollm3.SmolLM3",
+  "gpt_neox": "gpt_neox.GPTNeoX",
   "bert": "bert.Bert",
   "roberta": "roberta.Roberta",
   "camembert": "roberta.Roberta",

@@ -12,6 +12,8 @@ class KeyMap:
 
   rules: beginning of a parameter's name -> beginning of the tensor's name; the first match applies.
     If several parameters map to one tensor, the tensor is their concatenation, in model order.
+  by_head: matches tensors that hold several parameters with their rows ordered by attention head:
+    those of head 0 from each parameter, then those of head 1. The number of heads is the config's.
   transposed: matches tensors that the checkpoint stores as (inputs, outputs).
   ignored: tensors that a checkpoint may contain but the model does not need -> the reason.
   legacy: parts of names in older checkpoints -> the current spelling.
@@ -22,7 +24,8 @@ class KeyMap:
   """
 
   rules: dict[str, str]
-  transposed: str = "$^"  # matches nothing
+  by_head: str = "$^"  # matches nothing
+  transposed: str = "$^"
   ignored: dict[str, str] = field(default_factory=dict)
   legacy: dict[str, str] = field(default_factory=dict)
   stacked: dict[str, str] = field(default_factory=dict)

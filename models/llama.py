@@ -69,18 +69,18 @@ class Llama:
     self.rope_scale = rope_scale(c.rope_scaling)
     linear = partial(parts.linear, bias=False)
     self.tokens = parts.embedding(c.vocab_size, c.dim)
-    self.blocks = [
-      Block(
-        attn=self.attention(linear, layer),
-        ff=self.feed_forward(linear),
-        norm=lambda: parts.rms_norm(c.dim, c.eps),
-        residual=pre_norm,
-      )
-      for layer in range(c.num_layers)
-    ]
-    self.norm = parts.rms_norm(c.dim, c.eps)
+    self.blocks = [self.block(linear, layer) for layer in range(c.num_layers)]
+    self.norm = self.new_norm()
     # (..., D) -> logits (..., V)
     self.head: Any = self.tokens.as_linear if c.tied else linear(c.dim, c.vocab_size)
+
+  def new_norm(self) -> Callable:
+    """Return a norm of vectors of width D."""
+    return self.parts.rms_norm(self.config.dim, self.config.eps)
+
+  def block(self, linear: Callable, layer: int) -> Block:
+    """Return the block with this index."""
+    return Block(self.attention(linear, layer), self.feed_forward(linear), self.new_norm, pre_norm)
 
   def attention(self, linear: Callable, layer: int) -> CachedAttention:
     """Return the attention of the block with this index."""
@@ -187,6 +187,7 @@ def from_hf(hf: HFConfig) -> LlamaConfig:
     raise ValueError(f"{hf.source}: head_dim {head_dim} is odd, but RoPE rotates pairs")
   rope_theta = hf.number("rope_theta", 10000.0, 1, MAX_THETA)
   rope = hf.section("rope_parameters", "rope_scaling")
+  rope.only(partial_rotary_factor=1)
   return LlamaConfig(
     vocab_size=hf.size("vocab_size"),
     context=hf.size("max_position_embeddings", 2048),

@@ -72,6 +72,9 @@ LLAMAS = {
       "original_max_position_embeddings": 16,
     },
   ),
+  "gpt_neox-a": transformers.GPTNeoXConfig(
+    **COMMON | dict(num_attention_heads=2), layer_norm_eps=1e-3, rotary_pct=0.5
+  ),
 }
 
 HEADS = (

@@ -14,6 +14,7 @@ from tinygrad import Device, Tensor, nn
 
 from layers.parts import PLAIN
 from models.gpt2 import GPT2, GPT2Config
+from models.gpt_neox import GPTNeoX, GPTNeoXConfig
 from models.llama import Llama, LlamaConfig
 from models.mixtral import Mixtral, MixtralConfig
 from models.qwen2 import Qwen2
@@ -47,6 +48,9 @@ MODELS = {
   "qwen2": lambda parts=PLAIN: Qwen2(LlamaConfig(**LLAMA), parts),
   "qwen3": lambda parts=PLAIN: Qwen3(LlamaConfig(**LLAMA), parts),
   "smollm3": lambda parts=PLAIN: SmolLM3(SmolLM3Config(**LLAMA, nope_layers=(1,)), parts),
+  "gpt_neox": lambda parts=PLAIN: GPTNeoX(
+    GPTNeoXConfig(**LLAMA | dict(kv_heads=4, head_dim=3), rope_dim=2), parts
+  ),
 }
 IDS = np.random.default_rng(0).integers(0, V, (2, 24)).astype(np.int32)
 # The number of padding tokens of the second sequence in the tests with padding.
@@ -202,7 +206,15 @@ def rounded(x, dtype):
     "gpt2-a",
     *(
       pytest.param(case, marks=pytest.mark.slow)
-      for case in ("llama-a", "mistral-a", "mixtral-a", "qwen2-a", "qwen3-a", "smollm3-a")
+      for case in (
+        "llama-a",
+        "mistral-a",
+        "mixtral-a",
+        "qwen2-a",
+        "qwen3-a",
+        "smollm3-a",
+        "gpt_neox-a",
+      )
     ),
   ],
 )

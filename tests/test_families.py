@@ -10,11 +10,12 @@ from tinygrad import Tensor, nn
 import models
 from layers.activations import gelu, gelu_tanh
 from layers.attention import NoPEAttention, QKNormAttention
+from layers.blocks import ParallelBlock
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
 from layers.parts import PLAIN
-from models import llama, mixtral, qwen2, qwen3, smollm3
+from models import gpt_neox, llama, mixtral, qwen2, qwen3, smollm3
 from models.deberta import DisentangledAttention
 from models.hf_config import HFConfig
 from tinyformer import checkpoints
@@ -82,6 +83,30 @@ SIZES = {
       num_key_value_heads=4,
     ),
   ),
+  "Pythia-70M": (
+    70_426_624,
+    lambda: untrained(
+      gpt_neox,
+      gpt_neox.GPTNeoX,
+      vocab_size=50304,
+      hidden_size=512,
+      intermediate_size=2048,
+      num_hidden_layers=6,
+      num_attention_heads=8,
+    ),
+  ),
+  "GPT-NeoX-20B": (
+    20_554_567_680,
+    lambda: untrained(
+      gpt_neox,
+      gpt_neox.GPTNeoX,
+      vocab_size=50432,
+      hidden_size=6144,
+      intermediate_size=24576,
+      num_hidden_layers=44,
+      num_attention_heads=64,
+    ),
+  ),
   "Qwen2-0.5B": (
     494_032_768,
     lambda: untrained(
@@ -143,6 +168,7 @@ TABLE = {
   "Qwen2, Qwen2.5": "qwen2-a",
   "Qwen3": "qwen3-a",
   "SmolLM3": "smollm3-a",
+  "GPT-NeoX, Pythia": "gpt_neox-a",
   "ViT": "vit-a",
 }
 ACTIVATION_NAMES = {
@@ -185,6 +211,8 @@ def kind_of(model):
 def positions_of(model, stack, parameters):
   if any(isinstance(block.attn, NoPEAttention) for block in stack.blocks):
     return "rotary, none in every fourth layer"
+  if isinstance(model, gpt_neox.GPTNeoX):
+    return "rotary, in a quarter of each head"
   if hasattr(model, "inv_freq"):
     return "rotary"
   if any(re.search(r"positions(\.table)?(\.weight)?$", n) for n in parameters):
@@ -196,6 +224,8 @@ def positions_of(model, stack, parameters):
 
 def norm_of(block):
   name = type(block.attn_norm).__name__
+  if isinstance(block, ParallelBlock):
+    return f"{name} before each sublayer and at the end; sublayers are parallel"
   if getattr(block.residual, "func", block.residual) is pre_norm:
     return f"{name} before each sublayer and at the end"
   return f"{name} after each sublayer"

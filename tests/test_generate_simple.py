@@ -21,6 +21,7 @@ DECODERS = [
   "qwen2-a",
   "qwen3-a",
   "smollm3-a",
+  "gpt_neox-a",
 ]
 ENCODER_DECODERS = ["bart-a", "marian-a", "t5-a", "t5-b"]
 SOURCE = [5, 9, 3, 7, 11, 2]

@@ -22,6 +22,7 @@ SLOW = {
   "biases on q, k and v": "qwen2-a",
   "norms of q and k": "qwen3-a",
   "a layer without RoPE": "smollm3-a",
+  "parallel sublayers": "gpt_neox-a",
   "post-norm, cross-attention": "bart-a",
   "sinusoidal positions": "marian-a",
   "RMSNorm, cross-attention": "t5-a",

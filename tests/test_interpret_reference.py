@@ -30,6 +30,7 @@ SINGLE_STACK = {
   "smollm3": transformers.SmolLM3Config(
     **COMMON, pad_token_id=None, num_key_value_heads=2, no_rope_layers=[0, 1]
   ),
+  "gpt_neox": transformers.GPTNeoXConfig(**COMMON | dict(num_attention_heads=2)),
   "bert": transformers.BertConfig(**ENCODER),
   "roberta": transformers.RobertaConfig(**ENCODER),
   "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),

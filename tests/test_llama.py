@@ -7,6 +7,7 @@ from conftest import FIXTURES, all_parts, randomise
 from tinygrad import Tensor, nn
 
 import models
+import models.gpt_neox
 import models.llama
 import models.qwen2
 import models.qwen3
@@ -52,6 +53,7 @@ CASES = {
   "qwen2-a": 1e-5,
   "qwen3-a": 3e-5,
   "smollm3-a": 1e-5,
+  "gpt_neox-a": 1e-5,
 }
 
 
@@ -114,6 +116,15 @@ def test_the_size_of_a_sliding_window_that_is_switched_off_is_ignored(module):
   assert module.from_hf(HFConfig(sizes | config)).window is None
   with pytest.raises(ValueError, match="use_sliding_window"):
     module.from_hf(HFConfig(sizes | config | {"use_sliding_window": True}))
+
+
+def test_a_fraction_of_a_head_that_rope_cannot_rotate_raises_an_error():
+  sizes = {"vocab_size": V, "hidden_size": 24, "num_attention_heads": 4, "intermediate_size": 8}
+  config = sizes | {"num_hidden_layers": 1}
+  for fraction, dim in ((0.5, 3), (0.25, 1), (0.0, 0)):
+    with pytest.raises(ValueError, match=f"of a head's width 6 is {dim}"):
+      models.gpt_neox.from_hf(HFConfig(config | {"rotary_pct": fraction}))
+  assert models.gpt_neox.from_hf(HFConfig(config | {"rotary_pct": 0.4})).rope_dim == 2
 
 
 def test_a_tied_head_has_no_parameters():

@@ -1,6 +1,7 @@
 """layers/positions.py against plain Python, numpy and published values."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -59,6 +60,16 @@ def test_rope_rotates_each_pair_by_its_angle():
   half = positions.apply_rope_half(reordered, *cos_sin).numpy()[0]
   expected = [z.real for z in pairs] + [z.imag for z in pairs]
   np.testing.assert_allclose(half, expected, atol=1e-5)
+
+
+def test_partial_rope_rotates_the_first_components_only():
+  x = normal(2, 3, 5, 8)
+  cos, sin = positions.rope_cos_sin(Tensor.arange(5), positions.rope_inv_freq(6))
+  rope = partial(positions.apply_rope_half, cos=cos, sin=sin)
+  rotated = positions.apply_rope_partial(Tensor(x), rope, 6).numpy()
+  np.testing.assert_array_equal(rotated[..., 6:], x[..., 6:])
+  expected = rope(Tensor(x[..., :6].copy())).numpy()
+  np.testing.assert_allclose(rotated[..., :6], expected, atol=1e-6)
 
 
 def test_later_positions_have_the_later_rows():

@@ -13,6 +13,7 @@ from models import (
   deberta,
   gpt1,
   gpt2,
+  gpt_neox,
   llama,
   marian,
   mixtral,
@@ -28,6 +29,7 @@ from transformer import Transformer
 T, S, D, H, F = 5, 7, 12, 3, 20
 SIZES = dict(vocab_size=11, context=9, dim=D, heads=H, num_layers=1, ff_dim=F)
 LLAMA = SIZES | dict(heads=6, kv_heads=3, head_dim=4)
+NEOX = SIZES | dict(kv_heads=H, head_dim=4, rope_dim=2)
 T5 = dict(vocab_size=11, dim=D, heads=H, head_dim=4, ff_dim=F, encoder_layers=1, decoder_layers=1)
 BART = dict(
   vocab_size=11,
@@ -50,6 +52,7 @@ MODELS = {
   "qwen2": lambda: qwen2.Qwen2(llama.LlamaConfig(**LLAMA)),
   "qwen3": lambda: qwen3.Qwen3(llama.LlamaConfig(**LLAMA)),
   "smollm3": lambda: smollm3.SmolLM3(smollm3.SmolLM3Config(**LLAMA, nope_layers=(0,))),
+  "gpt_neox": lambda: gpt_neox.GPTNeoX(gpt_neox.GPTNeoXConfig(**NEOX)),
   "bert": lambda: bert.Bert(bert.BertConfig(**SIZES)),
   "roberta": lambda: roberta.Roberta(roberta.RobertaConfig(**SIZES)),
   "deberta": lambda: deberta.Deberta(deberta.DebertaConfig(**SIZES)),

@@ -258,7 +258,8 @@ def load_weights(
 
   def load_tensor(name: str) -> None:
     is_transposed = re.search(key_map.transposed, name) is not None
-    write_parameters(tensors[name], [writers[t] for t in table[name]], is_transposed)
+    heads = model.config.heads if re.search(key_map.by_head, name) else 1
+    write_parameters(tensors[name], [writers[t] for t in table[name]], is_transposed, heads)
 
   if all(writer.in_process for writer in writers.values()):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -309,18 +310,23 @@ def rows_per_read(tensor: StoredTensor) -> int:
 
 
 def write_parameters(
-  tensor: StoredTensor, writers: list["ParameterWriter"], is_transposed: bool
+  tensor: StoredTensor, writers: list["ParameterWriter"], is_transposed: bool, heads: int = 1
 ) -> None:
-  """Copy a tensor into the parameters that it contains side by side."""
+  """Copy a tensor into the parameters that it contains side by side.
+
+  heads: the number of equal parts of the tensor, each of which contains rows of every parameter.
+  """
   if is_transposed:
     for writer, part in zip(writers, np.split(tensor.numpy(), len(writers), -1), strict=True):
       writer.write(0, part.T)
   else:
     step = rows_per_read(tensor)
-    rows = (tensor.shape or (1,))[0] // len(writers)
-    for n, writer in enumerate(writers):
+    rows = (tensor.shape or (1,))[0] // (heads * len(writers))
+    for part in range(heads * len(writers)):
+      head, n = divmod(part, len(writers))
       for i in range(0, rows, step):
-        writer.write(i, tensor.numpy(n * rows + i, n * rows + min(rows, i + step)))
+        values = tensor.numpy(part * rows + i, part * rows + min(rows, i + step))
+        writers[n].write(head * rows + i, values)
   for writer in writers:
     writer.close()
 
