@@ -31,10 +31,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder",
   )
   p.add_argument(
+    "--context",
+    type=cli.number(int, 1),
+    metavar="N",
+    help="tokens in a window (default: the model's context)",
+  )
+  p.add_argument(
     "--stride",
     type=cli.number(int, 1),
+    metavar="N",
     help="tokens that each window predicts; the earlier tokens in the window are only context "
-    "(default: half of the model's context)",
+    "(default: half of the window)",
   )
   p.add_argument(
     "--val-seed",
@@ -68,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   return p.parse_args(argv)
 
 
-def total_loss(model, ids: list[list[int]], stride: int) -> tuple[float, int]:
+def total_loss(model, ids: list[list[int]], context: int, stride: int) -> tuple[float, int]:
   """Return the sum of all losses in nats and the number of predicted tokens."""
   num_tokens = sum(max(0, len(document_ids) - 1) for document_ids in ids)
   if not num_tokens:
@@ -76,7 +83,7 @@ def total_loss(model, ids: list[list[int]], stride: int) -> tuple[float, int]:
   from tinyformer.tasks.perplexity import token_losses
 
   total, count, bar = 0.0, 0, cli.Bar("evaluate")
-  for _, losses in token_losses(model, ids, stride):
+  for _, losses in token_losses(model, ids, stride, context):
     total += losses.sum()
     count += len(losses)
     bar(count, num_tokens, f"{total / count:.3f} nats per token")
@@ -88,21 +95,21 @@ def main(argv: list[str] | None = None) -> int:
   args = parse_arguments(argv)
   device = select_device(args.device)
   from tinyformer import checkpoints
-  from tinyformer.tasks.perplexity import check_stride, encode_documents
+  from tinyformer.tasks.perplexity import check_window, encode_documents
   from tinyformer.tokenization import load_tokenizer
   from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
   tokenizer, model = load_tokenizer(folder), checkpoints.load_module(folder, args.dtype)
   try:
-    stride = check_stride(model, args.stride)
+    context, stride = check_window(model, args.context, args.stride)
   except ValueError as e:
     raise cli.UsageError(str(e)) from e
   documents = read_documents(args.data)
   if args.val_seed is not None:
     documents = train_val_split(documents, args.val_seed, args.val_fraction)[1]
   ids, texts = encode_documents(tokenizer, documents, args.max_tokens_per_document)
-  total, count = total_loss(model, ids, stride)
+  total, count = total_loss(model, ids, context, stride)
   words = sum(len(t.split()) for t in texts)
   num_bytes = sum(len(t.encode()) for t in texts)
   cli.note(
@@ -111,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   first_token = "predicted from <|endoftext|>" if tokenizer.end is not None else "not predicted"
   cli.note(
-    f"windows of {model.context} tokens with a stride of {stride}; "
+    f"windows of {context} tokens with a stride of {stride}; "
     f"the first token of a document is {first_token}"
   )
   perplexity = math.exp(total / count)

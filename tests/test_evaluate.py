@@ -23,12 +23,16 @@ class TableModel:
   """A model whose probabilities depend on the previous token only, as in a table."""
 
   context = C
+  vocab_size = V
 
   def __init__(self, table):
     self.table = Tensor(np.log(table).astype(np.float32)).realize()
 
-  def __call__(self, ids):
+  def last_hidden_state(self, ids):
     return self.table[ids]
+
+  def head(self, x):
+    return x
 
 
 def total(model, ids, stride):
@@ -193,6 +197,25 @@ def test_documents_are_independent():
     assert actual == pytest.approx(total(model, x, 8)[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_logits_in_chunks_give_the_same_losses(monkeypatch, rows):
+  model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
+  ids = np.random.default_rng(2).integers(0, V, 3 * C).tolist()
+  expected = total(model, ids, 5)[0]
+  # One window of C tokens, then three later ones in a batch.
+  monkeypatch.setattr(perplexity.WindowLosses, "MAX_LOGITS", rows * V)
+  assert total(model, ids, 5)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_smaller_context_is_that_of_each_window():
+  model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
+  ids = np.random.default_rng(2).integers(0, V, 2 * C).tolist()
+  logits = [model(Tensor([ids[max(0, i - 4) : i]])).log_softmax(-1) for i in range(1, len(ids))]
+  expected = [-x[0, -1, ids[i + 1]].item() for i, x in enumerate(logits)]
+  losses = [x for _, window in perplexity.token_losses(model, [ids], 1, context=4) for x in window]
+  assert losses == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_the_command_evaluates_the_shipped_model(tmp_path, capsys):
   (tmp_path / "a.txt").write_text(
@@ -217,3 +240,9 @@ def test_a_stride_longer_than_the_context_is_a_usage_error(tmp_path):
   (tmp_path / "a.txt").write_text("Once")
   with pytest.raises(cli.UsageError, match="context is 256"):
     evaluate.main([str(tmp_path / "a.txt"), "--stride", "257"])
+
+
+def test_a_context_longer_than_the_models_is_a_usage_error(tmp_path):
+  (tmp_path / "a.txt").write_text("Once")
+  with pytest.raises(cli.UsageError, match="context of 257 exceeds that of the model, 256"):
+    evaluate.main([str(tmp_path / "a.txt"), "--context", "257"])

@@ -169,12 +169,13 @@ class Model:
       if self._generator is not generator:
         raise RuntimeError("another call has used the model: read one stream at a time")
 
-  def perplexity(self, text: str, stride: int | None = None) -> float:
+  def perplexity(self, text: str, stride: int | None = None, context: int | None = None) -> float:
     """Return the perplexity of a text per token: the exponential of the mean loss.
 
     The first token is predicted from the end-of-text token, if the tokenizer has one.
     stride: the number of tokens that each window after the first predicts, if the text exceeds the
       context. None is half of the context.
+    context: the number of tokens in a window; None is the model's context.
 
     >>> model = tinyformer.load("tiny")
     >>> fluent = model.perplexity("The old man went out of the house.")
@@ -186,7 +187,7 @@ class Model:
 
     self._require("text-generation", "perplexity")
     [ids], _ = encode_documents(self.tokenizer, [text])
-    return float(np.exp(mean_loss(self.module, ids, stride)))
+    return float(np.exp(mean_loss(self.module, ids, stride, context)))
 
   # encoders
 

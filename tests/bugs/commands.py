@@ -62,9 +62,9 @@ BUGS = [
   Bug(
     "the context of a window is counted again",
     "tinyformer/tasks/perplexity.py",
-    "token_losses",
-    "losses[row, first - 1 - begin:end - 1 - begin]",
-    "losses[row, :end - 1 - begin]",
+    "WindowLosses.__call__",
+    "slice(first - 1 - begin - self.first,",
+    "slice(0,",
     "evaluate",
   ),
   Bug(
@@ -86,9 +86,17 @@ BUGS = [
   Bug(
     "a token is predicted from itself",
     "tinyformer/tasks/perplexity.py",
-    "token_losses",
+    "WindowLosses.__call__",
     "x[row, :length] = documents[i][begin : end - 1]",
     "x[row, :length] = documents[i][begin + 1 : end]",
+    "evaluate",
+  ),
+  Bug(
+    "the chunks of logits overlap",
+    "tinyformer/tasks/perplexity.py",
+    "WindowLosses.losses",
+    "range(self.first, self.length, self.chunk)",
+    "range(self.first, self.length, max(1, self.chunk - 1))",
     "evaluate",
   ),
   Bug(

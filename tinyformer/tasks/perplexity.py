@@ -7,6 +7,15 @@ from tinygrad import Tensor, nn
 
 from tinyformer.kernels.compiled_step import CompiledStep
 
+# Document index, and begin, first and end as `windows` yields them.
+Window = tuple[int, int, int, int]
+# Document index, and the losses in nats of the tokens that a window predicts.
+Losses = tuple[int, np.ndarray]
+
+# Windows are padded to multiples of this length, and computed in batches of at most this size.
+LENGTH_MULTIPLE = 64
+MAX_BATCH_TOKENS = 4096
+
 
 def windows(length: int, context: int, stride: int) -> Iterator[tuple[int, int, int]]:
   """Yield (begin, first, end) for each window over a document of `length` tokens.
@@ -36,53 +45,102 @@ def encode_documents(
   return ids, [tokenizer.decode(document_ids[1:]) for document_ids in ids]
 
 
-def token_losses(
-  model, documents: Sequence[Sequence[int]], stride: int, batch: int = 4
-) -> Iterator[tuple[int, np.ndarray]]:
-  """Yield (document index, losses in nats of the predicted tokens) for each window."""
-  C = model.context
+class WindowLosses:
+  """Compute the losses of windows of the same length in one compiled step.
 
-  def losses_of(x: Tensor, y: Tensor) -> Tensor:
-    return -model(x).log_softmax(-1).gather(-1, y.unsqueeze(-1)).squeeze(-1).realize()
+  batch, length: the shape of the inputs (B, T).
+  first: the first position whose loss is computed.
+  """
 
-  step = CompiledStep(losses_of, captured_buffers=nn.state.get_state_dict(model))
-  all_windows = [
-    (i, *window) for i, ids in enumerate(documents) for window in windows(len(ids), C, stride)
-  ]
-  for start in range(0, len(all_windows), batch):
-    rows = all_windows[start : start + batch]
+  # Logits in memory at the same time: 64 MiB in float32.
+  MAX_LOGITS = 1 << 24
+
+  def __init__(self, model, batch: int, length: int, first: int):
+    self.model = model
+    self.batch = batch
+    self.length = length
+    self.first = first
+    self.chunk = max(1, self.MAX_LOGITS // (batch * model.vocab_size))
+    parameters = nn.state.get_state_dict(model)
+    Tensor.realize(*parameters.values())
+    self.step = CompiledStep(self.losses, captured_buffers=parameters)
+
+  def losses(self, x: Tensor, y: Tensor) -> Tensor:
+    """Return the losses (B, T - first) of the tokens y (B, T) that follow x (B, T)."""
+    hidden = self.model.last_hidden_state(x).realize()
+    chunks = []
+    for i in range(self.first, self.length, self.chunk):
+      part = slice(i, min(i + self.chunk, self.length))
+      log_probabilities = self.model.head(hidden[:, part]).float().log_softmax(-1)
+      chunks.append(-log_probabilities.gather(-1, y[:, part, None]).squeeze(-1).realize())
+    return chunks[0].cat(*chunks[1:], dim=1).realize()
+
+  def __call__(self, documents: Sequence[Sequence[int]], windows: list[Window]) -> Iterator[Losses]:
+    """Yield (document index, losses) for each of at most B windows."""
     # A window is padded on the right, where no token of the window attends.
-    x, y = np.zeros((2, batch, C), np.int32)
-    for row, (i, begin, _, end) in enumerate(rows):
+    x, y = np.zeros((2, self.batch, self.length), np.int32)
+    for row, (i, begin, _, end) in enumerate(windows):
       length = end - 1 - begin
       x[row, :length] = documents[i][begin : end - 1]
       y[row, :length] = documents[i][begin + 1 : end]
-    losses = step(x, y)
-    for row, (i, begin, first, end) in enumerate(rows):
-      yield i, losses[row, first - 1 - begin : end - 1 - begin].astype(np.float64)
+    losses = self.step(x, y)
+    for row, (i, begin, first, end) in enumerate(windows):
+      predicted = slice(first - 1 - begin - self.first, end - 1 - begin - self.first)
+      yield i, losses[row, predicted].astype(np.float64)
 
 
-def mean_loss(model, ids: Sequence[int], stride: int | None = None) -> float:
+def token_losses(
+  model, documents: Sequence[Sequence[int]], stride: int, context: int | None = None
+) -> Iterator[Losses]:
+  """Yield (document index, losses in nats of the predicted tokens) for each window.
+
+  context: the number of tokens of a window; None is the model's context.
+  """
+  C = context or model.context
+  all_windows = [
+    (i, *window) for i, ids in enumerate(documents) for window in windows(len(ids), C, stride)
+  ]
+  # The first window of a document predicts all its tokens. Later windows have C tokens, and predict
+  # the last ones only.
+  first_windows = [w for w in all_windows if w[2] == 1]
+  later_windows = [w for w in all_windows if w[2] > 1]
+  for first, group in ((0, first_windows), (C - stride, later_windows)):
+    if not group:
+      continue
+    longest = max(end - 1 - begin for _, begin, _, end in group)
+    length = min(C, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+    batch = min(len(group), max(1, MAX_BATCH_TOKENS // length))
+    compute = WindowLosses(model, batch, length, first)
+    for start in range(0, len(group), batch):
+      yield from compute(documents, group[start : start + batch])
+
+
+def mean_loss(
+  model, ids: Sequence[int], stride: int | None = None, context: int | None = None
+) -> float:
   """Return the mean loss in nats of the tokens after the first.
 
-  stride: the number of tokens that each window predicts; None is half of the model's context.
-  Raises ValueError if there is no token to predict, or if the stride exceeds the context.
+  stride: the number of tokens that each window predicts; None is half of the context.
+  context: the number of tokens of a window; None is the model's context.
+  Raises ValueError if there is no token to predict, if the context exceeds the model's, or if the
+  stride exceeds the context.
   """
-  stride = check_stride(model, stride)
+  context, stride = check_window(model, context, stride)
   if len(ids) < 2:
     raise ValueError("the text has no token to predict")
-  losses = [loss for _, window in token_losses(model, [ids], stride) for loss in window]
+  losses = [loss for _, window in token_losses(model, [ids], stride, context) for loss in window]
   return float(np.mean(losses))
 
 
-def check_stride(model, stride: int | None) -> int:
-  """Return the stride, or half of the model's context if None.
+def check_window(model, context: int | None, stride: int | None) -> tuple[int, int]:
+  """Return the context and the stride: by default the model's context, and half of the context.
 
-  Raises ValueError if it exceeds the context.
+  Raises ValueError if the context exceeds the model's, or the stride exceeds the context.
   """
-  stride = stride or max(1, model.context // 2)
-  if stride > model.context:
-    raise ValueError(
-      f"a stride of {stride} would skip tokens: the model's context is {model.context}"
-    )
-  return stride
+  context = context or model.context
+  if context > model.context:
+    raise ValueError(f"a context of {context:,} exceeds that of the model, {model.context:,}")
+  stride = stride or max(1, context // 2)
+  if stride > context:
+    raise ValueError(f"a stride of {stride:,} would skip tokens: the context is {context:,}")
+  return context, stride
