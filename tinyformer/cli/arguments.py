@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinyformer import __version__
 from tinyformer.cli.errors import UsageError
-from tinyformer.cli.progress import Bar
+from tinyformer.cli.progress import Bar, note
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -56,7 +56,7 @@ def model_arguments(p: argparse.ArgumentParser, models: str, required: bool = Fa
     default="float32",
     help="data type of the weights in memory; computations use float32 (default: %(default)s)",
   )
-  p.add_argument("--offline", action="store_true", help="do not access the Hugging Face hub")
+  p.add_argument("--offline", action="store_true", help="do not contact any server")
   verbosity = p.add_mutually_exclusive_group()
   verbosity.add_argument(
     "-v", "--verbose", action="store_true", help="print the model, the device and the speed"
@@ -107,7 +107,13 @@ def find_model(args: argparse.Namespace, name: str, weights: bool = True) -> Pat
 
   bar = Bar("download", getattr(args, "quiet", False))
 
+  announced: set[str] = set()
+
   def report(file: str, done: int, total: int) -> None:
+    if file not in announced and total > 1e6 and not getattr(args, "quiet", False):
+      bar.clear()
+      note(f"Downloading {file} ({total / 1e6:,.0f} MB) into {hub.WEIGHTS}")
+    announced.add(file)
     bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
 
   try:

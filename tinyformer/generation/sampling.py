@@ -1,6 +1,6 @@
 """Greedy decoding and sampling: choose one token after another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -42,12 +42,13 @@ def generate(  # noqa: PLR0913
   top_k: int = 40,
   top_p: float = 1.0,
   seed: int | None = None,
-  end: int | None = None,
+  end: int | Collection[int] | None = None,
   logits_processors: Sequence[LogitsProcessor] = (),
 ) -> Iterator[list[int | None]]:
   """Process `ids`, then yield the next token of each of the engine's texts, step by step.
 
-  A text that generates the token `end` is finished: its items are None from this step on.
+  A text that generates the token `end`, or one of several, is finished: its items are None from
+  this step on.
   Generation ends after max_new_tokens steps, if all texts are finished, or if the context is full.
   temperature, top_k, top_p: see `probabilities`.
   seed: the same seed generates the same texts. A text does not depend on the batch size.
@@ -66,6 +67,7 @@ def generate(  # noqa: PLR0913
       f"{length:,} tokens leave no room for new ones in a context of {engine.context:,}: "
       "shorten the prompt"
     )
+  ends = [end] if end is None or isinstance(end, int) else end
   rows = range(engine.batch)
   generators = [np.random.default_rng(None if seed is None else [seed, row]) for row in rows]
   texts = [list(ids) for _ in rows]
@@ -79,7 +81,7 @@ def generate(  # noqa: PLR0913
       token = int(generator.choice(len(scores), p=p))
       text.append(token)
       tokens.append(token)
-    unfinished = [u and token != end for u, token in zip(unfinished, tokens, strict=True)]
+    unfinished = [u and token not in ends for u, token in zip(unfinished, tokens, strict=True)]
     yield [token if u else None for u, token in zip(unfinished, tokens, strict=True)]
     if not remaining or not any(unfinished):
       return

@@ -58,7 +58,7 @@ class TextGenerator:
       config.top_k,
       config.top_p,
       config.seed,
-      self.tokenizer.end,
+      self.tokenizer.stop_ids,
     ):
       if tokens[0] is not None:
         self.history.append(tokens[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from tinyformer.tokenization.base import Tokenizer
+  from tinyformer.tokenization.base import Tokenizer, TokenizerFiles
 
 
 def load_tokenizer(
@@ -20,13 +20,18 @@ def load_tokenizer(
   Raises FileNotFoundError if the folder contains no tokenizer. Raises ValueError if the files are
   damaged or not supported, or if the tokenizer has more than `vocab_size` tokens.
   """
-  if contents is None:
-    tokenizer = load_by_files(Path(folder))
-  else:
-    from tinyformer.tokenization.base import file_errors
+  from tinyformer.tokenization.base import TokenizerFiles
+  from tinyformer.tokenization.chat_template import load_chat_template
 
-    with file_errors(Path(folder)):
-      tokenizer = from_json(contents["tokenizer.json"], contents.get("tokenizer_config.json"))
+  if contents is None:
+    files = TokenizerFiles(folder)
+    generation_config = files.read("generation_config.json")
+  else:
+    files = TokenizerFiles(folder, contents["tokenizer.json"], contents["tokenizer_config.json"])
+    generation_config = contents["generation_config.json"]
+  tokenizer = load_by_files(files)
+  tokenizer.load_stops(files, generation_config)
+  tokenizer.chat_template = load_chat_template(files)
   if vocab_size is not None and len(tokenizer) > vocab_size:
     raise ValueError(
       f"{folder}: the tokenizer has {len(tokenizer):,} tokens, but the model only {vocab_size:,};"
@@ -35,16 +40,15 @@ def load_tokenizer(
   return tokenizer
 
 
-def load_by_files(folder: Path) -> "Tokenizer":
+def load_by_files(files: "TokenizerFiles") -> "Tokenizer":
   """Load a tokenizer of the kind that the files in the folder indicate."""
   from tinyformer.tokenization import tokenizer_json
-  from tinyformer.tokenization.base import TokenizerFiles
   from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
   from tinyformer.tokenization.gpt1_bpe import GPT1Tokenizer
   from tinyformer.tokenization.sentencepiece import SentencePiece
   from tinyformer.tokenization.wordpiece import WordPiece
 
-  files = TokenizerFiles(folder)
+  folder = files.folder
   if (folder / "source.spm").exists():
     return SentencePiece.from_marian(files)
   if files.tokenizer_json:

@@ -25,6 +25,8 @@ class Tokenizer:
   prefix_ids, sep_ids, suffix_ids: the special tokens before a text, between two texts, and after.
   second: the segment of the second text of a pair, 0 or 1.
   end, pad: the IDs of the EOS and padding tokens, or None.
+  stop_ids: the IDs of all tokens that end a generated text.
+  chat_template: the checkpoint's ChatTemplate, or None.
   mask: the ID and the text of the mask token, or None.
   lstrip_tokens: the special tokens that absorb the white space before them.
   added_tokens: the IDs of tokens that are recognized in any text, before tokenization.
@@ -49,6 +51,13 @@ class Tokenizer:
     self.mask: tuple[int, str] | None = None
     self.lstrip_tokens: set[str] = set()
     self.added_tokens: dict[str, int] = {}
+    self.generation_eos_ids: list[int] = []
+    self.chat_template: Any = None
+
+  @property
+  def stop_ids(self) -> set[int]:
+    """Return the ID of EOS and those of the checkpoint's generation_config.json."""
+    return {*self.generation_eos_ids, *([] if self.end is None else [self.end])}
 
   def __len__(self) -> int:
     """Return the vocabulary size: the largest ID plus one."""
@@ -138,6 +147,17 @@ class Tokenizer:
       data = data.removeprefix(b" ")
     return data.decode(errors="replace")
 
+  def encode_chat(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> list[int]:
+    """Return the token IDs of a chat, which end with the beginning of the assistant's answer.
+
+    messages: such as {"role": "user", "content": "Hello"}.  values: variables of the template.
+    Special tokens in the rendered template are recognized. Raises ValueError if the checkpoint has
+    no chat template, or if the template is invalid or refuses the messages.
+    """
+    if self.chat_template is None:
+      raise ValueError("this model has no chat template: continue a text instead")
+    return self.encode(self.chat_template.render(messages, **values), self.special_tokens)
+
   def single(self, a: Sequence[int]) -> list[int]:
     """Return the IDs of one text with the special tokens around the text."""
     return [*self.prefix_ids, *a, *self.suffix_ids]
@@ -192,6 +212,17 @@ class Tokenizer:
       self.prefix_ids = [self.specials[bos]] if add_bos else []
     if eos is not None and add_eos is not None:
       self.suffix_ids = [self.specials[eos]] if add_eos else []
+
+  def load_stops(self, files: "TokenizerFiles", generation_config: dict[str, Any]) -> None:
+    """Set the tokens that end a text or a turn, from the content of generation_config.json.
+
+    Raises ValueError if one is not a token ID.
+    """
+    eos = generation_config.get("eos_token_id")
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(i) is int and i >= 0 for i in ids):
+      raise ValueError(f"{files.folder}: eos_token_id {eos!r:.80} must be one ID or a list of IDs")
+    self.generation_eos_ids = ids
 
   def load_added_tokens(self, files: "TokenizerFiles") -> None:
     """Set the tokens that are recognized in a text from a checkpoint's files."""
