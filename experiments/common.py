@@ -18,9 +18,9 @@ from tinygrad import Tensor, nn
 from tinyformer import cli
 from tinyformer.cli.folder_lock import LOCK, FolderLock
 from tinyformer.device import select_device
-from tinyformer.files import atomic_write, write_text
+from tinyformer.files import write_text
 from tinyformer.kernels.compiled_step import CompiledStep
-from tinyformer.training import random_state
+from tinyformer.training import plots, random_state
 from tinyformer.training.checkpoint import restore_checkpoint, save_checkpoint
 from tinyformer.training.run import TrainConfig
 from tinyformer.training.trainer import Trainer, train
@@ -28,18 +28,6 @@ from tinyformer.training.trainer import Trainer, train
 Curve = list[list[float | None]]
 
 SAVE_INTERVAL = 30  # seconds
-
-# Okabe and Ito's palette, whose colors remain distinct for color-blind readers.
-COLORS = [
-  "#0072b2",
-  "#d55e00",
-  "#009e73",
-  "#cc79a7",
-  "#e69f00",
-  "#56b4e9",
-  "#999999",
-  "#000000",
-]
 
 
 def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -139,34 +127,22 @@ class Experiment:
     self.results |= entries
     write_text(self.file, json.dumps(self.results, indent=1) + "\n")
 
-  def save_figure(self, draw: Callable[[Any], None], width: float = 7, height: float = 3.5) -> None:
-    """Write NAME.png atomically; `draw` receives a matplotlib Figure, sizes are in inches.
+  def save_figure(
+    self, draw: Callable[[Any], None], height: float = 3.6, name: str | None = None
+  ) -> None:
+    """Write NAME.png atomically; `draw` receives a matplotlib Figure.
 
+    height: in inches; see plots.draw_png.
+    name: the name of the file without ".png"; None: the name of the experiment.
     Print a note instead if matplotlib is not installed.
     """
-    try:
-      from cycler import cycler  # a dependency of matplotlib
-      from matplotlib import rc_context
-      from matplotlib.figure import Figure
-    except ImportError:
-      return cli.note(
-        "no figure was drawn, because matplotlib is not installed: "
-        "run pip install -e '.[plot]', then repeat the command"
-      )
-    style: dict[Any, Any] = {
-      "axes.spines.top": False,
-      "axes.spines.right": False,
-      "font.size": 8,
-      "axes.titlesize": 9,
-      "lines.linewidth": 1.2,
-      "legend.frameon": False,
-      "axes.prop_cycle": cycler(color=COLORS),
-    }
-    with rc_context(style), atomic_write(self.out / f"{self.name}.png") as part:
-      figure = Figure(figsize=(width, height), layout="constrained")
-      draw(figure)
-      figure.savefig(part, format="png", dpi=90, pil_kwargs={"optimize": True})
-    cli.note(f"figure: {self.out / self.name}.png")
+    path = self.out / f"{name or self.name}.png"
+    if plots.draw_png(path, draw, height):
+      return cli.note(f"figure: {path}")
+    return cli.note(
+      "no figure was drawn, because matplotlib is not installed: "
+      "run pip install -e '.[plot]', then repeat the command"
+    )
 
   def report_claims(self, claims: dict[str, bool]) -> int:
     """Print and save whether each claim holds; return exit status 1 if any fails, else 0.
@@ -348,6 +324,22 @@ def wilson_interval(correct: float, total: int, z: float = 1.96) -> tuple[float,
   half_width = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
   # Rounding errors must not exclude the proportion itself.
   return max(0.0, min(p, center - half_width)), min(1.0, max(p, center + half_width))
+
+
+def accuracy_bars(axes, correct: dict[str, int], total: int, controls: Sequence[str] = ()) -> None:
+  """Draw the accuracy of each method as a horizontal bar with its 95% confidence interval.
+
+  correct: the number of correct answers of each method, of `total`.
+  controls: the methods whose bars are gray.
+  """
+  accuracies = np.array([n / total for n in correct.values()])
+  intervals = np.array([wilson_interval(n, total) for n in correct.values()])
+  colors = [plots.COLORS[6] if name in controls else plots.COLORS[0] for name in correct]
+  errors = np.abs(intervals.T - accuracies)
+  bars = axes.barh(list(correct), accuracies, xerr=errors, color=colors)
+  axes.bar_label(bars, [f"{accuracy:.1%}" for accuracy in accuracies], padding=4)
+  axes.yaxis.set_inverted(True)
+  axes.set_xlim(0, 1)
 
 
 def format_accuracy(correct: int, total: int) -> str:

@@ -248,16 +248,12 @@ def print_results(results: Results, total: int) -> None:
 
 
 def draw(results: Results, total: int, figure) -> None:
+  correct = {name: result["correct"] for name, result in results.items()}
   axes = figure.add_subplot(
-    xlabel="step",
-    ylabel="train loss (nats)",
-    title="train loss; shifts make the training images harder",
-    yscale="log",
+    title="Random shifts and weight decay reduce the errors of a small ViT",
+    xlabel=f"test accuracy on {total:,} digits, with its 95% confidence interval",
   )
-  for name, result in results.items():
-    steps, losses = list(zip(*result["curve"], strict=True))[:2]
-    axes.plot(steps, losses, label=f"{name}: test accuracy {result['correct'] / total:.1%}")
-  axes.legend()
+  common.accuracy_bars(axes, correct, total, controls=(SHUFFLED_LABELS,))
 
 
 def check_claims(results: Results, total: int, quick: bool) -> dict[str, bool]:

@@ -20,6 +20,7 @@ from tinyformer import cli
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.fused import attention, materialize
 from tinyformer.kernels.linear import PackedLinear
+from tinyformer.training import plots
 from transformer import Block, FeedForward, loss
 
 WITH_DECAY = "weight decay"
@@ -225,18 +226,23 @@ def print_results(results: dict[str, dict[str, Any]]) -> None:
 
 def draw(results: dict[str, dict[str, Any]], prime: int, figure) -> None:
   curve, spectrum = figure.subplots(1, 2, width_ratios=[3, 2])
-  for (run, result), color in zip(results.items(), common.COLORS[:2], strict=True):
+  for (run, result), color in zip(results.items(), plots.COLORS[:2], strict=True):
     steps, _, train_accuracy, val_accuracy = zip(*result["curve"], strict=True)
-    curve.semilogx(steps, train_accuracy, "--", color=color, label=f"{run}: train")
-    curve.semilogx(steps, val_accuracy, color=color, label=f"{run}: validation")
-  curve.set(xlabel="step", ylabel="accuracy", title=f"a + b mod {prime}")
-  curve.legend(loc="upper left", fontsize=6.5, handlelength=1.5)
+    curve.semilogx(steps, train_accuracy, "--", color=color, label=f"train, {run}")
+    curve.semilogx(steps, val_accuracy, color=color, label=f"validation, {run}")
+  curve.set(
+    xlabel="step",
+    ylabel=f"accuracy of a + b mod {prime}",
+    title="With weight decay, the model generalizes\nlong after it has memorized",
+  )
+  plots.label_level(curve, 1 / prime, f"chance: 1/{prime}", side="right")
+  plots.label_lines(curve)
   shares = results[WITH_DECAY]["shares"]
   spectrum.bar(range(len(shares)), shares)
   spectrum.set(
     xlabel="frequency over the residues",
-    ylabel="share of the squared norm",
-    title="embedding, with weight decay",
+    ylabel="share of the embedding's squared norm",
+    title="Its embedding then consists\nof a few frequencies",
   )
 
 

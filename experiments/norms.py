@@ -20,6 +20,7 @@ from experiments import common
 from experiments.small import CHANCE_LOSS, ENTROPY_RATE, NUM_SYMBOLS, Decoder, markov_batch
 from layers.norms import pre_norm
 from tinyformer import cli
+from tinyformer.training import plots
 from transformer import (
   attention_weights,
   dot_product,
@@ -35,6 +36,7 @@ LENGTH = 16
 LEARNING_RATE = 2e-3
 WARMUP = 150
 HEAD_WIDTHS = (4, 16, 64, 256, 1024)
+NUM_KEYS = 64
 
 PRE_NORM = "pre-norm"
 POST_NORM = "post-norm"
@@ -99,7 +101,7 @@ def scaled_post_norm(residual_scale: Tensor) -> Callable:
 
 
 def attention_statistics(
-  similarity: Callable, width: int, seed: int, T: int = 256, S: int = 64
+  similarity: Callable, width: int, seed: int, T: int = 256, S: int = NUM_KEYS
 ) -> dict[str, float]:
   """Measure attention for T queries and S keys whose entries are N(0, 1).
 
@@ -242,38 +244,57 @@ def print_results(
   common.print_table(["d_k", *header], rows)
 
 
-def draw(
-  results: dict[str, list], attention: dict[Callable, list[dict[str, float]]], figure
-) -> None:
-  curves, layers, widths = figure.subplots(1, 3)
+def draw_training(results: dict[str, list], num_seeds: int, figure) -> None:
+  curves, layers = figure.subplots(1, 2)
   gradients = mean_gradients(results)
+  trained = count_trained(results)
   for i, (name, runs) in enumerate(results.items()):
     for run in runs:
-      label = name if run is runs[0] else None
+      label = f"{name}:\n{trained[name]} of {num_seeds} seeds train" if run is runs[0] else None
       curves.plot(*np.array(run["curve"], float).T, c=f"C{i}", lw=0.8, label=label)
     # Warm-up does not change the initial gradient.
     if name != POST_NORM_WARMUP:
-      layers.plot(range(1, NUM_LAYERS + 1), gradients[name], ".-", c=f"C{i}")
-  curves.axhline(CHANCE_LOSS, ls=":", c="0.5")
-  curves.axhline(ENTROPY_RATE, ls=":", c="0.5")
+      label = name.removesuffix(", warm-up")
+      layers.plot(range(1, NUM_LAYERS + 1), gradients[name], ".-", c=f"C{i}", label=label)
   curves.set(
-    title=f"training, {NUM_LAYERS} layers", xlabel="step", ylabel="train loss, nats per symbol"
+    title="Pre-norm trains without warm-up,\npost-norm only with it",
+    xlabel="step",
+    ylabel="train loss, nats per symbol",
+    ylim=(0, None),
   )
-  layers.set(title="initial gradient", xlabel="layer", ylabel="gradient norm", ylim=(0, None))
-  for (similarity, statistics), style in zip(attention.items(), ("-", "--"), strict=True):
-    for key, name, color in (("entropy", "entropy", "C4"), ("score_gradient", "gradient", "C5")):
-      baseline = attention[scaled_dot_product][0][key]
-      values = [x[key] / baseline for x in statistics]
-      label = name if similarity is scaled_dot_product else f"{name}, unscaled"
-      widths.semilogx(HEAD_WIDTHS, values, style, c=color, label=label)
-  widths.set(
-    title="attention by head width",
-    xlabel="d_k",
-    ylabel="ratio to scaled attention with d_k = 4",
-    ylim=(0, 2.1),
+  plots.label_level(curves, CHANCE_LOSS, "chance", side="right")
+  plots.label_level(curves, ENTROPY_RATE, "lowest possible loss")
+  plots.label_lines(curves, line_height=0.14)
+  layers.set(
+    title="The initial gradient shrinks with depth\nonly with pre-norm",
+    xlabel="layer",
+    ylabel="gradient norm before the first step",
+    ylim=(0, None),
   )
-  figure.legend(*curves.get_legend_handles_labels(), loc="outside lower left", ncols=4)
-  widths.legend(loc="upper right")
+  plots.label_lines(layers)
+
+
+def draw_attention(attention: dict[Callable, list[dict[str, float]]], figure) -> None:
+  panels = zip(figure.subplots(1, 2), ("entropy", "score_gradient"), strict=True)
+  for axes, key in panels:
+    for similarity, statistics in attention.items():
+      label = "scaled" if similarity is scaled_dot_product else "unscaled"
+      axes.semilogx(HEAD_WIDTHS, [x[key] for x in statistics], ".-", label=label)
+    axes.set(xlabel="head width d_k", ylim=(0, None))
+    axes.set_xticks(HEAD_WIDTHS, [f"{width:,}" for width in HEAD_WIDTHS])
+    axes.minorticks_off()
+  entropy, gradient = figure.axes
+  entropy.set(
+    title="Without the scale, wide heads attend to one key",
+    ylabel="entropy of the attention weights, nats",
+  )
+  entropy.set_ylim(0, 1.15 * math.log(NUM_KEYS))
+  plots.label_level(entropy, math.log(NUM_KEYS), f"uniform weights: ln {NUM_KEYS}")
+  gradient.set(
+    title="and their scores get no gradient", ylabel="median gradient norm in the scores"
+  )
+  plots.label_lines(entropy)
+  plots.label_lines(gradient)
 
 
 def check_claims(
@@ -310,7 +331,8 @@ def main(argv: list[str] | None = None) -> int:
   results = train_variants(experiment, steps, seeds)
   attention = measure_attention(experiment)
   print_results(results, attention, num_seeds)
-  experiment.save_figure(functools.partial(draw, results, attention), width=8)
+  experiment.save_figure(functools.partial(draw_training, results, num_seeds))
+  experiment.save_figure(functools.partial(draw_attention, attention), name="scaling")
   return experiment.report_claims(check_claims(results, attention, num_seeds))
 
 

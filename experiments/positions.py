@@ -24,6 +24,7 @@ from experiments.small import (
 )
 from layers.positions import RelativeBias, alibi, apply_rope_half, rope_cos_sin, rope_inv_freq
 from tinyformer import cli
+from tinyformer.training import plots
 from transformer import loss, sinusoids
 
 DIM = 32
@@ -129,6 +130,7 @@ def excess_losses(runs: list[dict[str, Any]]) -> list[list[float]]:
 
 def draw(results: dict[str, list[dict[str, Any]]], figure) -> None:
   axes = figure.add_subplot(
+    title=f"Trained on {TRAIN_LENGTH} positions, ALiBi extrapolates, and T5's biases nearly so",
     xlabel=f"position in the text; training used positions 1 to {TRAIN_LENGTH}",
     ylabel="validation loss, nats per symbol",
     xticks=[1, TRAIN_LENGTH, 2 * TRAIN_LENGTH, TEST_LENGTH],
@@ -137,13 +139,13 @@ def draw(results: dict[str, list[dict[str, Any]]], figure) -> None:
     losses = np.mean([run["position_losses"] for run in runs], 0)
     # The first positions have too little context. The curve averages over groups of four.
     curve = losses[4:].reshape(-1, 4).mean(1)
-    axes.plot(np.arange(len(curve)) * 4 + 6.5, curve, label=scheme)
-  axes.axhline(CHANCE_LOSS, ls=":", c="0.5")
-  axes.axhline(ENTROPY_RATE, ls=":", c="0.5")
-  axes.axvline(TRAIN_LENGTH, ls=":", c="0.8")
-  axes.annotate("chance level", (TEST_LENGTH, CHANCE_LOSS), ha="right", va="bottom")
-  axes.annotate("lowest possible loss", (TEST_LENGTH, ENTROPY_RATE), ha="right", va="top")
-  axes.legend(ncols=3, loc=(0.5, 0.64))
+    label = "no positions" if scheme == "none" else scheme
+    axes.plot(np.arange(len(curve)) * 4 + 6.5, curve, label=label)
+  axes.set_ylim(0, None)
+  axes.axvline(TRAIN_LENGTH, ls=":", c=plots.GRAY, lw=1)
+  plots.label_level(axes, CHANCE_LOSS, "chance")
+  plots.label_level(axes, ENTROPY_RATE, "lowest possible loss", below=True)
+  plots.label_lines(axes)
 
 
 def check_claims(excess: dict[str, list[list[float]]]) -> dict[str, bool]:

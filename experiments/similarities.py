@@ -18,6 +18,7 @@ from experiments import common
 from experiments.small import CHANCE_LOSS, NUM_SYMBOLS, Decoder, palindrome_batch, token_losses
 from layers.similarity import Additive, Bahdanau, General, cosine
 from tinyformer import cli
+from tinyformer.training import plots
 from transformer import dot_product, loss, scaled_dot_product, sinusoids
 
 DIM = 32
@@ -100,16 +101,16 @@ def print_results(results: Results) -> None:
 
 def draw(results: Results, figure) -> None:
   axes = figure.add_subplot(
+    title="Every similarity but the additive one learns the reversal",
     xlabel="step",
     ylabel="train loss, nats per symbol",
-    title="a sequence, then its reversal: training with each similarity",
   )
   for name, runs in results.items():
     curve = np.mean([np.array(run["curve"], float) for run in runs], 0)
     axes.plot(*curve.T[:2], label=name)
-  lowest = CHANCE_LOSS / 2  # half of the symbols cannot be predicted
-  axes.axhline(lowest, ls=":", c="0.5", label="lowest possible loss")
-  axes.legend()
+  # Half of the symbols cannot be predicted.
+  plots.label_level(axes, CHANCE_LOSS / 2, "lowest possible loss")
+  plots.label_lines(axes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,6 +30,7 @@ from tinyformer.kernels.layer_norm import LayerNorm
 from tinyformer.kernels.linear import PackedLinear
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.training import plots
 from tinyformer.training.metrics import bleu
 from transformer import (
   Block,
@@ -323,11 +324,22 @@ def print_results(runs: TranslationExperiment, results: Results, scores: dict[st
 
 
 def draw(results: Results, scores: dict[str, float], figure) -> None:
-  axes = figure.add_subplot(xlabel="step", ylabel="validation loss, nats per token")
+  left, right = figure.subplots(1, 2)
   for run, result in results.items():
     steps, _, val_loss = zip(*result["curve"], strict=True)
-    axes.plot(steps, val_loss, label=f"{run}: BLEU {scores[run]:.1f}")
-  axes.legend()
+    left.plot(steps, val_loss, label=run.replace(" ", "\n"))
+  left.set(
+    title="The loss is lower with true pairs",
+    xlabel="step",
+    ylabel="validation loss, nats per token",
+  )
+  plots.label_lines(left, line_height=0.14)
+  colors = [plots.COLORS[0], *[plots.COLORS[6]] * (len(scores) - 1)]
+  names = [name.replace(", ", ",\n") for name in scores]
+  bars = right.barh(names, list(scores.values()), color=colors)
+  right.bar_label(bars, [f"{score:.1f}" for score in scores.values()], padding=4)
+  right.yaxis.set_inverted(True)
+  right.set(title="and only that model translates", xlabel="BLEU")
 
 
 def check_claims(results: Results, scores: dict[str, float], quick: bool) -> dict[str, bool]:

@@ -406,6 +406,14 @@ def test_prose_has_at_most_100_columns(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_pictures_have_two_pixels_per_css_pixel(name):
+  image = pytest.importorskip("PIL.Image")
+  for path, width in re.findall(r'<img src="([^"]+\.png)" width="(\d+)"', page(name)):
+    assert image.open((ROOT / name).parent / path).width >= 2 * int(width), path
+  assert not re.search(r"!\[[^]]*\]\([^)]*\.png\)", page(name)), "give the picture's width"
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_no_line_of_a_paragraph_begins_like_an_item_of_a_numbered_list(name):
   lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
   for previous, line in itertools.pairwise(lines):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyformer.files import atomic_write
+from tinyformer.training import plots
 from tinyformer.training.log import parse_losses
 
 # Block characters of 0 to 8 eighths of a line's height.
@@ -20,21 +20,17 @@ def plot(lines: list[str], path: Path, other_runs: Sequence[Points] = ()) -> boo
 
   Returns False if matplotlib is not installed.
   """
-  try:
-    from matplotlib.figure import Figure
-  except ImportError:
-    return False
   steps, train_losses, val_losses = parse_losses(lines)
-  figure = Figure(figsize=(7, 4), layout="constrained")
-  axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
-  axes.plot(steps, train_losses, ".-", label="train loss")
-  axes.plot(steps, val_losses, ".-", label="validation loss")
-  for name, x, y in other_runs:
-    axes.plot(x, y, "x" if len(x) > 1 else "*", markersize=8, label=name)
-  axes.legend()
-  with atomic_write(path) as part:
-    figure.savefig(part, format="png", dpi=110)
-  return True
+
+  def draw(figure) -> None:
+    axes = figure.add_subplot(xlabel="step", ylabel="nats per token")
+    axes.plot(steps, train_losses, ".-", label="train loss")
+    axes.plot(steps, val_losses, ".-", label="validation loss")
+    for name, x, y in other_runs:
+      axes.plot(x, y, "x" if len(x) > 1 else "*", markersize=8, label=name)
+    plots.label_lines(axes)
+
+  return plots.draw_png(path, draw, height=4)
 
 
 def terminal_plot(
