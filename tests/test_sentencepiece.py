@@ -339,6 +339,21 @@ def test_camembert_uses_the_ids_of_fairseq(load_files):
   assert tokenizer.encode("the <mask>.", ["<mask>"]) == [7, mask, 8, 15]
 
 
+@pytest.mark.parametrize("value", [-1, 2**70, 0.5, "7", None, [1]])
+@pytest.mark.parametrize("name", ["source.spm", "merges.txt"])
+def test_a_vocab_json_with_an_invalid_id_is_refused(load_files, name, value):
+  vocab = {"</s>": 0, "<unk>": 1, "a": value}
+  model = protobuf_model([*SPECIALS, *TOKENS], UNIGRAM)
+  with pytest.raises(ValueError, match=r"vocab\.json must contain a JSON object that maps"):
+    load_files(name, model, **{"vocab.json": vocab})
+
+
+def test_the_type_of_a_token_decides_which_is_unknown(load_files):
+  """The setting unk_id of the trainer does not, as in sentencepiece."""
+  model = protobuf_model([*SPECIALS, *TOKENS], UNIGRAM, unk_id=2)
+  assert load_files("tokenizer.model", model).encode("x")[-1] == 0
+
+
 def test_deberta_appends_the_mask_token(load_files):
   specials = [("[PAD]", 0, CONTROL), ("[CLS]", 0, CONTROL), ("[SEP]", 0, CONTROL)]
   specials.append(("[UNK]", 0, UNKNOWN))
@@ -400,7 +415,8 @@ def test_a_damaged_model_file_raises_with_a_one_line_message(tmp_path, name):
     protobuf_field(1, 7),
     protobuf_model([], UNIGRAM),
     protobuf_model(TOKENS, 3),
-    protobuf_model(TOKENS, UNIGRAM, unk_id=99),
+    protobuf_model(TOKENS, UNIGRAM),
+    protobuf_model([*TOKENS, ("<unk>", 0, UNKNOWN), ("<unk2>", 0, UNKNOWN)], UNIGRAM),
     T5.replace(b"1/2\0", b"1/2x").replace(b"\xc3\xa9\0", b"\xc3\xa9x"),
   ):
     (tmp_path / name).write_bytes(data)

@@ -159,6 +159,19 @@ def unigram_json(tokens, **sections):
   return {"model": {"type": "Unigram", "vocab": scores, "unk_id": 0}} | sections
 
 
+def test_unk_id_is_an_index_even_if_the_token_occurs_twice():
+  content = unigram_json(["a"])
+  content["model"]["vocab"].append(["<unk>", -1.0])
+  assert tokenization.from_json(content).encode("xa") == [0, 1]
+
+
+def test_a_unigram_token_with_the_id_of_the_unknown_token_joins_unknown_characters():
+  content = unigram_json(["a", "b"])
+  content["model"]["unk_id"] = 2
+  assert tokenization.from_json(content).encode("axba") == [1, 2, 1]
+  assert tokenization.from_json(content).encode("aba") == [1, 2, 1]
+
+
 def test_a_very_long_unigram_token_needs_little_memory():
   # A table of all its prefixes would have 50 MB.
   long = "ab" * 5_000
@@ -262,6 +275,51 @@ def test_an_unknown_step_is_refused_by_name(tmp_path, section, kind, nested):
   with pytest.raises(ValueError, match=f"{section} {kind} is not supported") as error:
     tokenization.load_tokenizer(tmp_path)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "setting, message",
+  [
+    ({"dropout": 0.1}, "model BPE with dropout 0.1 is not supported"),
+    ({"continuing_subword_prefix": "##"}, "with continuing_subword_prefix '##'"),
+    ({"vocab": {}}, "the vocabulary is empty"),
+    ({"vocab": {"a": -1}}, "must map each token to an integer ID"),
+    ({"vocab": {"a": 0, "b": 0}}, "two tokens of the vocabulary have the same ID"),
+    ({"vocab": {"\ud800": 0}, "merges": []}, "not valid Unicode"),
+    ({"merges": ["a q"], "vocab": {"a": 0, "q": 1}}, "needs the token 'aq'"),
+    ({"merges": ["a b c"]}, "must be two tokens"),
+    ({"unk_token": "<none>"}, "the unknown token '<none>' is not in the vocabulary"),
+    ({"ignore_merges": 1}, "'ignore_merges' must be bool, not 1"),
+  ],
+)
+def test_an_invalid_model_is_refused(tmp_path, setting, message):
+  content = byte_level_json()
+  content["model"] |= setting
+  (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=message) as error:
+    tokenization.load_tokenizer(tmp_path)
+  assert str(error.value).startswith(f"{tmp_path / 'tokenizer.json'}: ")
+
+
+@pytest.mark.parametrize("token_id", [-1, 2**70, 0.5, "1", None])
+def test_an_added_token_with_an_invalid_id_is_refused(token_id):
+  with pytest.raises(ValueError, match="added_tokens"):
+    tokenization.from_json(byte_level_json(added_tokens=[added("<x>", token_id)]))
+
+
+def test_a_template_that_cannot_be_represented_is_refused():
+  a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
+  cls = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+  step = {"type": "TemplateProcessing", "special_tokens": {"<s>": {"ids": [300]}}}
+  for single, pair in (([a], [cls, a, b]), ([a, cls], [a, b, cls]), ([b], [b, a]), ([], [a, b])):
+    processor = step | {"single": single, "pair": pair}
+    with pytest.raises(ValueError, match=r"TemplateProcessing .* is not supported"):
+      tokenization.from_json(byte_level_json(post_processor=processor))
+  tokenizer = tokenization.from_json(
+    byte_level_json(post_processor=step | {"single": [cls, a], "pair": [cls, a, cls, b]})
+  )
+  assert tokenizer.single([7]) == [300, 7]
+  assert tokenizer.pair([7], [8]) == ([300, 7, 300, 8], [0, 0, 0, 1])
 
 
 def test_an_unknown_model_is_refused_by_name():

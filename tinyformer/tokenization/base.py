@@ -10,7 +10,7 @@ import numpy as np
 
 from tinyformer.files import read_json
 from tinyformer.tokenization.normalizers import NormalizedString
-from tinyformer.tokenization.settings import Settings, is_id
+from tinyformer.tokenization.settings import Settings, is_id, is_unicode
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 EOS_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>")
@@ -413,6 +413,17 @@ class TokenizerFiles:
     return ids | added
 
 
+def read_vocab_json(path: Path) -> dict[str, int]:
+  """Return the ID of each token in vocab.json.
+
+  Raises FileNotFoundError, or ValueError if the file is damaged.
+  """
+  vocab = read_json(path)
+  if not vocab or not all(map(is_id, vocab.values())) or not is_unicode("".join(vocab)):
+    raise ValueError(f"{path} must contain a JSON object that maps each token to an integer ID")
+  return vocab
+
+
 def read_merges_txt(path: Path) -> list[str]:
   """Return the lines of merges.txt, one pair of tokens each, without the version comment."""
   lines = path.read_text(encoding="utf-8").split("\n")
@@ -446,6 +457,6 @@ def file_errors(path: Path) -> Iterator[None]:
   try:
     yield
   except KeyError as e:
-    raise ValueError(f"{path}: {e.args[0]!r} is missing") from e
+    raise ValueError(f"{path}: {e.args[0]!r:.80} is missing") from e
   except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as e:
     raise ValueError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from e

@@ -29,7 +29,7 @@ def unicode_to_bytes(token: str) -> bytes:
   """
   if invalid := [c for c in token if c not in BYTE_OF_LETTER]:
     raise ValueError(
-      f"{invalid[0]!r} in the token {token!r} does not represent a byte;"
+      f"{invalid[0]!r} in the token {token!r:.80} does not represent a byte;"
       " a byte-level vocabulary uses GPT-2's 256 characters"
     )
   return bytes(map(BYTE_OF_LETTER.__getitem__, token))

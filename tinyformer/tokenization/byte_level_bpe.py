@@ -20,6 +20,7 @@ from tinyformer.tokenization.base import (
   TokenizerFiles,
   file_errors,
   read_merges_txt,
+  read_vocab_json,
 )
 from tinyformer.tokenization.byte_letters import LETTERS, bytes_to_unicode, unicode_to_bytes
 from tinyformer.tokenization.normalizers import NormalizedString
@@ -41,7 +42,7 @@ def parse_merges(merges: Iterable[str | Sequence[str]]) -> list[tuple[bytes, byt
   for merge in merges:
     tokens = merge.split(" ") if isinstance(merge, str) else merge
     if len(tokens) != 2:
-      raise ValueError(f"the merge {merge!r} must be two tokens with a space between")
+      raise ValueError(f"the merge {merge!r:.80} must be two tokens with a space between")
     pairs.append((unicode_to_bytes(tokens[0]), unicode_to_bytes(tokens[1])))
   return pairs
 
@@ -84,7 +85,7 @@ class BytePairEncoding(Tokenizer):
     ranks = rank_merges(self.merges)
     spellings = {token: bytes_to_unicode(token) for token in ranks}
     if missing := [spelling for spelling in spellings.values() if spelling not in vocab]:
-      raise ValueError(f"the vocabulary has no ID for the token {missing[0]!r}; add the token")
+      raise ValueError(f"the vocabulary has no ID for the token {missing[0]!r:.80}; add the token")
     # tiktoken's IDs are ranks. Those of RoBERTa, for example, are not.
     self.id_of_rank = np.array([vocab[spelling] for spelling in spellings.values()])
     self.encoding = tiktoken.Encoding(
@@ -129,11 +130,7 @@ class BytePairEncoding(Tokenizer):
     Raises FileNotFoundError if there are no such files, and ValueError if they are damaged.
     """
     files = TokenizerFiles(folder)
-    path = files.folder / "vocab.json"
-    with file_errors(path):
-      vocab = json.loads(path.read_text(encoding="utf-8"))
-      if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
-        raise ValueError("must contain a JSON object that maps each token to an integer ID")
+    vocab = read_vocab_json(files.folder / "vocab.json")
     path = files.folder / "merges.txt"
     with file_errors(path):
       tokenizer = cls(parse_merges(read_merges_txt(path)), vocab)

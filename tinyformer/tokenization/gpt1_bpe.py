@@ -3,11 +3,15 @@
 The last token of each word ends in </w>.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinyformer.tokenization.base import TokenizerFiles, file_errors, read_merges_txt
+from tinyformer.tokenization.base import (
+  TokenizerFiles,
+  file_errors,
+  read_merges_txt,
+  read_vocab_json,
+)
 from tinyformer.tokenization.sentencepiece import apply_merges
 from tinyformer.tokenization.wordpiece import WordPiece
 
@@ -44,7 +48,7 @@ class GPT1Tokenizer(WordPiece):
     files = TokenizerFiles(folder)
     path = files.folder / "vocab.json"
     with file_errors(path):
-      vocab = json.loads(path.read_text(encoding="utf-8"))
+      vocab = read_vocab_json(path)
       unk_id = vocab[UNKNOWN]
     path = files.folder / "merges.txt"
     with file_errors(path):
@@ -69,5 +73,7 @@ def read_pairs(merges: Sequence[str | Sequence[str]]) -> list[tuple[str, ...]]:
   """Return merges as pairs. Each merge is a pair, or a string with a space between two tokens."""
   pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
   if invalid := [pair for pair in pairs if len(pair) != 2]:
-    raise ValueError(f"the merge {' '.join(invalid[0])!r} must be two tokens with a space between")
+    raise ValueError(
+      f"the merge {' '.join(invalid[0])!r:.80} must be two tokens with a space between"
+    )
   return pairs

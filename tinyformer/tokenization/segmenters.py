@@ -37,7 +37,7 @@ class Segmenter:
     self.ids = {token: i for token, i in vocab.items() if token not in hidden}
     self.unk_token = unk_token
     if unk_token is not None and unk_token not in vocab:
-      raise ValueError(f"model: the unknown token {unk_token!r} is not in the vocabulary")
+      raise ValueError(f"model: the unknown token {unk_token!r:.80} is not in the vocabulary")
     self.unk_id = None if unk_token is None else vocab[unk_token]
     self.cached = functools.lru_cache(CACHE_SIZE)(lambda word: tuple(self.spans(word)))
 
@@ -153,7 +153,8 @@ class Unigram(Segmenter):
       raise ValueError(
         f"{config.title}: unk_id {unk_index!r:.40} is not an index of the vocabulary"
       )
-    super().__init__(vocab, hidden, None if unk_index is None else pieces[unk_index][0])
+    super().__init__(vocab, hidden, None)
+    self.unk_id = unk_index
     self.byte_fallback = config.get("byte_fallback", bool, False)
     self.unk_score = min(scores.values()) - UNKNOWN_PENALTY
     text_scores = {token: score for token, score in scores.items() if token and token in self.ids}
@@ -166,7 +167,7 @@ class Unigram(Segmenter):
     unknown_start: int | None = None
     for token in [*viterbi(word, self.table, self.unk_score, float, self.long_tokens), None]:
       start = end
-      if token is not None and token not in self.ids:
+      if token is not None and self.ids.get(token, self.unk_id) == self.unk_id:
         unknown_start = start if unknown_start is None else unknown_start
         end += len(token)
         continue
@@ -180,6 +181,8 @@ class Unigram(Segmenter):
 
   def unknown_spans(self, word: str, start: int, end: int) -> Spans:
     """Return the tokens of unknown characters: byte tokens, or one unknown token."""
+    if word[start:end] in self.ids:
+      return [(self.ids[word[start:end]], start, end)]
     if self.byte_fallback:
       ids = [(self.byte_ids(word[n]), n) for n in range(start, end)]
       if all(character_ids is not None for character_ids, _ in ids):

@@ -2,7 +2,6 @@
 
 import functools
 import heapq
-import json
 import math
 import re
 import struct
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyformer.tokenization import normalizers, pre_tokenizers
-from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors
+from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors, read_vocab_json
 from tinyformer.tokenization.normalizers import NormalizedString, Normalizer
 from tinyformer.tokenization.pre_tokenizers import PreTokenizer
 
@@ -300,7 +299,7 @@ class SentencePiece(Tokenizer):
           "separate vocabularies for two languages are not supported;"
           " use a model with a joint vocabulary"
         )
-      vocab = json.loads(path.read_text(encoding="utf-8"))
+      vocab = read_vocab_json(path)
       unk_id = vocab["<unk>"]
       specials = files.special_ids(vocab, ("<unk>", "</s>", "<pad>"))
       source_vocab = {entry.text: vocab.get(entry.text, unk_id) for entry in model.entries}
@@ -386,7 +385,6 @@ PIECE_SCORE = 2
 PIECE_TYPE = 3
 TRAINER_MODEL_TYPE = 3
 TRAINER_BYTE_FALLBACK = 35
-TRAINER_UNK_ID = 40
 NORMALIZER_CHARSMAP = 2
 NORMALIZER_ADD_DUMMY_PREFIX = 3
 NORMALIZER_REMOVE_EXTRA_WHITESPACES = 4
@@ -527,17 +525,17 @@ def read_model(path: Path) -> Model:
     model_type = trainer.get(TRAINER_MODEL_TYPE, UNIGRAM)
     if model_type not in (UNIGRAM, BPE):
       raise ValueError(f"model type {model_type} is not supported; use unigram (1) or BPE (2)")
-    unk_index = trainer.get(TRAINER_UNK_ID, 0)
-    if not any(entry.type == NORMAL for entry in entries) or unk_index >= len(entries):
+    types = [entry.type for entry in entries]
+    if NORMAL not in types or types.count(UNKNOWN) != 1:
       raise ValueError(
-        f"not a SentencePiece model: unknown token {unk_index} or normal tokens are missing"
-        f" among {len(entries):,} tokens"
+        f"not a SentencePiece model: {types.count(UNKNOWN)} of {len(types):,} tokens are unknown"
+        f" tokens and {types.count(NORMAL):,} normal ones; expected one unknown token"
       )
     return Model(
       entries,
       is_bpe=model_type == BPE,
       byte_fallback=bool(trainer.get(TRAINER_BYTE_FALLBACK, 0)),
-      unk_index=unk_index,
+      unk_index=types.index(UNKNOWN),
       charsmap=normalizer.get(NORMALIZER_CHARSMAP, b""),
       add_dummy_prefix=bool(normalizer.get(NORMALIZER_ADD_DUMMY_PREFIX, 1)),
       remove_extra_whitespaces=bool(normalizer.get(NORMALIZER_REMOVE_EXTRA_WHITESPACES, 1)),
