@@ -322,10 +322,10 @@ def write_parameters(
   else:
     step = rows_per_read(tensor)
     rows = (tensor.shape or (1,))[0] // (heads * len(writers))
-    for part in range(heads * len(writers)):
-      head, n = divmod(part, len(writers))
+    for index in range(heads * len(writers)):
+      head, n = divmod(index, len(writers))
       for i in range(0, rows, step):
-        values = tensor.numpy(part * rows + i, part * rows + min(rows, i + step))
+        values = tensor.numpy(index * rows + i, index * rows + min(rows, i + step))
         writers[n].write(head * rows + i, values)
   for writer in writers:
     writer.close()
