@@ -118,7 +118,7 @@ def test_commands_name_a_file_that_cannot_be_used_and_show_no_error_number(
   "number, message",
   [
     (errno.ENOENT, "a.txt does not exist"),
-    (errno.EACCES, "a.txt must not be accessed by this user"),
+    (errno.EACCES, "access to a.txt is denied"),
     (errno.ENOSPC, "a.txt does not fit on its disk, which is full"),
     (errno.EROFS, "a.txt is on a disk that is read-only"),
     (errno.EISDIR, "a.txt is a folder"),

@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import ssl
+import subprocess
 import threading
 import time
 
@@ -604,6 +606,39 @@ def test_endless_body_is_not_stored(hostile, monkeypatch, file):
   with pytest.raises((ValueError, hub.Unreachable), match=r"more than|ends after"):
     hub.find("someone/model")
   assert sum(path.stat().st_size for path in hub.WEIGHTS.glob("*/*")) < 3 * size + (1 << 21)
+
+
+@pytest.fixture
+def certificate(tmp_path):
+  """Return a certificate and a key for 127.0.0.1 in one file."""
+  if not shutil.which("openssl"):
+    pytest.skip("there is no openssl to make a certificate")
+  path = tmp_path / "certificate.pem"
+  command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+  command += f" -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1 -keyout {path} -out {path}2"
+  subprocess.run(command.split(), check=True, capture_output=True)
+  path.write_text(path.read_text() + path.with_name("certificate.pem2").read_text())
+  return path
+
+
+def test_slow_server_with_tls_is_given_up(hostile, monkeypatch, certificate):
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(certificate)
+  hostile.socket = context.wrap_socket(hostile.socket, server_side=True)
+  monkeypatch.setenv("HF_ENDPOINT", hostile.url.replace("http:", "https:"))
+  with pytest.raises(hub.Unreachable, match=r"does not respond .*certificate verify failed"):
+    hub.find("someone/model")
+  monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+  for behavior, message in (("slow_headers", "did not send"), ("slow_body", "fewer than")):
+    is_body = behavior == "slow_body"
+    limits = download.Limits(attempts=1, opening=60 if is_body else 0.3, window=0.3)
+    monkeypatch.setattr(download, "LIMITS", limits)
+    behave(hostile, "config.json", behavior)
+    with pytest.raises(hub.Unreachable, match=message):
+      hub.find("someone/model")
+  monkeypatch.setattr(download, "LIMITS", download.Limits())
+  behave(hostile, "model.safetensors", "cut")
+  assert weights(hub.find("someone/model")) == FILES["model.safetensors"]
 
 
 def test_slow_server_is_accepted_if_it_sends_enough(hostile, monkeypatch):

@@ -57,7 +57,7 @@ def select_device(device: str | None = None) -> str:
   requested = os.environ.get("DEV")
   cpu_is_best = (
     marker is not None
-    and marker.exists()
+    and os.path.exists(marker)  # unlike Path.exists, false without permission
     and requested in (None, "", "CPU")
     and "tinygrad" not in sys.modules
   )
@@ -159,13 +159,16 @@ def cache_folder() -> Path:
 
 
 def tinygrad_cache_folder() -> Path:
-  """Return the folder of tinygrad's cache of compiled kernels."""
-  home_cache = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-  return Path(os.environ.get("XDG_CACHE_HOME") or home_cache) / "tinygrad"
+  """Return the folder of tinygrad's cache. Raises RuntimeError if the user has no home."""
+  if folder := os.environ.get("XDG_CACHE_HOME"):
+    return Path(folder) / "tinygrad"
+  return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "tinygrad"
 
 
 def can_cache_kernels() -> bool:
   """Return whether tinygrad can write its cache, of which a user without a home has none."""
+  if "CACHEDB" in os.environ:
+    return True  # the user has chosen another file
   try:
     folder = tinygrad_cache_folder()
   except RuntimeError:
