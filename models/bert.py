@@ -18,7 +18,11 @@ from transformer import Block, FeedForward, MultiHeadAttention, padding_mask, po
 
 @dataclass(frozen=True)
 class BertConfig:
-  """The sizes and settings of a BERT. head: see models/heads.py."""
+  """The sizes and settings of a BERT.
+
+  segments: number of segment embeddings; None means that there are none.
+  head: see models/heads.py.
+  """
 
   vocab_size: int
   context: int
@@ -26,7 +30,7 @@ class BertConfig:
   heads: int
   num_layers: int
   ff_dim: int
-  segments: int = 2
+  segments: int | None = 2
   activation: str = "gelu"
   eps: float = 1e-12
   dropout: float = 0.0
@@ -49,7 +53,7 @@ class Bert:
 
     self.tokens = parts.embedding(c.vocab_size, c.dim)
     self.positions = parts.embedding(self.first_position + c.context, c.dim)
-    self.segments = parts.embedding(c.segments, c.dim)
+    self.segments = parts.embedding(c.segments, c.dim) if c.segments else None
     self.norm = norm()
     self.blocks = [
       Block(
@@ -85,16 +89,18 @@ class Bert:
     """Return the output (B, T, D) of the last block for ids (B, T).
 
     attention_mask (B, T): 1 for a token, 0 for padding. No token attends to padding.
-    segments (B, T): 0 for the first sentence, 1 for the second; None means all 0.
+    segments (B, T): 0 for the first sentence, 1 for the second; None means all 0. A model without
+    segment embeddings ignores them.
     Raises ValueError if the text is longer than the context.
     """
     check_context(ids.shape[1], self.context)
     if segments is None:
       # Not `ids * 0`: tinygrad folds that into a constant and then omits the table's gradient.
       segments = (ids < 0).int()
-    positions = self.positions(self.position_ids(ids, attention_mask))
-    x = self.norm(self.tokens(ids) + positions + self.segments(segments))
-    x = x.dropout(self.config.dropout)
+    x = self.tokens(ids) + self.positions(self.position_ids(ids, attention_mask))
+    if self.segments is not None:
+      x = x + self.segments(segments)
+    x = self.norm(x).dropout(self.config.dropout)
     mask = None if attention_mask is None else padding_mask(attention_mask)
     for block in self.blocks:
       x = block(x, mask=mask)

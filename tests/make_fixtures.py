@@ -97,6 +97,15 @@ RELATIVE = dict(relative_attention=True, position_biased_input=False, pos_att_ty
 ENCODERS = {
   "bert-a": transformers.BertConfig(**ENCODER),
   "roberta-a": transformers.RobertaConfig(**ENCODER, type_vocab_size=1, layer_norm_eps=1e-5),
+  "distilbert-a": transformers.DistilBertConfig(
+    vocab_size=61,
+    dim=12,
+    n_heads=3,
+    n_layers=2,
+    hidden_dim=20,
+    max_position_embeddings=32,
+    id2label=ENCODER["id2label"],
+  ),
   "deberta-a": transformers.DebertaV2Config(
     **ENCODER, **RELATIVE, position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm"
   ),
@@ -288,6 +297,11 @@ def encoders(config, seed: int) -> dict:
   return models
 
 
+def num_segments(config) -> int:
+  """Return the number of segment embeddings of an encoder."""
+  return getattr(config, "type_vocab_size", 0)
+
+
 def head_output(out, head: str) -> torch.Tensor:
   """Return the logits, or the last hidden state of a bare model."""
   if head == "ForQuestionAnswering":
@@ -312,8 +326,10 @@ def make_encoder(name: str, config, folder: Path) -> None:
   attention_mask = torch.ones_like(ids)
   ids[1, 7:] = config.pad_token_id
   attention_mask[1, 7:] = 0
-  segments = (torch.arange(11) > 4).long().expand(3, 11) % max(1, config.type_vocab_size)
-  batch = dict(input_ids=ids, attention_mask=attention_mask, token_type_ids=segments)
+  segments = (torch.arange(11) > 4).long().expand(3, 11) % max(1, num_segments(config))
+  batch = dict(input_ids=ids, attention_mask=attention_mask)
+  if num_segments(config):
+    batch["token_type_ids"] = segments
   outputs = {head: head_output(model(**batch), head).detach() for head, model in models.items()}
   masked_lm = models["ForMaskedLM"]
   loss = masked_lm(**batch, labels=torch.where(attention_mask.bool(), ids, -100)).loss

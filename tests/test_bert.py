@@ -17,7 +17,7 @@ from tinyformer.checkpoints import safetensors
 from transformer import loss
 
 CASES = ["bert-a", "roberta-a"]
-PADDING_IDS = {"bert-a": 0, "roberta-a": 1}
+PADDING_IDS = {"bert-a": 0, "roberta-a": 1, "distilbert-a": 0}
 
 
 def ids_mask_segments(expected):
@@ -58,7 +58,7 @@ def test_first_segment_embedding_has_a_gradient_without_segment_ids():
     assert grad.numpy().any(1).tolist() == [True, False]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", PADDING_IDS)
 def test_outputs_do_not_depend_on_the_side_of_padding(case):
   model = checkpoints.load_module(FIXTURES / case)
   [_, text, _] = load_expected(case)["ids"]
@@ -197,6 +197,8 @@ ROBERTA = BASE | dict(
   model_type="roberta", vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
 )
 
+DISTIL = dict(model_type="distilbert", vocab_size=30522)
+
 
 @pytest.mark.parametrize(
   "sizes, architecture, num_parameters",
@@ -205,15 +207,25 @@ ROBERTA = BASE | dict(
     (BASE, "BertForMaskedLM", 109_514_298),
     (LARGE, "BertModel", 335_141_888),
     (ROBERTA, "RobertaModel", 124_645_632),
+    (DISTIL, "DistilBertModel", 66_362_880),
+    (DISTIL, "DistilBertForMaskedLM", 66_985_530),
   ],
-  ids=["bert-base", "bert-base masked LM", "bert-large", "roberta-base"],
+  ids=[
+    "bert-base",
+    "bert-base masked LM",
+    "bert-large",
+    "roberta-base",
+    "distilbert-base",
+    "distilbert-base masked LM",
+  ],
 )
 def test_parameter_counts_equal_the_published_ones(sizes, architecture, num_parameters):
   module, model_class = checkpoints.architecture(HFConfig({"model_type": "bert"} | sizes))
   config = module.from_hf(HFConfig(sizes | {"architectures": [architecture]}))
   model = uninitialized(model_class, config)
-  dim = sizes["hidden_size"]
-  # Hugging Face counts the pooler of a bare model, which no head reads.
-  pooler = dim * dim + dim if architecture.endswith("Model") else 0
+  dim = config.dim
+  # Hugging Face counts the pooler of a bare BERT or RoBERTa, which no head reads.
+  has_pooler = architecture in ("BertModel", "RobertaModel")
+  pooler = dim * dim + dim if has_pooler else 0
   actual = sum(int(np.prod(t.shape)) for t in nn.state.get_parameters(model))
   assert actual + pooler == num_parameters

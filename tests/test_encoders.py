@@ -20,7 +20,9 @@ HEADS = [
 # deberta-a: share_att_key, buckets, a norm of the relative vectors.
 # deberta-b: separate key projections, no buckets, a convolution.
 CASES = [
-  (case, parts) for case in ("bert-a", "roberta-a", "deberta-a", "deberta-b") for parts in PARTS
+  (case, parts)
+  for case in ("bert-a", "roberta-a", "distilbert-a", "deberta-a", "deberta-b")
+  for parts in PARTS
 ]
 
 

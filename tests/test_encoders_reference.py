@@ -26,6 +26,7 @@ SIZES = dict(
   intermediate_size=20,
   max_position_embeddings=40,
 )
+DISTIL = dict(vocab_size=61, dim=12, n_heads=3, n_layers=2, hidden_dim=20)
 RELATIVE = SIZES | make_fixtures.RELATIVE
 V3 = RELATIVE | dict(position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm")
 CONFIGS = {
@@ -40,6 +41,10 @@ CONFIGS = {
   ),
   "camembert": lambda: transformers.CamembertConfig(**SIZES, type_vocab_size=1, num_labels=5),
   "xlm-roberta": lambda: transformers.XLMRobertaConfig(**SIZES, type_vocab_size=1, num_labels=1),
+  "distilbert": lambda: transformers.DistilBertConfig(**DISTIL),
+  "distilbert, ReLU, untied decoder": lambda: transformers.DistilBertConfig(
+    **DISTIL, activation="relu", tie_word_embeddings=False, num_labels=5
+  ),
   "deberta-v3": lambda: transformers.DebertaV2Config(**V3),
   "deberta-v3, not legacy": lambda: transformers.DebertaV2Config(
     **V3, legacy=False, pooler_hidden_act="tanh", num_labels=3
@@ -68,17 +73,17 @@ def batch(config, padding: str):
     padded = np.s_[row, length:] if padding == "right" else np.s_[row, : 13 - length]
     ids[padded] = config.pad_token_id
     attention_mask[padded] = 0
-  return ids, attention_mask, rng.integers(0, max(1, config.type_vocab_size), ids.shape)
+  num_segments = make_fixtures.num_segments(config)
+  return ids, attention_mask, rng.integers(0, max(1, num_segments), ids.shape)
 
 
 def reference_output(model, ids, attention_mask, segments):
   """Return the logits of a transformers model, or its last hidden state if it has no head."""
+  inputs = {"attention_mask": torch.tensor(attention_mask)}
+  if make_fixtures.num_segments(model.config):
+    inputs["token_type_ids"] = torch.tensor(segments)
   with torch.no_grad():
-    out = model(
-      torch.tensor(ids),
-      attention_mask=torch.tensor(attention_mask),
-      token_type_ids=torch.tensor(segments),
-    )
+    out = model(torch.tensor(ids), **inputs)
   if hasattr(out, "start_logits"):
     return torch.stack([out.start_logits, out.end_logits], -1).numpy()
   return out[0].numpy()
@@ -101,8 +106,8 @@ def test_head_outputs_equal_the_references(tmp_path, family, head):
   model = checkpoints.load_module(tmp_path)
   is_bare = model.task == "feature-extraction"
   for padding in ("no padding", "right", "left") if is_bare else ("right",):
-    # transformers' BERT counts padding in its position ids.
-    if padding == "left" and config.model_type == "bert":
+    # transformers' BERT and DistilBERT count padding in their position ids.
+    if padding == "left" and config.model_type in ("bert", "distilbert"):
       continue
     ids, attention_mask, segments = batch(config, padding)
     mask = None if padding == "no padding" else Tensor(attention_mask)
@@ -112,7 +117,9 @@ def test_head_outputs_equal_the_references(tmp_path, family, head):
     close(actual[rows], expected[rows], 2e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v3", "deberta, convolution"])
+@pytest.mark.parametrize(
+  "name", ["bert", "roberta", "distilbert", "deberta-v3", "deberta, convolution"]
+)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_outputs_for_a_padded_batch_equal_those_for_each_text(tmp_path, name, side):
   config = CONFIGS[name]()

@@ -157,6 +157,7 @@ TABLE = {
   "GPT-2": "gpt2-a",
   "BERT": "bert-a",
   "RoBERTa, CamemBERT": "roberta-a",
+  "DistilBERT": "distilbert-a",
   "DeBERTa v2, v3": "deberta-a",
   "T5": "t5-a",
   "T5 1.1, Flan-T5": "t5-b",

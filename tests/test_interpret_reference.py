@@ -33,6 +33,9 @@ SINGLE_STACK = {
   "gpt_neox": transformers.GPTNeoXConfig(**COMMON | dict(num_attention_heads=2)),
   "bert": transformers.BertConfig(**ENCODER),
   "roberta": transformers.RobertaConfig(**ENCODER),
+  "distilbert": transformers.DistilBertConfig(
+    vocab_size=61, dim=12, n_heads=3, n_layers=2, hidden_dim=20
+  ),
   "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),
 }
 ENCODER_DECODERS = {
@@ -63,7 +66,7 @@ def random_ids(n, seed=5):
 def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_path, name):
   config = SINGLE_STACK[name]
   ids = random_ids(11)
-  is_decoder = name not in ("bert", "roberta", "deberta")
+  is_decoder = name not in ("bert", "roberta", "distilbert", "deberta")
   auto_class = (
     transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForMaskedLM
   )

@@ -202,6 +202,22 @@ BUGS = [
     "llama",
   ),
   Bug(
+    "DistilBERT's classifier has the pooler activation of BERT",
+    "models/distilbert.py",
+    "from_hf",
+    'head_from_hf(hf, activation, "relu", tied)',
+    'head_from_hf(hf, activation, "tanh", tied)',
+    "encoders",
+  ),
+  Bug(
+    "the two norms of DistilBERT's blocks are swapped",
+    "models/distilbert.py",
+    "KEY_MAP",
+    'LAYER + "sa_layer_norm", r"blocks\\.(\\d+)\\.ff_norm": LAYER + "output_layer_norm"',
+    'LAYER + "output_layer_norm", r"blocks\\.(\\d+)\\.ff_norm": LAYER + "sa_layer_norm"',
+    "encoders",
+  ),
+  Bug(
     "RoPE ignores the positions that a windowed cache has evicted",
     "models/llama.py",
     "Llama.attention_inputs",
