@@ -17,7 +17,7 @@ import time
 
 import pytest
 from chaos.hostile_hub import PAGE, HostileHub
-from conftest import FIXTURES
+from conftest import FIXTURES, ROOT
 
 from tinyformer.checkpoints import download, file_formats, hub, load_module
 
@@ -743,3 +743,12 @@ def test_truncated_sentencepiece_model_is_damaged(name, tmp_path):
     path.write_bytes(data[:length])
     with pytest.raises(ValueError, match=r"it is|it ends"):
       file_formats.check(path, name)
+
+
+def test_the_page_on_security_states_the_limits():
+  page = " ".join((ROOT / "docs" / "security.md").read_text().split())
+  limits = download.Limits()
+  assert f"must arrive within {limits.opening:g} seconds" in page
+  assert limits.window == 60
+  assert f"each minute must bring at least {limits.window_bytes >> 10} KiB" in page
+  assert f"is limited to {limits.small_file >> 20} MiB" in page
