@@ -272,9 +272,11 @@ def read_merges(config: Settings, vocab: dict[str, int]) -> dict[tuple[str, str]
   ranks: dict[tuple[str, str], float] = {}
   for rank, merge in enumerate(config.get("merges", list)):
     pair = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(t, str) for t in pair):
+    if not isinstance(pair, list) or len(pair) != 2:
       raise ValueError(f"{config.title}: the merge {merge!r:.80} must be two tokens")
     a, b = pair
+    if not isinstance(a, str) or not isinstance(b, str):
+      raise ValueError(f"{config.title}: the merge {merge!r:.80} must be two tokens")
     if a not in vocab or b not in vocab or a + b not in vocab:
       missing = next(token for token in (a, b, a + b) if token not in vocab)
       raise ValueError(

@@ -209,8 +209,9 @@ class SentencePiece(Tokenizer):
     has_bytes = byte_fallback and all(token in vocab for token in BYTE_TOKENS)
     self.byte_ids = [vocab[token] for token in BYTE_TOKENS] if has_bytes else []
     # The tokens that segmentation may produce.
+    byte_ids = set(self.byte_ids)
     self.text_ids = {
-      token: i for token, i in vocab.items() if token not in specials and i not in self.byte_ids
+      token: i for token, i in vocab.items() if token not in specials and i not in byte_ids
     }
     tokens = token_bytes(self.text_ids)
     tokens |= {i: bytes([b]) for b, i in enumerate(self.byte_ids)}
@@ -267,7 +268,8 @@ class SentencePiece(Tokenizer):
     vocab = {token: i for i, token in enumerate(family.to_vocab(texts))}
     with file_errors(path):
       control = [entry.text for entry in model.entries if entry.type in (UNKNOWN, CONTROL)]
-      added = [token for token in vocab if token not in texts]
+      known = set(texts)
+      added = [token for token in vocab if token not in known]
       tokenizer = cls(
         vocab,
         model.prepare(),
