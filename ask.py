@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-k",
     "--top",
     metavar="K",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     default=5,
     help="number of candidates, labels or answers to print",
   )
@@ -44,14 +44,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-n",
     "--max-new-tokens",
     metavar="N",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     help="maximum number of tokens of a translation or summary (default: the checkpoint's)",
   )
   p.add_argument(
     "-b",
     "--beams",
     metavar="N",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, 100),
     help="number of beams; 1 selects greedy decoding (default: the checkpoint's)",
   )
   return p.parse_args(argv)

@@ -49,19 +49,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument("--png", type=Path, metavar="FILE", help="write a picture (needs matplotlib)")
   p.add_argument(
     "--layer",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_COUNT),
     metavar="N",
     help="show only layer N, counted from 0; with --html, select layer N at first",
   )
   p.add_argument(
     "--head",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_COUNT),
     metavar="N",
     help="show only head N, counted from 0; with --html, select head N at first",
   )
   p.add_argument(
     "--last",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     metavar="N",
     help="read only the last N tokens of the text (at most 256 can be displayed)",
   )

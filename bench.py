@@ -651,7 +651,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
   p = argparse.ArgumentParser(prog="bench.py", description=description)
   p.add_argument(
     "--repeat",
-    type=int,
+    type=cli.number(int, 1, 1000),
     default=5,
     help="number of counted rounds (default: %(default)s)",
   )

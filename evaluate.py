@@ -38,14 +38,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--stride",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     metavar="N",
     help="tokens that each window predicts; the earlier tokens in the window are only context "
     "(default: half of the window)",
   )
   p.add_argument(
     "--val-seed",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_SEED),
     metavar="SEED",
     help="use only the validation documents of a train.py run with this --seed",
   )
@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--max-tokens-per-document",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     metavar="N",
     help="use at most the first N tokens of each document",
   )

@@ -41,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-n",
     "--max-new-tokens",
     metavar="N",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     default=100,
     help="maximum number of tokens to generate",
   )
@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-t",
     "--temperature",
     metavar="T",
-    type=cli.number(float, 0),
+    type=cli.number(float, 0, 100),
     default=0.8,
     help="sampling temperature; 0 selects greedy decoding",
   )
@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-k",
     "--top-k",
     metavar="K",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_COUNT),
     default=40,
     help="sample from the K most probable tokens; 0 samples from all tokens",
   )
@@ -71,14 +71,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument(
     "-s",
     "--seed",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_SEED),
     help="seed of the random numbers; the same seed generates the same text",
   )
   p.add_argument(
     "-N",
     "--num-samples",
     metavar="N",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, 1000),
     default=1,
     help="number of texts to generate in parallel",
   )

@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--val-seed",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_SEED),
     default=1337,
     metavar="SEED",
     help="--seed that was passed to train.py (default: %(default)s)",
@@ -56,13 +56,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--max-tokens-per-document",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     metavar="N",
     help="evaluate on the first N tokens of each document (default: all tokens)",
   )
   p.add_argument(
     "--order",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, 20),
     default=5,
     help="length of the n-grams in tokens (default: %(default)s)",
   )

@@ -45,7 +45,7 @@ def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
   )
   p.add_argument(
     "--seed",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, 2**31),
     default=0,
     help="random seed of the first run; later runs use the following integers "
     "(default: %(default)s)",

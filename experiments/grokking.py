@@ -145,12 +145,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--weight-decay",
-    type=cli.number(float, 0),
+    type=cli.number(float, 0, 1000),
     help="weight decay of the first run (default: 1, or 2 with --quick)",
   )
   p.add_argument(
     "--steps",
-    type=cli.number(int, 10),
+    type=cli.number(int, 10, cli.MAX_COUNT),
     help="number of training steps (default: 5000, or 800 with --quick)",
   )
   args = p.parse_args(argv)

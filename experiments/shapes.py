@@ -58,8 +58,8 @@ def parse_shape(text: str) -> Shape:
     vocab_size, num_layers, heads, dim, learning_rate = text.split(":")
   except ValueError as e:
     raise argparse.ArgumentTypeError(f"{text!r} does not match VOCAB:LAYERS:HEADS:DIM:LR") from e
-  size = cli.number(int, 1)
-  rate = cli.number(float, 0)
+  size = cli.number(int, 1, 1_000_000)
+  rate = cli.number(float, 0, 1000)
   return Shape(size(vocab_size), size(num_layers), size(heads), size(dim), rate(learning_rate))
 
 
@@ -79,32 +79,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--flops",
-    type=cli.number(float, 1),
+    type=cli.number(float, 1, 1e24),
     default=2e13,
     help="FLOPs to train each model with (default: 2e13, some minutes on two cores)",
   )
   p.add_argument(
     "--context",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, 1_000_000),
     default=256,
     help="context of the models in tokens (default: %(default)s)",
   )
   p.add_argument(
     "--batch",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, 100_000),
     default=8,
     help="sequences per training step (default: %(default)s)",
   )
   p.add_argument(
     "--max-chars-per-document",
-    type=cli.number(int, 100),
+    type=cli.number(int, 100, cli.MAX_COUNT),
     default=8000,
     metavar="N",
     help="evaluate on the first N characters of each validation document (default: %(default)s)",
   )
   p.add_argument(
     "--seed",
-    type=cli.number(int, 0),
+    type=cli.number(int, 0, cli.MAX_SEED),
     default=1337,
     help="random seed of training and of the validation split (default: %(default)s)",
   )

@@ -150,3 +150,35 @@ def test_folder_is_not_written_to_as_a_file(tmp_path):
   with pytest.raises(IsADirectoryError), files.atomic_write(tmp_path):
     pytest.fail("the folder was accepted")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "command, option, value",
+  [
+    ("gpt", "-N", "100000"),
+    ("gpt", "-n", "10000000000"),
+    ("gpt", "-t", "inf"),
+    ("gpt", "-t", "nan"),
+    ("gpt", "-t", "1e400"),
+    ("gpt", "-k", "9" * 5000),
+    ("gpt", "--top-p", "0"),
+    ("gpt", "-s", "-1"),
+    ("ask", "-b", "1000"),
+    ("ask", "-k", "1.5"),
+    ("attend", "--last", "0"),
+    ("evaluate", "--stride", "1e3"),
+    ("train", "--layers", "1000000"),
+    ("train", "--batch", "10000000"),
+    ("train", "--clip", "inf"),
+    ("bench", "--repeat", "0"),
+  ],
+)
+def test_a_number_beyond_the_limits_is_refused_with_the_limits(command, option, value, capsys):
+  module = importlib.import_module(command)
+  parse = getattr(module, "parse_arguments", None) or module.main
+  with pytest.raises(SystemExit) as e:
+    parse([option, value])
+  assert e.value.code == 2
+  message = capsys.readouterr().err.splitlines()[-1]
+  assert re.search(r"is not a number from [\d.,e-]+ to [\d.,]+$", message)
+  assert len(message) < 200

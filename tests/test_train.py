@@ -592,6 +592,8 @@ def test_a_nan_loss_keeps_the_last_good_checkpoint(data, tmp_path, monkeypatch):
     ("--batch", "0"),
     ("--steps", "-5"),
     ("--lr", "nan"),
+    ("--lr", "inf"),
+    ("--dim", "10000000"),
     ("--vocab", "256"),
     ("--dropout", "2"),
   ],
@@ -600,6 +602,11 @@ def test_an_invalid_value_of_an_option_is_a_usage_error(data, flag, capsys):
   with pytest.raises(SystemExit) as e:
     train.main([str(data), *flag])
   assert e.value.code == 2 and "is not a number from" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_fit_in_memory_is_a_usage_error(data, capsys):
+  assert cli.run(lambda: train.main([str(data), "--dim", "65536", "--layers", "1000"])) == 2
+  assert "GB of memory, but this machine has" in capsys.readouterr().err
 
 
 def test_windows_use_each_token_once_as_a_target():

@@ -1,6 +1,8 @@
 """What the commands share: arguments, progress on standard error, and how a command ends."""
 
 from tinyformer.cli.arguments import (
+  MAX_COUNT,
+  MAX_SEED,
   HelpFormatter,
   find_model,
   model_arguments,
@@ -13,6 +15,8 @@ from tinyformer.cli.progress import Bar, clock, escape_controls, fancy, note, wr
 from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
 
 __all__ = [
+  "MAX_COUNT",
+  "MAX_SEED",
   "Bar",
   "HelpFormatter",
   "UsageError",

@@ -26,7 +26,12 @@ class HelpFormatter(argparse.HelpFormatter):
     return f"{text} (default: %(default)s)"
 
 
-def number(kind: Callable, minimum: float, maximum: float = math.inf) -> Callable:
+# Limits of options: of counts of tokens, steps and the like, and of seeds.
+MAX_COUNT = 1_000_000_000
+MAX_SEED = 2**63 - 1
+
+
+def number(kind: Callable, minimum: float, maximum: float) -> Callable:
   """Return an argparse type: an int or a float between two bounds, inclusive."""
 
   def convert(text: str):
@@ -35,8 +40,8 @@ def number(kind: Callable, minimum: float, maximum: float = math.inf) -> Callabl
     except ValueError:
       value = math.nan
     if not minimum <= value <= maximum:
-      bounds = f"from {minimum} on" if maximum == math.inf else f"from {minimum} to {maximum}"
-      raise argparse.ArgumentTypeError(f"{text!r} is not a number {bounds}")
+      shown = text if len(text) <= 40 else f"{text[:40]}..."
+      raise argparse.ArgumentTypeError(f"{shown!r} is not a number from {minimum:,} to {maximum:,}")
     return value
 
   return convert

@@ -39,41 +39,49 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   number = cli.number
   p.add_argument(
-    "--vocab", type=number(int, 257), default=2048, help="vocabulary size for --tokens bpe"
+    "--vocab",
+    type=number(int, 257, 1_000_000),
+    default=2048,
+    help="vocabulary size for --tokens bpe",
   )
-  p.add_argument("--layers", type=number(int, 1), default=4, help="number of blocks")
-  p.add_argument("--heads", type=number(int, 1), default=4, help="attention heads per block")
-  p.add_argument("--dim", type=number(int, 1), default=128, help="model width")
+  p.add_argument("--layers", type=number(int, 1, 1000), default=4, help="number of blocks")
+  p.add_argument("--heads", type=number(int, 1, 1000), default=4, help="attention heads per block")
+  p.add_argument("--dim", type=number(int, 1, 65_536), default=128, help="model width")
   p.add_argument(
     "--context",
-    type=number(int, 1),
+    type=number(int, 1, 1_000_000),
     default=256,
     help="context length in tokens; with --init, at most that of the checkpoint",
   )
   p.add_argument(
-    "--batch", type=number(int, 1), default=8, help="sequences of --context tokens per batch"
+    "--batch",
+    type=number(int, 1, 100_000),
+    default=8,
+    help="sequences of --context tokens per batch",
   )
   p.add_argument(
     "--grad-accum-steps",
-    type=number(int, 1),
+    type=number(int, 1, 100_000),
     default=1,
     help="micro-batches of --batch sequences per step; their gradients are averaged",
   )
-  p.add_argument("--steps", type=number(int, 1), default=2000, help="number of training steps")
-  p.add_argument("--lr", type=number(float, 0), default=1e-3, help="maximum learning rate")
+  p.add_argument(
+    "--steps", type=number(int, 1, cli.MAX_COUNT), default=2000, help="number of training steps"
+  )
+  p.add_argument("--lr", type=number(float, 0, 1000), default=1e-3, help="maximum learning rate")
   p.add_argument(
     "--warmup",
-    type=number(int, 0),
+    type=number(int, 0, cli.MAX_COUNT),
     default=100,
     help="steps of linear warmup, followed by cosine decay to a tenth",
   )
   p.add_argument(
     "--weight-decay",
-    type=number(float, 0),
+    type=number(float, 0, 1000),
     default=0.1,
     help="weight decay of matrices; norms and biases have none",
   )
-  p.add_argument("--clip", type=number(float, 1e-9), default=1.0, help="maximum gradient norm")
+  p.add_argument("--clip", type=number(float, 1e-9, 1e9), default=1.0, help="maximum gradient norm")
   p.add_argument("--dropout", type=number(float, 0, 1), default=0.0, help="dropout probability")
   p.add_argument(
     "--smoothing",
@@ -90,20 +98,20 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--seed",
-    type=number(int, 0),
+    type=number(int, 0, cli.MAX_SEED),
     default=1337,
     help="seed of the initial weights, the batches and the train/validation split",
   )
   p.add_argument(
     "--eval-interval",
-    type=number(int, 1),
+    type=number(int, 1, cli.MAX_COUNT),
     default=250,
     metavar="N",
     help="evaluate and save a checkpoint every N steps",
   )
   p.add_argument(
     "--sample",
-    type=number(int, 0),
+    type=number(int, 0, 10_000),
     default=60,
     metavar="N",
     help="generate a sample of N tokens at each evaluation; 0 generates none",
@@ -131,7 +139,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--devices",
-    type=number(int, 1),
+    type=number(int, 1, 1000),
     default=1,
     help="number of --device devices across which each batch is split",
   )

@@ -1,6 +1,8 @@
 """The model that train.py trains: a new GPT-2 or a checkpoint, its tokenizer, and its folders."""
 
 import argparse
+import math
+import os
 import shutil
 from pathlib import Path
 
@@ -55,7 +57,34 @@ def make_model(args: argparse.Namespace, train_documents: list[str]):
     num_layers=args.layers,
     dropout=args.dropout,
   )
+  check_memory(config, args.batch)
   return GPT2(config, parts), tokenizer, source
+
+
+def check_memory(config: GPT2Config, batch: int) -> None:
+  """Raise UsageError if training certainly needs more memory than this machine has.
+
+  Adam stores four numbers of 4 bytes per parameter: the weight, the gradient and two moments. The
+  logits of a batch and their gradient are the largest activations.
+  """
+  matrices = 12 * config.num_layers * config.dim**2
+  embeddings = (config.vocab_size + config.context) * config.dim
+  logits = batch * config.context * config.vocab_size
+  needed = 16 * (matrices + embeddings) + 8 * logits
+  available = memory_bytes()
+  if needed > available:
+    raise cli.UsageError(
+      f"training needs at least {needed / 1e9:,.0f} GB of memory, but this machine has "
+      f"{available / 1e9:,.0f} GB: reduce --dim, --layers, --vocab, --context or --batch"
+    )
+
+
+def memory_bytes() -> float:
+  """Return the size of this machine's memory, infinite if the system does not tell."""
+  try:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  except (AttributeError, OSError, ValueError):
+    return math.inf
 
 
 def load_initial_model(args: argparse.Namespace, source: Path, tokenizer, parts: Parts):

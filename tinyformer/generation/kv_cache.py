@@ -1,5 +1,6 @@
 """KV caches: keys and values of earlier positions, so that each call processes new tokens only."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -46,8 +47,15 @@ class KVCache:
     if window:
       self.first_position = Tensor.zeros(1, dtype=dtypes.int32).contiguous().realize()
     shape = (batch, heads, self.rows, head_dim)
-    self.k = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
-    self.v = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
+    try:
+      self.k = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
+      self.v = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
+    except (MemoryError, OSError, RuntimeError) as e:
+      gigabytes = 8 * num_layers * math.prod(shape) / 1e9
+      raise ValueError(
+        f"a KV cache for {batch:,} x {self.rows:,} tokens needs {gigabytes:,.0f} GB, which cannot "
+        "be allocated: generate fewer texts, or use a model with a smaller context"
+      ) from e
 
   @classmethod
   def for_model(cls, model, batch: int = 1, context: int | None = None) -> "KVCache":
