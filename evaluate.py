@@ -32,7 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--context",
-    type=cli.number(int, 1),
+    type=cli.number(int, 1, cli.MAX_COUNT),
     metavar="N",
     help="tokens in a window (default: the model's context)",
   )

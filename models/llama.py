@@ -174,11 +174,22 @@ def yarn_from_hf(rope: HFConfig, context: int) -> dict[str, Any]:
   return settings | {"truncate": rope.flag("truncate", True)}
 
 
+# The values of keys that a config.json of Mistral may lack, where they differ from LLaMA's.
+MISTRAL_DEFAULTS = {
+  "max_position_embeddings": 131072,
+  "num_key_value_heads": 8,
+  "sliding_window": 4096,
+}
+
+
 def from_hf(hf: HFConfig) -> LlamaConfig:
   """Translate a config.json of LLaMA or Mistral.
 
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
+  kind = hf.text("model_type", "llama")
+  if kind == "mistral":
+    hf = HFConfig(MISTRAL_DEFAULTS | hf.values, hf.source)
   hf.only(attention_bias=False, mlp_bias=False, hidden_act="silu", pretraining_tp=1)
   dim = hf.size("hidden_size")
   heads = hf.size("num_attention_heads", divides=None if "head_dim" in hf else dim)
@@ -200,7 +211,7 @@ def from_hf(hf: HFConfig) -> LlamaConfig:
     rope_theta=rope.number("rope_theta", rope_theta, 1, MAX_THETA),
     rope_scaling=rope_scaling_from_hf(hf),
     eps=hf.epsilon("rms_norm_eps", 1e-6),
-    window=hf.optional_size("sliding_window"),
+    window=hf.optional_size("sliding_window") if kind != "llama" else None,
     tied=hf.flag("tie_word_embeddings", False),
   )
 

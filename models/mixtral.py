@@ -31,11 +31,21 @@ class Mixtral(llama.Llama):
     return self.parts.moe(c.experts, c.experts_per_token, c.dim, c.ff_dim, silu, linear)
 
 
+# The values of keys that a config.json may lack, where they differ from LLaMA's.
+DEFAULTS = {
+  "max_position_embeddings": 131072,
+  "num_key_value_heads": 8,
+  "rms_norm_eps": 1e-5,
+  "rope_theta": 1e6,
+}
+
+
 def from_hf(hf: HFConfig) -> MixtralConfig:
   """Translate a config.json.
 
   Raises ValueError for a setting that is missing, invalid or not supported.
   """
+  hf = HFConfig(DEFAULTS | hf.values, hf.source)
   return MixtralConfig(
     **vars(llama.from_hf(hf)),
     experts=hf.size("num_local_experts", 8),

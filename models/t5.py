@@ -103,7 +103,7 @@ def from_hf(hf: HFConfig) -> T5Config:
   # Version 5 writes true for every T5, and scale_decoder_outputs.
   scaled_by_default = hf.flag("tie_word_embeddings", True) and not is_mt5
   scaled = hf.flag("scale_decoder_outputs", scaled_by_default)
-  feed_forward = hf.choice("feed_forward_proj", FEED_FORWARDS, "relu")
+  feed_forward = hf.choice("feed_forward_proj", FEED_FORWARDS, "gated-gelu" if is_mt5 else "relu")
   buckets = hf.integer("relative_attention_num_buckets", 32, minimum=4)
   return T5Config(
     vocab_size=hf.size("vocab_size"),

@@ -2,6 +2,8 @@
 
 import gzip
 import lzma
+import os
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,19 @@ def test_missing_damaged_and_empty_files_are_errors_that_name_the_file(tmp_path,
     (tmp_path / name).write_bytes(data)
   with pytest.raises((OSError, ValueError), match=name):
     read_documents([tmp_path / name])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_or_a_device_is_refused_and_a_shells_pipe_is_read(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/zero"), "a device")):
+    with pytest.raises(OSError, match=f"is {kind}, but must be a regular file"):
+      read_documents([path])
+  read_end, write_end = os.pipe()
+  os.write(write_end, b"text")
+  os.close(write_end)
+  assert read_documents([Path(f"/dev/fd/{read_end}")]) == ["text"]
+  os.close(read_end)
 
 
 def test_validation_set_has_full_documents_and_the_requested_fraction_of_the_text():

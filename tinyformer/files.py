@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import stat
@@ -12,6 +13,8 @@ from typing import Any, BinaryIO
 # The largest JSON file, unless a caller allows more. Published ones have up to 10 MB. A parsed file
 # can take 30 times as much memory.
 MAX_JSON_BYTES = 16_000_000
+# The largest vocabulary. Published ones have up to 40 MB.
+MAX_VOCABULARY_BYTES = 100_000_000
 # What is not a regular file.
 KINDS = {
   stat.S_IFIFO: "a pipe",
@@ -24,32 +27,44 @@ KINDS = {
 
 def printable(text: Any, limit: int = 100) -> str:
   """Return text from a file for an error message: on one line, without control characters."""
-  escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[:limit])
-  return escaped if len(str(text)) <= limit else f"{escaped}..."
+  beginning = str(text)[: limit + 1]
+  escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in beginning)
+  return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."
 
 
-def open_regular(path: Path) -> BinaryIO:
-  """Open a regular file to read its bytes.
-
-  Raises OSError for anything else: a pipe may never have data, and a device may never end.
-  """
+def check_regular(path: Path) -> None:
+  """Raise OSError if a path is no regular file: a pipe may never have data, a device never end."""
   kind = stat.S_IFMT(os.stat(path).st_mode)
   if kind != stat.S_IFREG:
     error = IsADirectoryError if kind == stat.S_IFDIR else OSError
     raise error(f"{path} is {KINDS[kind]}, but must be a regular file")
+
+
+def open_regular(path: Path) -> BinaryIO:
+  """Open a regular file to read its bytes. Raises OSError for anything else."""
+  check_regular(path)
   return open(path, "rb")
 
 
-def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-  """Return the text of a regular file in UTF-8.
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+  """Return the content of a regular file.
 
-  Raises OSError if the file cannot be read, and ValueError if it is larger or not UTF-8.
+  Raises OSError if the file cannot be read, and ValueError if it is larger.
   """
   with open_regular(path) as f:
     data = f.read(max_bytes + 1)
   if len(data) > max_bytes:
     raise ValueError(f"it has more than {max_bytes:,} bytes, the maximum for such a file")
-  return data.decode()
+  return data
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+  """Return the text of a regular file in UTF-8, with lines that end in a line feed only.
+
+  Raises OSError if the file cannot be read, and ValueError if it is larger or not UTF-8.
+  """
+  text = io.TextIOWrapper(io.BytesIO(read_bytes(path, max_bytes)), encoding="utf-8")
+  return text.read()
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -81,7 +81,7 @@ BUGS = [
   Bug(
     "a JSON file may have any size",
     "tinyformer/files.py",
-    "read_text",
+    "read_bytes",
     "len(data) > max_bytes",
     "False",
     "checkpoint",

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from tinyformer.checkpoints.ggml_types import GGML_TYPES, OTHER_TYPES, GGMLType
+from tinyformer.files import printable
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -100,7 +101,7 @@ def read_gguf(path: str | Path) -> GGUF:
     with open(path, "rb") as f:
       return HeaderReader(path, f).read()
   except (ValueError, struct.error, OverflowError) as e:
-    raise ValueError(f"{path} cannot be read as GGUF: {e}") from e
+    raise ValueError(printable(f"{path} cannot be read as GGUF: {e}", 500)) from e
 
 
 class HeaderReader:

@@ -146,10 +146,9 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
     if 8 + length + end != size:
       raise ValueError(f"the size is {size:,} bytes, but should be {8 + length + end:,}")
     return tensors
-  except KeyError as e:
-    raise ValueError(f"{path} is not a valid safetensors file: a tensor has no {e}") from e
-  except (ValueError, TypeError, AttributeError, RecursionError) as e:
-    raise ValueError(f"{path} is not a valid safetensors file: {e}") from e
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    reason = f"a tensor has no {e}" if isinstance(e, KeyError) else e
+    raise ValueError(printable(f"{path} is not a valid safetensors file: {reason}", 500)) from e
 
 
 def parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
@@ -167,7 +166,7 @@ def parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -
 
 def read_metadata(path: Path) -> dict[str, str]:
   """Return the metadata in the header of a valid .safetensors file."""
-  with open(path, "rb") as f:
+  with open_regular(path) as f:
     return json.loads(f.read(int.from_bytes(f.read(8), "little"))).get("__metadata__", {})
 
 
@@ -181,7 +180,8 @@ def read(folder: Path) -> dict[str, TensorInfo]:
   if (path := folder / "model.safetensors.index.json").exists():
     shards = read_json(path).get("weight_map")
     if not isinstance(shards, dict) or not all(
-      isinstance(s, str) and s == Path(s).name for s in shards.values()
+      isinstance(s, str) and s == Path(s).name and s.isprintable() and len(s) < 256
+      for s in shards.values()
     ):
       raise ValueError(f"{path}: weight_map must name a file of this folder for each tensor")
     files = {shard: read_safetensors(folder / shard) for shard in sorted(set(shards.values()))}

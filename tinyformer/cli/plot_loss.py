@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tinyformer import cli
 from tinyformer.training import plot_loss
-from tinyformer.training.log import parse_losses
+from tinyformer.training.log import parse_losses, read_lines
 
 
 def parse_points(text: str) -> plot_loss.Points:
@@ -56,17 +56,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
   try:
-    lines = args.log.read_text().splitlines()
+    lines = read_lines(args.log)
+    steps, _, val_losses = parse_losses(lines, args.log)
   except OSError as e:
     raise cli.UsageError(
-      f"cannot read {args.log}: {e.strerror}; pass the log.csv of a training run"
+      f"cannot read {args.log}: {e.strerror or e}; pass the log.csv of a training run"
     ) from e
-  try:
-    steps, _, val_losses = parse_losses(lines)
-  except (ValueError, IndexError) as e:
-    raise cli.UsageError(
-      f"{args.log} is not a log of train.py; pass the log.csv of a training run"
-    ) from e
+  except ValueError as e:
+    raise cli.UsageError(f"{e}; pass the log.csv of a training run") from e
   if not steps:
     raise cli.UsageError(f"{args.log} has no losses yet; wait for the first evaluation")
   if not args.out:

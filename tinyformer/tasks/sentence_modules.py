@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinyformer.checkpoints.safetensors import read_safetensors
-from tinyformer.files import read_json
+from tinyformer.files import read_json, read_text
 
 # The keys of 1_Pooling/config.json before version 5.5 -> poolings, in the order of their outputs.
 POOLING_KEYS = {
@@ -136,7 +136,7 @@ def read_module_list(path: Path) -> list[tuple[str, str]]:
   Raises ValueError if the file has another format, or if a folder is outside the model's.
   """
   try:
-    modules = json.loads(path.read_text(encoding="utf-8"))
+    modules = json.loads(read_text(path))
   except (ValueError, RecursionError) as e:
     raise ValueError(f"{path} is not JSON: {e}") from e
   if not isinstance(modules, list):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinyformer.files import read_json
+from tinyformer.files import MAX_VOCABULARY_BYTES, printable, read_json, read_text
 from tinyformer.tokenization.normalizers import NormalizedString
 from tinyformer.tokenization.settings import Settings, is_id, is_unicode
 
@@ -391,7 +391,7 @@ class TokenizerFiles:
     Raises ValueError if the file does not contain a JSON object.
     """
     path = self.folder / name
-    return read_json(path) if path.exists() else {}
+    return read_json(path, MAX_VOCABULARY_BYTES) if path.exists() else {}
 
   def special_ids(self, vocab: dict[str, int], defaults: Iterable[str] = ()) -> dict[str, int]:
     """Return the IDs of all special tokens.
@@ -418,7 +418,7 @@ def read_vocab_json(path: Path) -> dict[str, int]:
 
   Raises FileNotFoundError, or ValueError if the file is damaged.
   """
-  vocab = read_json(path)
+  vocab = read_json(path, MAX_VOCABULARY_BYTES)
   if not vocab or not all(map(is_id, vocab.values())) or not is_unicode("".join(vocab)):
     raise ValueError(f"{path} must contain a JSON object that maps each token to an integer ID")
   return vocab
@@ -426,7 +426,7 @@ def read_vocab_json(path: Path) -> dict[str, int]:
 
 def read_merges_txt(path: Path) -> list[str]:
   """Return the lines of merges.txt, one pair of tokens each, without the version comment."""
-  lines = path.read_text(encoding="utf-8").split("\n")
+  lines = read_text(path, MAX_VOCABULARY_BYTES).split("\n")
   return [line for line in lines if line and not line.startswith("#version")]
 
 
@@ -457,6 +457,7 @@ def file_errors(path: Path) -> Iterator[None]:
   try:
     yield
   except KeyError as e:
-    raise ValueError(f"{path}: {e.args[0]!r:.80} is missing") from e
+    raise ValueError(printable(f"{path}: {e.args[0]!r:.80} is missing", 500)) from e
   except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as e:
-    raise ValueError(str(e) if str(e).startswith(str(path)) else f"{path}: {e}") from e
+    message = str(e) if str(e).startswith(str(path)) else f"{path}: {e}"
+    raise ValueError(printable(message, 500)) from e

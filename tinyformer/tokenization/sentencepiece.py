@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyformer.files import MAX_VOCABULARY_BYTES, read_bytes
 from tinyformer.tokenization import normalizers, pre_tokenizers
 from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors, read_vocab_json
 from tinyformer.tokenization.normalizers import NormalizedString, Normalizer
@@ -512,7 +513,7 @@ def read_model(path: Path) -> Model:
   entries: list[VocabEntry] = []
   trainer: dict[int, Any] = {}
   normalizer: dict[int, Any] = {}
-  data = path.read_bytes()
+  data = read_bytes(path, MAX_VOCABULARY_BYTES)
   with file_errors(path):
     for number, value in read_protobuf(data):
       if number == MODEL_PIECES:

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyformer.files import MAX_VOCABULARY_BYTES, read_text
 from tinyformer.tokenization import normalizers
 from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors
 from tinyformer.tokenization.normalizers import NormalizedString
@@ -67,7 +68,7 @@ class WordPiece(Tokenizer):
     files = TokenizerFiles(folder)
     path = files.folder / "vocab.txt"
     with file_errors(path):
-      lines = path.read_text(encoding="utf-8").split("\n")
+      lines = read_text(path, MAX_VOCABULARY_BYTES).split("\n")
       if lines[-1] == "":
         lines.pop()
       vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}

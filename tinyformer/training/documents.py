@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinyformer.files import check_regular
+
 OPENERS: dict[str, Callable] = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -33,6 +35,9 @@ def read_documents(paths: list[Path]) -> list[str]:
 
 def read_text(file: Path) -> str:
   """Return the text of a file. Raises OSError, or ValueError if it is damaged or not UTF-8."""
+  # A shell's <(command) is a pipe that already has a writer. Other pipes may never have one.
+  if file.parent != Path("/dev/fd") and str(file) != "/dev/stdin":
+    check_regular(file)
   try:
     with OPENERS.get(file.suffix, open)(file, "rt", encoding="utf-8") as stream:
       return stream.read()

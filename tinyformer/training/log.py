@@ -2,26 +2,47 @@
 
 from pathlib import Path
 
-from tinyformer.files import write_text
+from tinyformer.files import printable, read_text, write_text
 
 HEADER = "step,tokens,train_loss,val_loss,bits_per_byte,seconds"
 
 
+def read_lines(path: Path) -> list[str]:
+  """Return the lines of a log. Raises OSError, or ValueError if the file is not UTF-8."""
+  try:
+    return read_text(path).splitlines()
+  except ValueError as e:
+    raise ValueError(f"{path} is not a log of train.py: {e}") from e
+
+
 def read_log(path: Path, step: int) -> list[str]:
-  """Return the header of a log and its lines up to a step, or only HEADER if there is no file."""
-  lines = path.read_text().splitlines() if path.exists() else [HEADER]
-  return lines[:1] + [line for line in lines[1:] if int(line.split(",")[0]) <= step]
+  """Return the header of a log and its lines up to a step, or only HEADER if there is no file.
+
+  Raises ValueError if the file is damaged.
+  """
+  lines = read_lines(path) if path.exists() else [HEADER]
+  steps, _, _ = parse_losses(lines, path)
+  return lines[:1] + [line for line, n in zip(lines[1:], steps, strict=True) if n <= step]
 
 
-def parse_losses(lines: list[str]) -> tuple[list[int], list[float], list[float]]:
+def parse_losses(
+  lines: list[str], source: str | Path = "log.csv"
+) -> tuple[list[int], list[float], list[float]]:
   """Return the steps, training losses and validation losses of a log, in nats per token.
 
-  Raises ValueError or IndexError if a line has no such numbers.
+  Raises ValueError if a line has no such numbers. source: the file's name in error messages.
   """
-  rows = [line.split(",") for line in lines[1:]]
-  steps = [int(row[0]) for row in rows]
-  train_losses = [float(row[2]) for row in rows]
-  val_losses = [float(row[3]) for row in rows]
+  steps, train_losses, val_losses = [], [], []
+  for n, line in enumerate(lines[1:], 2):
+    try:
+      step, _, train_loss, val_loss, *_ = line.split(",")
+      steps.append(int(step))
+      train_losses.append(float(train_loss))
+      val_losses.append(float(val_loss))
+    except ValueError as e:
+      raise ValueError(
+        f"{source} is not a log of train.py: line {n} has no step and losses: {printable(line)}"
+      ) from e
   return steps, train_losses, val_losses
 
 

@@ -97,7 +97,7 @@ class Preprocessor:
     self.crop = self.sides("crop_size", None) if self.flag("do_center_crop", False) else None
     if self.crop and "shortest_edge" in self.crop:
       raise self.error("crop_size", "give a height and a width")
-    resample = self.value("resample", Image.Resampling.BILINEAR.value)
+    resample = self.settings.get("resample", Image.Resampling.BILINEAR.value)
     if type(resample) is not int or resample not in list(Image.Resampling):
       raise self.error("resample", f"be an integer from 0 to {max(Image.Resampling)}")
     self.resample = Image.Resampling(resample)
@@ -109,26 +109,24 @@ class Preprocessor:
     if not (self.std > 0).all():
       raise self.error("image_std", "be positive")
 
-  def value(self, name: str, default: Any) -> Any:
-    """Return a setting, or the default if it is missing or null."""
-    value = self.settings.get(name)
-    return default if value is None else value
-
   def error(self, name: str, requirement: str) -> ValueError:
     """Return the error for an invalid setting."""
     value = reprlib.repr(self.settings.get(name))
     return ValueError(f"{self.source}: {name} must {requirement}, not {value}")
 
   def flag(self, name: str, default: bool) -> bool:
-    """Return a setting that is true or false. Raises ValueError for other values."""
-    value = self.value(name, default)
-    if type(value) is not bool:
+    """Return a setting that is true, false or null, which is false.
+
+    Raises ValueError for other values.
+    """
+    value = self.settings.get(name, default)
+    if value is not None and type(value) is not bool:
       raise self.error(name, "be true or false")
-    return value
+    return bool(value)
 
   def number(self, name: str, default: float) -> float:
     """Return a number. Raises ValueError for other values."""
-    value = self.value(name, default)
+    value = self.settings.get(name, default)
     if not is_number(value):
       raise self.error(name, f"be a number of at most {MAX_NUMBER:,}")
     return float(value)
@@ -138,7 +136,7 @@ class Preprocessor:
 
     Raises ValueError for other values.
     """
-    value = self.value(name, default)
+    value = self.settings.get(name, default)
     numbers = value if isinstance(value, list) else [value] * 3
     if len(numbers) == 3 and all(map(is_number, numbers)):
       return [float(n) for n in numbers]
@@ -149,7 +147,7 @@ class Preprocessor:
 
     A number gives the side of a square. Raises ValueError for other values.
     """
-    size = self.value(name, default)
+    size = self.settings.get(name, default)
     sides = {"height": size, "width": size} if type(size) is int else size
     if (
       isinstance(sides, dict)
