@@ -444,14 +444,17 @@ def count_checks(n: int) -> str:
   return f"{n} check" if n == 1 else f"{n} checks"
 
 
-def run_sections(device: str, verbose: bool) -> int:
-  """Run all sections and print a line for each, and a summary. Return the exit status."""
+def run_sections(device: str, verbose: bool, sections=None, introduction: str = ORDER) -> int:
+  """Run all sections and print a line for each, and a summary. Return the exit status.
+
+  sections: SECTIONS if None.  introduction: printed before them if verbose.
+  """
   start = time.monotonic()
   checks, largest_error = 0, 0.0
   print(f"Device: {device}", flush=True)
   if verbose:
-    print(ORDER)
-  for number, title, section in SECTIONS:
+    print(introduction)
+  for number, title, section in SECTIONS if sections is None else sections:
     Tensor.manual_seed(0)
     s = Section(number, title, verbose)
     try:
