@@ -243,11 +243,15 @@ def load_weights(
       raise ValueError(
         f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
       )
+
+  def heads_of(name: str) -> int:
+    return model.config.heads if re.search(key_map.by_head, name) else 1
+
   if is_minigrad():
     for name, targets in table.items():
-      map_parameters(
-        tensors[name], [parameters[t] for t in targets], bool(re.search(key_map.transposed, name))
-      )
+      is_transposed = re.search(key_map.transposed, name) is not None
+      targeted = [parameters[t] for t in targets]
+      map_parameters(tensors[name], targeted, is_transposed, heads_of(name))
     return
 
   def new_writer(target: str) -> "ParameterWriter":
@@ -258,8 +262,8 @@ def load_weights(
 
   def load_tensor(name: str) -> None:
     is_transposed = re.search(key_map.transposed, name) is not None
-    heads = model.config.heads if re.search(key_map.by_head, name) else 1
-    write_parameters(tensors[name], [writers[t] for t in table[name]], is_transposed, heads)
+    targeted = [writers[t] for t in table[name]]
+    write_parameters(tensors[name], targeted, is_transposed, heads_of(name))
 
   if all(writer.in_process for writer in writers.values()):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -296,10 +300,19 @@ def match_tensors(
   return tensors, table
 
 
-def map_parameters(tensor: StoredTensor, parameters: list[Any], is_transposed: bool) -> None:
-  """Make parameters of minigrad, which a tensor contains side by side, views of its memory."""
+def map_parameters(
+  tensor: StoredTensor, parameters: list[Any], is_transposed: bool, heads: int = 1
+) -> None:
+  """Make parameters of minigrad, which a tensor contains side by side, views of its memory.
+
+  heads: as in write_parameters. If there are several, the parameters are copies.
+  """
   array = tensor.map() if isinstance(tensor, TensorInfo) else tensor.numpy()
-  views = np.split(array.T if is_transposed else array, len(parameters))
+  array = array.T if is_transposed else array
+  if heads > 1:
+    by_head = array.reshape(heads, len(parameters), -1, *array.shape[1:])
+    array = by_head.swapaxes(0, 1).reshape(array.shape)
+  views = np.split(array, len(parameters))
   for parameter, view in zip(parameters, views, strict=True):
     parameter.data = view
 
