@@ -16,12 +16,18 @@ def string(text: str) -> bytes:
   return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
+def int32(v: int) -> bytes:
+  """Return the type and the bytes of a signed integer."""
+  return struct.pack("<Ii", 5, v)
+
+
 def value(v) -> bytes:
   """Return the type and the bytes of a value: bool, int, float, str, or a list of one of these."""
   if isinstance(v, str):
     return struct.pack("<I", 8) + string(v)
   if isinstance(v, list):
-    items = [value(item) for item in v]
+    # llama.cpp requires token types to be int32.
+    items = [int32(item) if type(item) is int else value(item) for item in v]
     kind = items[0][:4] if items else struct.pack("<I", 8)
     return struct.pack("<I", 9) + kind + struct.pack("<Q", len(v)) + b"".join(i[4:] for i in items)
   kind, letter = FORMATS[type(v)]
