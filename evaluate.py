@@ -28,7 +28,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "-m",
     "--model",
     default="tiny",
-    help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, or a folder",
+    help="smollm2, gpt2, gpt2-medium, gpt2-large, gpt2-xl, owner/repo, a folder, or a GGUF file",
   )
   p.add_argument(
     "--context",
@@ -100,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
   from tinyformer.training.documents import read_documents, train_val_split
 
   folder = cli.find_model(args, args.model)
-  tokenizer, model = load_tokenizer(folder), checkpoints.load_module(folder, args.dtype)
+  tokenizer = load_tokenizer(folder, contents=checkpoints.tokenizer_contents(folder))
+  model = checkpoints.load_module(folder, args.dtype)
   try:
     context, stride = check_window(model, args.context, args.stride)
   except ValueError as e:
