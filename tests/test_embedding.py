@@ -12,6 +12,7 @@ from tinygrad import Tensor
 from tinyformer import checkpoints
 from tinyformer.model import Model
 from tinyformer.tasks import InputError
+from tinyformer.tasks.encoder import Encoder
 from tinyformer.tasks.sentence_modules import read_sentence_config
 
 CLS, SEP = 2, 3
@@ -173,3 +174,18 @@ def test_settings_that_are_not_supported_are_refused(embed, files, error):
 def test_embedding_no_text_is_refused(model):
   with pytest.raises(InputError, match="no text to embed"):
     model.embed([])
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 2048])
+def test_embeddings_in_batches_equal_those_of_single_texts(model, monkeypatch, batch_tokens):
+  monkeypatch.setattr(Encoder, "BATCH_TOKENS", batch_tokens)
+  rng = np.random.default_rng(0)
+  lengths = [*rng.integers(1, 25, 20).tolist(), 40, 0]
+  texts = [" ".join(rng.choice(WORDS[5:], length)) for length in lengths]
+  model._runner = None
+  together = model.embed(texts)
+  steps = model._runner[2].steps
+  assert max(batch for batch, _ in steps) > 1
+  assert all(batch * length <= max(batch_tokens, length) for batch, length in steps)
+  alone = np.concatenate([model.embed([text]) for text in texts])
+  np.testing.assert_allclose(together, alone, atol=2e-6)

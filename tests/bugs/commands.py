@@ -38,9 +38,9 @@ BUGS = [
   Bug(
     "an encoder attends to padding",
     "tinyformer/tasks/encoder.py",
-    "Encoder.__call__",
-    "pad([1] * len(ids), 0)",
-    "pad([1] * len(ids), 1)",
+    "Encoder.run_batch",
+    "attention_mask[row, : len(text)] = True",
+    "attention_mask[row] = True",
     "ask",
   ),
   Bug(
@@ -172,11 +172,19 @@ BUGS = [
     "embedding",
   ),
   Bug(
+    "outputs of a batch are in the order of their lengths",
+    "tinyformer/tasks/encoder.py",
+    "Encoder.run_many",
+    "[outputs[i] for i in range(len(texts))]",
+    "list(outputs.values())",
+    "embedding",
+  ),
+  Bug(
     "the prompt is pooled although the checkpoint excludes it",
     "tinyformer/tasks/embedding.py",
-    "embed_text",
-    "prompt and not config.include_prompt",
-    "False",
+    "embed_texts",
+    "0 if config.include_prompt or not prompt else prompt_length",
+    "0",
     "embedding",
   ),
 ]

@@ -24,7 +24,14 @@ def embed_texts(
   if not texts:
     raise InputError("there is no text to embed: pass at least one")
   prompt = find_prompt(config, prompt_name)
-  return np.stack([embed_text(encoder, text, config, prompt) for text in texts])
+  ids = [token_ids(encoder, prompt + text, config) for text in texts]
+  # The special tokens after the text do not belong to the prompt.
+  prompt_length = len(token_ids(encoder, prompt, config)) - len(encoder.tokenizer.suffix_ids)
+  skipped = 0 if config.include_prompt or not prompt else prompt_length
+  outputs = encoder.run_many(ids)
+  return np.stack(
+    [pool(hidden[skipped : len(row)], config) for hidden, row in zip(outputs, ids, strict=True)]
+  )
 
 
 def find_prompt(config: SentenceConfig, name: str | None) -> str:
@@ -42,14 +49,8 @@ def find_prompt(config: SentenceConfig, name: str | None) -> str:
   return config.prompts[name]
 
 
-def embed_text(encoder: Encoder, text: str, config: SentenceConfig, prompt: str) -> np.ndarray:
-  """Return the embedding (D) of a text, truncated to the maximum length of the model."""
-  ids = token_ids(encoder, prompt + text, config)
-  hidden = encoder(ids)[: len(ids)]
-  if prompt and not config.include_prompt:
-    # The special tokens after the text do not belong to the prompt.
-    num_suffix = len(encoder.tokenizer.suffix_ids)
-    hidden = hidden[len(token_ids(encoder, prompt, config)) - num_suffix :]
+def pool(hidden: np.ndarray, config: SentenceConfig) -> np.ndarray:
+  """Return the embedding (D') of a text's last hidden state (T, D)."""
   x = np.concatenate([POOLINGS[name](hidden) for name in config.poolings])
   for layer in config.layers:
     x = layer(x)

@@ -1,6 +1,7 @@
-"""Run an encoder with a head on one text at a time, in compiled steps."""
+"""Run an encoder with a head, in compiled steps: one text at a time, or many in batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from tinygrad import Tensor, nn
@@ -17,6 +18,12 @@ class Encoder:
 
   # Texts are padded to multiples of this length, so that different texts use the same kernels.
   LENGTH_MULTIPLE = 32
+  # Many texts are padded less, because the time to compile more kernels is then small.
+  SMALL_MULTIPLE = 8
+  # The largest number of tokens of a batch. Larger batches are not faster.
+  BATCH_TOKENS = 2048
+  # Fewer texts of a similar length are processed one at a time.
+  MIN_BATCH = 4
 
   def __init__(self, module, tokenizer, key: str | None = None):
     self.module = module
@@ -25,7 +32,7 @@ class Encoder:
     self.key = key
     self.parameters = nn.state.get_state_dict(module)
     Tensor.realize(*self.parameters.values())
-    self.steps: dict[int, CompiledStep] = {}  # by padded length
+    self.steps: dict[tuple[int, int], CompiledStep] = {}  # by batch size and padded length
 
   def forward(self, ids: Tensor, attention_mask: Tensor, segments: Tensor) -> Tensor:
     """Return the head's output in float32."""
@@ -37,27 +44,70 @@ class Encoder:
     The output of a token-level head has a row per token, and more rows for the padding.
     segments: T segment IDs, all 0 if None. Raises InputError if T exceeds the context.
     """
-    if len(ids) > self.context:
+    length = self.padded_length(len(ids), self.LENGTH_MULTIPLE)
+    return self.run_batch([ids], [segments or [0] * len(ids)], 1, length)[0].copy()
+
+  def run_many(self, texts: Sequence[list[int]]) -> list[np.ndarray]:
+    """Return the model's output for each of N texts, as `__call__` does.
+
+    Texts of similar length are processed in one batch.
+    """
+    outputs: dict[int, np.ndarray] = {}
+
+    def length_of(i: int) -> int:
+      return self.padded_length(len(texts[i]), self.SMALL_MULTIPLE)
+
+    for length, group in groupby(sorted(range(len(texts)), key=length_of), length_of):
+      indices = list(group)
+      size = max(1, self.BATCH_TOKENS // length)
+      for start in range(0, len(indices), size):
+        outputs.update(self.run_group(texts, indices[start : start + size], size, length))
+    return [outputs[i] for i in range(len(texts))]
+
+  def run_group(
+    self, texts: Sequence[list[int]], indices: list[int], size: int, length: int
+  ) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the index and the output of some texts, in one batch unless there are few."""
+    if len(indices) < self.MIN_BATCH:
+      yield from ((i, self(texts[i])) for i in indices)
+      return
+    rows = [texts[i] for i in indices]
+    segments = [[0] * len(row) for row in rows]
+    # Powers of two: the last batch of a file does not need kernels of its own.
+    batch = size if len(rows) > size // 2 else 1 << (len(rows) - 1).bit_length()
+    output = self.run_batch(rows, segments, min(batch, size), length)
+    for row, i in enumerate(indices):
+      yield i, output[row].copy()
+
+  def padded_length(self, length: int, multiple: int) -> int:
+    """Return the length to which a text is padded. Raises InputError if it exceeds the context."""
+    if length > self.context:
       raise InputError(
-        f"the text has {len(ids):,} tokens, more than this model's context of {self.context:,}: "
+        f"the text has {length:,} tokens, more than this model's context of {self.context:,}: "
         "shorten the text"
       )
-    multiple = self.LENGTH_MULTIPLE
-    length = min(self.context, -(-len(ids) // multiple) * multiple)
+    return min(self.context, -(-length // multiple) * multiple)
 
-    def pad(row: list[int], value: int) -> np.ndarray:
-      return np.array([row + [value] * (length - len(row))], dtype=np.int32)
+  def run_batch(
+    self, texts: list[list[int]], segments: list[list[int]], batch: int, length: int
+  ) -> np.ndarray:
+    """Return the output for a batch of at most `batch` texts of at most `length` tokens.
 
-    if length not in self.steps:
-      self.steps[length] = CompiledStep(
-        self.forward, captured_buffers=self.parameters, key=self.key
-      )
-    output = self.steps[length](
-      pad(ids, self.tokenizer.pad or 0),
-      pad([1] * len(ids), 0).astype(bool),
-      pad(segments or [0] * len(ids), 0),
-    )
-    return output[0].copy()
+    The next call may overwrite the result.
+    """
+    # Rows without a text have one token, because a softmax without keys would be wasted.
+    ids = np.full((batch, length), self.tokenizer.pad or 0, dtype=np.int32)
+    attention_mask = np.zeros((batch, length), dtype=bool)
+    attention_mask[:, 0] = True
+    all_segments = np.zeros((batch, length), dtype=np.int32)
+    for row, (text, text_segments) in enumerate(zip(texts, segments, strict=True)):
+      ids[row, : len(text)] = text
+      attention_mask[row, : len(text)] = True
+      all_segments[row, : len(text)] = text_segments
+    shape = batch, length
+    if shape not in self.steps:
+      self.steps[shape] = CompiledStep(self.forward, captured_buffers=self.parameters, key=self.key)
+    return self.steps[shape](ids, attention_mask, all_segments)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
