@@ -213,6 +213,15 @@ def test_a_pattern_that_is_not_supported_is_refused_and_named(pattern):
     tokenization.from_json(content)
 
 
+def test_ignore_merges_concerns_whole_words_only():
+  """Without pre-tokenizer, the word is the whole text."""
+  vocab = {token: n for n, token in enumerate(["▁", "a", "b", "▁ab"])}
+  model = {"type": "BPE", "vocab": vocab, "merges": [], "ignore_merges": True}
+  tokenizer = tokenization.from_json({"model": model})
+  assert tokenizer.encode("▁ab") == [3]
+  assert tokenizer.encode("▁ab▁ab") == [0, 1, 2] * 2
+
+
 # Added and special tokens
 
 
@@ -225,21 +234,21 @@ def test_added_tokens_are_found_as_their_properties_say():
     tokenizer = tokenization.from_json(byte_level_json(added_tokens=list(tokens), **sections))
     spans = tokenizer.encode_with_offsets(text, special)
     assert [i for i, _, _ in spans] == tokenizer.encode(text, special)
-    return [text[start:end] for i, start, end in spans if i >= 300]
+    return [text[start:end] for i, start, end in spans if i >= 256]
 
-  plain = added("<x>", 300)
+  plain = added("<x>", 256)
   assert texts("a <x> b<x>", plain) == ["<x>", "<x>"]
   assert texts("a \n<x> b", plain | {"lstrip": True}) == [" \n<x>"]
   assert texts("a <x> \t b", plain | {"rstrip": True}) == ["<x> \t "]
-  assert texts("cat cats _cat cat.", added("cat", 300, single_word=True)) == ["cat", "cat"]
-  assert texts("<x><xx>", plain, added("<x><x", 301)) == ["<x><x"]
+  assert texts("cat cats _cat cat.", added("cat", 256, single_word=True)) == ["cat", "cat"]
+  assert texts("<x><xx>", plain, added("<x><x", 257)) == ["<x><x"]
   lowercase = {"type": "Lowercase"}
-  assert texts("The <X>", added("<X>", 300, normalized=True), normalizer=lowercase) == ["<X>"]
-  assert texts("The <x>", added("<X>", 300, normalized=True), normalizer=lowercase) == ["<x>"]
-  assert texts("The <x>", added("<X>", 300), normalizer=lowercase) == []
-  special = added("<s>", 300, special=True)
-  assert texts("<s> <x>", special, plain | {"id": 301}) == ["<x>"]
-  assert texts("<s> <x>", special, plain | {"id": 301}, special=["<s>"]) == ["<s>", "<x>"]
+  assert texts("The <X>", added("<X>", 256, normalized=True), normalizer=lowercase) == ["<X>"]
+  assert texts("The <x>", added("<X>", 256, normalized=True), normalizer=lowercase) == ["<x>"]
+  assert texts("The <x>", added("<X>", 256), normalizer=lowercase) == []
+  special = added("<s>", 256, special=True)
+  assert texts("<s> <x>", special, plain | {"id": 257}) == ["<x>"]
+  assert texts("<s> <x>", special, plain | {"id": 257}, special=["<s>"]) == ["<s>", "<x>"]
 
 
 def test_text_cannot_become_a_special_token():
@@ -307,10 +316,20 @@ def test_an_added_token_with_an_invalid_id_is_refused(token_id):
     tokenization.from_json(byte_level_json(added_tokens=[added("<x>", token_id)]))
 
 
+def test_an_added_token_has_its_id_in_the_vocabulary_or_the_next_free_id():
+  content = unigram_json(["a", "<x>"])
+  for token_id in (2, 7):
+    content["added_tokens"] = [added("<x>", token_id), added("<y>", 3), added("<z>", 4)]
+    assert tokenization.from_json(content).encode("<x><y><z>") == [2, 3, 4]
+  content["added_tokens"] = [added("<x>", 2), added("<z>", 4)]
+  with pytest.raises(ValueError, match="'<z>' has the ID 4, but the next free ID is 3"):
+    tokenization.from_json(content)
+
+
 def test_a_template_that_cannot_be_represented_is_refused():
   a, b = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}
   cls = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-  step = {"type": "TemplateProcessing", "special_tokens": {"<s>": {"ids": [300]}}}
+  step = {"type": "TemplateProcessing", "special_tokens": {"<s>": {"ids": [256]}}}
   for single, pair in (([a], [cls, a, b]), ([a, cls], [a, b, cls]), ([b], [b, a]), ([], [a, b])):
     processor = step | {"single": single, "pair": pair}
     with pytest.raises(ValueError, match=r"TemplateProcessing .* is not supported"):
@@ -318,8 +337,8 @@ def test_a_template_that_cannot_be_represented_is_refused():
   tokenizer = tokenization.from_json(
     byte_level_json(post_processor=step | {"single": [cls, a], "pair": [cls, a, cls, b]})
   )
-  assert tokenizer.single([7]) == [300, 7]
-  assert tokenizer.pair([7], [8]) == ([300, 7, 300, 8], [0, 0, 0, 1])
+  assert tokenizer.single([7]) == [256, 7]
+  assert tokenizer.pair([7], [8]) == ([256, 7, 256, 8], [0, 0, 0, 1])
 
 
 def test_an_unknown_model_is_refused_by_name():

@@ -14,6 +14,7 @@ from test_tokenizer_json import UNKNOWN, sequence, split
 
 from tinyformer import tokenization
 from tinyformer.tokenization import decoders, normalizers, pre_tokenizers
+from tinyformer.tokenization.byte_letters import LETTERS as LETTERS_OF_BYTES
 from tinyformer.tokenization.normalizers import NormalizedString
 from tinyformer.tokenization.settings import Settings
 
@@ -73,6 +74,8 @@ def reference_section(section, step):
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 METASPACE = {"type": "Metaspace", "replacement": "▁"}
+LETTERS = BYTE_LEVEL | {"use_regex": False}
+NFC = {"type": "NFC"}
 DIGITS = {"type": "Digits", "individual_digits": True}
 LLAMA3_PATTERN = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -238,6 +241,103 @@ def test_each_decoder_gives_the_text_of_tokenizers(step):
     assert actual == reference.decode(list(tokens)), tokens
 
 
+# Models and added tokens
+
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
+CHARACTERS = [*"abcdehst▁ -", "▁t", "th", "the", "he", "ab", "▁the", "ss"]
+MERGES = ["t h", "th e", "h e", "a b", "▁ t", "▁t he", "s s"]
+
+
+def bpe(tokens=(), **options):
+  vocab = {token: n for n, token in enumerate(["<unk>", *CHARACTERS, *tokens])}
+  return {"type": "BPE", "vocab": vocab, "merges": MERGES} | options
+
+
+def unigram(tokens=(), **options):
+  pieces = ["<unk>", *CHARACTERS, *tokens]
+  vocab = [[token, -1.5 * n % 7 - 9] for n, token in enumerate(pieces)]
+  return {"type": "Unigram", "vocab": vocab, "unk_id": 0} | options
+
+
+MODELS = [
+  bpe(unk_token="<unk>"),
+  bpe(unk_token="<unk>", fuse_unk=True),
+  bpe(BYTES, byte_fallback=True),
+  bpe(BYTES[:200], byte_fallback=True, unk_token="<unk>"),
+  bpe(BYTES[:200], byte_fallback=True, unk_token="<unk>", fuse_unk=True),
+  bpe(["abc"], ignore_merges=True, unk_token="<unk>"),
+  bpe(["b</w>", "s</w>", "e</w>"], end_of_word_suffix="</w>", unk_token="<unk>"),
+  unigram(),
+  unigram(BYTES, byte_fallback=True),
+  unigram(BYTES[:200], byte_fallback=True),
+  unigram(["the▁cat", "x" * 70, "x" * 64, "x" * 65]),
+  {"type": "WordPiece", "vocab": {"[UNK]": 0, "the": 1, "##se": 2, "##s": 3, "a": 4, "##b": 5}}
+  | {"unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 6},
+  {"type": "WordLevel", "vocab": {"<unk>": 0, "the": 1, "a": 2}, "unk_token": "<unk>"},
+]
+MODEL_TEXTS = [
+  *("the abc thess these theses", "thésé日本😀 x", "", "aéé", "abab\n\tés", "the▁cat"),
+  *("x" * n for n in (63, 64, 65, 69, 70, 71, 140, 300)),
+  "the " * 200,
+]
+
+
+@pytest.mark.parametrize("pre_tokenizer", [None, {"type": "WhitespaceSplit"}, METASPACE])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model["type"])
+def test_each_model_gives_the_tokens_of_tokenizers(model, pre_tokenizer):
+  if pre_tokenizer == METASPACE:
+    pre_tokenizer = METASPACE | {"prepend_scheme": "first", "split": False}
+  content = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+  content |= {"model": model, "pre_tokenizer": pre_tokenizer}
+  reference = tokenizers.Tokenizer.from_str(json.dumps(content))
+  ours = tokenization.from_json(content)
+  for text in MODEL_TEXTS:
+    expected = reference.encode(text)
+    actual = ours.encode_with_offsets(text)
+    assert [i for i, _, _ in actual] == expected.ids, repr(text)
+    assert ours.encode(text) == expected.ids
+    offsets = [(start, end) for _, start, end in actual]
+    equal_offsets(text, list(zip(offsets, expected.offsets, strict=True)))
+    assert ours.decode(expected.ids) == reference.decode(expected.ids)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_added_tokens_with_any_properties_are_found_as_in_tokenizers(seed):
+  rng = random.Random(seed)
+  # Of two tokens that are equal after normalization, tokenizers finds either.
+  angle = rng.choice(["<a>", "<A>"])
+  contents = rng.sample([angle, "<a", "ab", "日", "e\u0301", " x", "x ", "<a><a>", "a_b"], 4)
+  flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+  added = [
+    {"id": 300 + n, "content": token} | {flag: rng.random() < 0.4 for flag in flags}
+    for n, token in enumerate(contents)
+  ]
+  content = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+  vocab = {letter: n for n, letter in enumerate(LETTERS_OF_BYTES.values())}
+  content["model"] |= {"vocab": vocab, "merges": []}
+  size = len(vocab)
+  content |= {
+    "normalizer": rng.choice([None, NFC, {"type": "Lowercase"}]),
+    "pre_tokenizer": LETTERS,
+    "decoder": {"type": "ByteLevel"} | BYTE_LEVEL | {"use_regex": True},
+    "added_tokens": [token | {"id": size + n} for n, token in enumerate(added)],
+  }
+  reference = tokenizers.Tokenizer.from_str(json.dumps(content))
+  ours = tokenization.from_json(content)
+  parts = [*contents, " ", "  ", "\n", "a", "_", "b", "é", "日", ".", "<", "X"]
+  for _ in range(40):
+    text = "".join(rng.choice(parts) for _ in range(rng.randrange(12)))
+    for special in ((), ours.special_tokens):
+      reference.encode_special_tokens = not special
+      expected = reference.encode(text)
+      actual = ours.encode_with_offsets(text, special)
+      assert [i for i, _, _ in actual] == expected.ids, (text, content["added_tokens"])
+      assert ours.encode(text, special) == expected.ids
+      if not content["normalizer"]:
+        # Otherwise, tokenizers decodes an added token to its normalized content.
+        assert ours.decode(expected.ids) == reference.decode(expected.ids)
+
+
 # Layouts of families
 
 
@@ -265,9 +365,7 @@ def byte_level(*steps, **more):
   return layout | more
 
 
-LETTERS = BYTE_LEVEL | {"use_regex": False}
 WITH_REGEX = BYTE_LEVEL | {"use_regex": True}
-NFC = {"type": "NFC"}
 SPACE_RUNS = [special(" " * n, special=False, normalized=True) for n in range(24, 1, -1)]
 REPLACE_SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 LLAMA_DECODER = chain(TO_SPACE, {"type": "ByteFallback"}, {"type": "Fuse"}, STRIP)

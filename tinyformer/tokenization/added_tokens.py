@@ -65,7 +65,11 @@ def finder(tokens: Iterable[AddedToken], special: Sequence[str] = ()) -> Finder:
 
   special: the special tokens to recognize. All others remain text.
   """
-  by_content = {token.content: token for token in tokens if token.content}
+  by_content: dict[str, AddedToken] = {}
+  # Normalization can make two tokens equal. Special tokens take precedence, then earlier ones.
+  for token in sorted(tokens, key=lambda token: not token.special):
+    if token.content:
+      by_content.setdefault(token.content, token)
   if not by_content:
     return find_nothing
   longest_first = sorted(by_content, key=len, reverse=True)

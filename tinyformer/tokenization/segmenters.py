@@ -88,10 +88,11 @@ class BPE(Segmenter):
     # A text without spaces is segmented word by word if no merge crosses the start of a word.
     crosses_words = any(re.search("[^▁]▁", a + b) for a, b in self.merges if "▁" in b)
     self.words = re.compile("▁*[^▁]+|▁+")
-    self.has_words = "▁" in self.ids and not crosses_words and not self.end_of_word_suffix
+    is_plain = not self.end_of_word_suffix and not self.ignore_merges
+    self.has_words = is_plain and not crosses_words and "▁" in self.ids
 
   def __call__(self, word: str) -> Spans:
-    if not self.has_words or "▁" not in word or (self.ignore_merges and word in self.ids):
+    if not self.has_words or "▁" not in word:
       return super().__call__(word)
     return [
       (i, match.start() + start, match.start() + end)

@@ -61,6 +61,7 @@ class JSONTokenizer(Tokenizer):
       token._replace(id=vocab.get(token.content, token.id))
       for token in map(AddedToken.from_json, files.added_tokens.values())
     ]
+    check_added_ids(files.tokenizer_json.get("added_tokens") or [], vocab)
     specials = {token: vocab.get(token, i) for token, i in files.special_ids(vocab).items()}
     self.normalizers = normalizers.from_json(section(content, "normalizer"))
     self.pre_tokenizers = pre_tokenizers.from_json(section(content, "pre_tokenizer"))
@@ -196,6 +197,22 @@ class JSONTokenizer(Tokenizer):
     for step in self.decoders:
       texts = step.whole(texts)
     return decoders.encode_text("".join(texts)).decode(errors="replace")
+
+
+def check_added_ids(added: list[dict[str, Any]], vocab: dict[str, int]) -> None:
+  """Raise ValueError unless each added token has its ID in the vocabulary, or the next free ID.
+
+  Hugging Face tokenizers ignores the IDs in the file, and would use these.
+  """
+  last = len(vocab) - 1
+  for token in added:
+    token_id = vocab.get(token["content"], last + 1)
+    if token["content"] not in vocab and token["id"] != token_id:
+      raise ValueError(
+        f"the added token {token['content']!r:.80} has the ID {token['id']}, but the next free ID"
+        f" is {token_id}; correct the ID"
+      )
+    last = max(last, token_id)
 
 
 def section(content: Settings, name: str) -> Settings | None:
