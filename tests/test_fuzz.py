@@ -102,6 +102,17 @@ def test_a_case_that_exceeds_a_limit_is_a_failure(monkeypatch, read, outcome):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if targets.TARGETS[name].reference])
+def test_undamaged_files_are_read_equally_to_hugging_face(name, tmp_path):
+  assert targets.import_references()
+  target = targets.TARGETS[name]
+  for file, data in target.files().items():
+    (tmp_path / file).write_bytes(data)
+  value = target.read(tmp_path)
+  assert target.reference(tmp_path, value) == value
+
+
+@pytest.mark.slow
 def test_2000_damaged_files_are_read_equally_to_hugging_face_or_refused():
   assert targets.import_references()
   cases = list(runner.run(list(range(2000)), 1, NAMES))

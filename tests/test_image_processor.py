@@ -153,11 +153,11 @@ def test_a_small_file_with_a_huge_image_size_raises_an_error_before_decoding(tmp
   def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-  # Pillow only warns of the first size.
-  for side in (10_000, 50_000):
+  # Pillow only warns of the first size, and accepts the last ones.
+  for size in ((10_000, 10_000), (50_000, 50_000), (1, 89_000_000), (89_000_000, 1), (1, 65_536)):
     (tmp_path / "x.png").write_bytes(
       b"\x89PNG\r\n\x1a\n"
-      + chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+      + chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 2, 0, 0, 0))
       + chunk(b"IDAT", zlib.compress(b""))
       + chunk(b"IEND", b"")
     )

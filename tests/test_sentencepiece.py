@@ -75,7 +75,8 @@ def make_charsmap(table):
       units[base ^ c] = c
       # The loop over `nodes` includes this new node.
       nodes.append((base ^ c, key + bytes([c])))
-  num_units = max(units) + 1
+  # sentencepiece requires whole blocks of 256 units.
+  num_units = -(-(max(units) + 1) // 256) * 256
   trie = b"".join(struct.pack("<I", units.get(n, 0)) for n in range(num_units))
   return struct.pack("<I", 4 * num_units) + trie + texts
 

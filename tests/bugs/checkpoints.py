@@ -79,6 +79,14 @@ BUGS = [
     "hf_config",
   ),
   Bug(
+    "control characters of a checkpoint are in error messages",
+    "tinyformer/files.py",
+    "printable",
+    "c if c.isprintable() else repr(c)[1:-1]",
+    "c",
+    "fuzz",
+  ),
+  Bug(
     "a JSON file may have any size",
     "tinyformer/files.py",
     "read_bytes",

@@ -14,6 +14,14 @@ BUGS = [
     "image_processor",
   ),
   Bug(
+    "the sides of a picture file have no limit",
+    "tinyformer/vision/image_processor.py",
+    "read",
+    "max(image.size) > MAX_SIDE or image.width",
+    "image.width",
+    "image_processor",
+  ),
+  Bug(
     "an image's height and width are swapped",
     "tinyformer/vision/image_processor.py",
     "Preprocessor.resized",

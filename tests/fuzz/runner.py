@@ -19,11 +19,11 @@ CPU_SECONDS = 5
 WALL_SECONDS = 60  # a blocked case takes no CPU time
 MEMORY_BYTES = 500_000_000
 MAX_MESSAGE = 600
-# Outcomes that are allowed. Hugging Face also checks values that we do not use.
+# Outcomes that are allowed. Hugging Face also refuses values that we do not use.
 REFUSED = "refused with one clear error"
 EQUAL = "read, equally to Hugging Face"
 READ = "read, without a reference"
-STRICTER = "read, but Hugging Face refuses an unrelated value"
+STRICTER = "read, but refused by Hugging Face"
 ALLOWED = (REFUSED, EQUAL, READ, STRICTER)
 
 

@@ -176,7 +176,18 @@ ATTRIBUTES = {
   },
   "qwen2": LLAMA,
   "qwen3": LLAMA,
+  "smollm3": LLAMA,
+  "gpt_neox": ENCODER | {"context": "max_position_embeddings", "tied": "tie_word_embeddings"},
   "bert": ENCODER | {"context": "max_position_embeddings", "segments": "type_vocab_size"},
+  "distilbert": {
+    "vocab_size": "vocab_size",
+    "context": "max_position_embeddings",
+    "dim": "dim",
+    "heads": "n_heads",
+    "num_layers": "n_layers",
+    "ff_dim": "hidden_dim",
+    "activation": "activation",
+  },
   "roberta": ENCODER | {"segments": "type_vocab_size", "padding_id": "pad_token_id"},
   "deberta-v2": ENCODER | {"context": "max_position_embeddings"},
   "vit": {name: ENCODER[name] for name in ENCODER if name != "vocab_size"}
@@ -242,6 +253,8 @@ def reference_config(folder: Path, ours: dict[str, Any]) -> dict[str, Any]:
     values["labels"] = [config.id2label[i] for i in sorted(config.id2label)]
   if "rope_theta" in ours:
     values["rope_theta"] = config.rope_parameters["rope_theta"]
+    if values["rope_theta"] is None:
+      raise ValueError("transformers cannot construct this model")
   return values
 
 
