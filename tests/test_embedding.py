@@ -10,10 +10,10 @@ from test_ask import WORDS
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
+from tinyformer.checkpoints.sentence_modules import read_sentence_config
 from tinyformer.model import Model
 from tinyformer.tasks import InputError
 from tinyformer.tasks.encoder import Encoder
-from tinyformer.tasks.sentence_modules import read_sentence_config
 
 CLS, SEP = 2, 3
 TEXT = "ann lives in rome"
@@ -155,7 +155,10 @@ def test_an_unknown_prompt_is_refused_with_the_names_of_the_known_ones(embed):
     (pooling("mean", "median"), "is not one of"),
     ({"1_Pooling/config.json": {"pooling_mode": 3}}, "pooling_mode 3 is not one of"),
     ({"modules.json": [{"path": "", "type": "a.WordWeights"}]}, "module WordWeights is not"),
-    ({"modules.json": [{"path": "../x", "type": "a.Pooling"}]}, "outside the model's folder"),
+    (
+      {"modules.json": [{"path": "../x", "type": "a.Pooling"}]},
+      "'../x' of a module is not the name of a folder",
+    ),
     ({"modules.json": {"path": ""}}, "must contain a JSON array, not dict"),
     ({"modules.json": [3]}, "must have a path and a type, unlike 3"),
     ({"sentence_bert_config.json": {"max_seq_length": "many"}}, "maximum length 'many'"),

@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from chaos.hostile_hub import PAGE, HostileHub
+from chaos.hostile_hub import PAGE, HostileHub, requested_file
 from conftest import FIXTURES, ROOT
 
 from tinyformer.checkpoints import download, file_formats, hub, load_module
@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     hub = self.server
-    file = self.path.rsplit("/", 1)[1]
+    file = requested_file(self.path)
     range_header = self.headers.get("Range")
     hub.requests.append((self.path, range_header, self.headers.get("Authorization")))
     if status := hub.status.get(file):
@@ -752,3 +752,23 @@ def test_the_page_on_security_states_the_limits():
   assert limits.window == 60
   assert f"each minute must bring at least {limits.window_bytes >> 10} KiB" in page
   assert f"is limited to {limits.small_file >> 20} MiB" in page
+
+
+def test_the_modules_of_a_sentence_transformers_model_are_downloaded(server):
+  modules = ["", "1_Pooling", "2_Dense", "3_Normalize"]
+  kinds = ["Transformer", "Pooling", "Dense", "Normalize"]
+  module_list = [{"path": p, "type": f"a.{k}"} for p, k in zip(modules, kinds, strict=True)]
+  files = {
+    "modules.json": json.dumps(module_list).encode(),
+    "sentence_bert_config.json": b'{"max_seq_length": 9}',
+    "1_Pooling/config.json": b'{"pooling_mode": "cls"}',
+    "2_Dense/config.json": b'{"bias": true}',
+    "2_Dense/model.safetensors": FILES["model.safetensors"],
+  }
+  server.files |= files
+  folder = hub.find("someone/model")
+  for name, content in files.items():
+    assert (folder / name).read_bytes() == content
+  del server.files["1_Pooling/config.json"]
+  with pytest.raises(FileNotFoundError, match=r"1_Pooling/config\.json"):
+    hub.find("someone/other")

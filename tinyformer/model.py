@@ -340,7 +340,7 @@ class Model:
   @functools.cached_property
   def _sentence_config(self):
     from tinyformer import checkpoints
-    from tinyformer.tasks.sentence_modules import SentenceConfig, read_sentence_config
+    from tinyformer.checkpoints.sentence_modules import SentenceConfig, read_sentence_config
 
     if checkpoints.is_gguf(self.folder):
       return SentenceConfig(poolings=(checkpoints.read_pooling(self.folder),))

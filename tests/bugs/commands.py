@@ -141,7 +141,7 @@ BUGS = [
   ),
   Bug(
     "an embedding is a mean whatever the checkpoint's pooling is",
-    "tinyformer/tasks/sentence_modules.py",
+    "tinyformer/checkpoints/sentence_modules.py",
     "read_sentence_config",
     'config |= read_pooling(folder / path / "config.json")',
     "pass",
@@ -149,7 +149,7 @@ BUGS = [
   ),
   Bug(
     "normalization is left out of embeddings",
-    "tinyformer/tasks/sentence_modules.py",
+    "tinyformer/checkpoints/sentence_modules.py",
     "read_sentence_config",
     "layers.append(normalize)",
     "pass",
@@ -157,7 +157,7 @@ BUGS = [
   ),
   Bug(
     "the weights of a weighted mean begin at 0",
-    "tinyformer/tasks/sentence_modules.py",
+    "tinyformer/checkpoints/sentence_modules.py",
     "weighted_mean",
     "np.arange(1, len(hidden) + 1",
     "np.arange(0, len(hidden)",

@@ -211,4 +211,12 @@ BUGS = [
     "return True",
     "device",
   ),
+  Bug(
+    "the pooling of a sentence-transformers model is not downloaded",
+    "tinyformer/checkpoints/hub.py",
+    "download_sentence_modules",
+    'if kind in ("Pooling", "Dense"):',
+    "if False:",
+    "hub",
+  ),
 ]

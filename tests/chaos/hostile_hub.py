@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import random
+import re
 import socket
 import struct
 import threading
@@ -15,6 +16,12 @@ PAGE = b"<!DOCTYPE html><html><body>Log in to use this network</body></html>"
 # What the hub states about a file: its SHA-256 after a redirect, git's SHA-1, an ETag that is not
 # a checksum, a weak ETag, or nothing.
 IDENTITIES = ("sha256", "git", "etag", "weak", "none")
+
+
+def requested_file(path: str) -> str:
+  """Return the file of a model that a URL's path names, such as 1_Pooling/config.json."""
+  match = re.search(r"/resolve/[^/]+/(.+)", path)
+  return match[1] if match else path.rsplit("/", 1)[1]
 
 
 class HostileHub(http.server.ThreadingHTTPServer):
@@ -60,7 +67,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self):
     hub = self.server
     self.close_connection = True
-    self.file = self.path.rsplit("/", 1)[1]
+    self.file = requested_file(self.path)
     behavior = hub.choose(self.file)
     hub.requests.append((behavior, self.file, dict(self.headers.items())))
     self.data = hub.versions[hub.version].get(self.file)

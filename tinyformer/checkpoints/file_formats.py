@@ -9,13 +9,15 @@ import json
 import re
 from pathlib import Path
 
-from tinyformer.files import read_json
+from tinyformer.files import read_json, read_text
 
 # The largest header that the safetensors library accepts.
 MAX_HEADER_BYTES = 100_000_000
 # The largest file besides the weights. It bounds the memory that parsing takes.
 MAX_SMALL_FILE_BYTES = 1 << 26
 HTML = re.compile(rb"\s*(<!doctype|<html|<head|<body|<\?xml)", re.I)
+# The name of a module's folder, such as 1_Pooling. It is a part of a URL and of a path.
+FOLDER_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
@@ -33,6 +35,8 @@ def check(path: Path, name: str) -> None:
   check_start(path)
   if name.endswith(".safetensors"):
     check_safetensors_size(path)
+  elif name == "modules.json":
+    read_module_list(path)
   elif name.endswith(".json"):
     read_json(path, MAX_SMALL_FILE_BYTES)
   elif name.endswith(".txt"):
@@ -54,8 +58,8 @@ def check_quickly(path: Path) -> None:
       start = f.read(1024).lstrip()
       f.seek(max(0, path.stat().st_size - 1024))
       end = f.read().rstrip()
-    if start[:1] != b"{" or end[-1:] != b"}":
-      raise ValueError("it is not a JSON object")
+    if start[:1] + end[-1:] not in (b"{}", b"[]"):
+      raise ValueError("it is not a JSON object or array")
 
 
 def is_web_page(path: Path) -> bool:
@@ -149,3 +153,27 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     if byte < 128:
       return value, position
   raise ValueError(f"it is not a SentencePiece model: a number ends after byte {position:,}")
+
+
+def read_module_list(path: Path) -> list[tuple[str, str]]:
+  """Return the folder and the class name of each module in modules.json.
+
+  Raises ValueError if the file has another format, or if a folder is outside the model's.
+  """
+  try:
+    modules = json.loads(read_text(path))
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{path} is not JSON: {e}") from e
+  if not isinstance(modules, list):
+    raise ValueError(f"{path} must contain a JSON array, not {type(modules).__name__}")
+  result = []
+  for module in modules:
+    folder, kind = (
+      (module.get("path"), module.get("type")) if isinstance(module, dict) else (None, None)
+    )
+    if not isinstance(folder, str) or not isinstance(kind, str):
+      raise ValueError(f"{path}: a module must have a path and a type, unlike {module!r}")
+    if folder and not FOLDER_NAME.fullmatch(folder):
+      raise ValueError(f"{path}: the path {folder!r} of a module is not the name of a folder")
+    result.append((folder, kind.rsplit(".", 1)[-1]))
+  return result

@@ -8,7 +8,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tinyformer.checkpoints import file_formats, pypi
@@ -20,6 +20,7 @@ from tinyformer.checkpoints.download import (
   resolve_host,
   setting,
 )
+from tinyformer.checkpoints.file_formats import read_module_list
 from tinyformer.checkpoints.gguf import is_gguf
 from tinyformer.files import read_json
 
@@ -50,8 +51,11 @@ OPTIONAL_FILES = (
   "generation_config.json",
   "preprocessor_config.json",
 )
+# Settings of sentence-transformers, beside modules.json.
+SENTENCE_FILES = ("sentence_bert_config.json", "config_sentence_transformers.json")
 INDEX = "model.safetensors.index.json"
-DOWNLOADED = {"config.json", INDEX, *OPTIONAL_FILES, *(f for s in PROCESSOR_FILES for f in s)}
+SMALL_FILES = ("config.json", "modules.json", INDEX, *OPTIONAL_FILES, *SENTENCE_FILES)
+DOWNLOADED = {*SMALL_FILES, *(f for s in PROCESSOR_FILES for f in s)}
 # A shard's name is a part of a URL and of a path.
 SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 
@@ -248,6 +252,26 @@ def lock(path: Path) -> Iterator[None]:
     yield
 
 
+def download_sentence_modules(folder: Path, get: Callable[[str], None]) -> None:
+  """Download what determines the embeddings of a sentence-transformers model, if it is one.
+
+  get: downloads a file of the model, or raises FileNotFoundError.
+  """
+  try:
+    get("modules.json")
+  except FileNotFoundError:
+    return
+  for file in SENTENCE_FILES:
+    with contextlib.suppress(FileNotFoundError):
+      get(file)
+  for path, kind in read_module_list(folder / "modules.json"):
+    if kind in ("Pooling", "Dense"):
+      (folder / path).mkdir(exist_ok=True)
+      get(f"{path}/config.json")
+    if kind == "Dense":
+      get(f"{path}/model.safetensors")
+
+
 def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
   """Download the files of a model that its folder lacks, the weights last."""
   revision = REVISIONS.get(repo, "main")
@@ -274,6 +298,8 @@ def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
       get(file)
   if not weights:
     return
+  if not is_openai_gpt2:
+    download_sentence_modules(folder, get)
   try:
     get("model.safetensors")
   except FileNotFoundError:

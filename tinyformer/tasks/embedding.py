@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tinyformer.checkpoints.sentence_modules import POOLINGS, SentenceConfig
 from tinyformer.tasks import InputError
 from tinyformer.tasks.encoder import Encoder
-from tinyformer.tasks.sentence_modules import POOLINGS, SentenceConfig
 
 
 def embed_texts(

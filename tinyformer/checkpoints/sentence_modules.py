@@ -1,6 +1,5 @@
 """Read what sentence-transformers saves beside a model: pooling, dense layers, length, prompts."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyformer.checkpoints.file_formats import read_module_list
 from tinyformer.checkpoints.safetensors import read_safetensors
-from tinyformer.files import read_json, read_text
+from tinyformer.files import read_json
 
 # The keys of 1_Pooling/config.json before version 5.5 -> poolings, in the order of their outputs.
 POOLING_KEYS = {
@@ -128,30 +128,6 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
 def read_optional_json(path: Path) -> dict[str, Any]:
   """Return the object in a JSON file, or {} if the file does not exist."""
   return read_json(path) if path.exists() else {}
-
-
-def read_module_list(path: Path) -> list[tuple[str, str]]:
-  """Return the folder and the class name of each module in modules.json.
-
-  Raises ValueError if the file has another format, or if a folder is outside the model's.
-  """
-  try:
-    modules = json.loads(read_text(path))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
-  if not isinstance(modules, list):
-    raise ValueError(f"{path} must contain a JSON array, not {type(modules).__name__}")
-  result = []
-  for module in modules:
-    folder, kind = (
-      (module.get("path"), module.get("type")) if isinstance(module, dict) else (None, None)
-    )
-    if not isinstance(folder, str) or not isinstance(kind, str):
-      raise ValueError(f"{path}: a module must have a path and a type, unlike {module!r}")
-    if ".." in Path(folder).parts or Path(folder).is_absolute():
-      raise ValueError(f"{path}: the path {folder!r} of a module is outside the model's folder")
-    result.append((folder, kind.rsplit(".", 1)[-1]))
-  return result
 
 
 def read_prompts(path: Path) -> tuple[dict[str, str], str | None]:
