@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -54,6 +55,13 @@ def test_the_same_seed_gives_the_same_text_after_other_calls(model):
   assert model.generate("Another prompt", max_new_tokens=5, temperature=0)
   assert model.generate(PROMPT, max_new_tokens=12, seed=3) == first
   assert model.generate(PROMPT, max_new_tokens=12, seed=4) != first
+
+
+def test_another_number_of_candidates_frees_the_memory_of_the_last_engine(model):
+  model.generate("Once", 1, temperature=0)
+  engine = weakref.ref(model._runner[2].engine)
+  model.generate("Once", 1, temperature=1)
+  assert engine() is None
 
 
 def test_generation_stops_before_a_stop_text(model):

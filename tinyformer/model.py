@@ -1,6 +1,7 @@
 """The Python API: load a model, and use it for the task that it was trained for."""
 
 import functools
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -318,7 +319,9 @@ class Model:
       last_name, state, runner = self._runner
       if name == last_name and is_unchanged(self.module, state):
         return runner
-      self._runner = None  # frees the memory of its KV cache
+      # Free the memory of its KV cache now. It is in a reference cycle with its compiled steps.
+      self._runner = runner = None
+      gc.collect()
     runner = make()
     self._runner = name, snapshot(self.module), runner
     return runner

@@ -41,6 +41,38 @@ def start(command: list[str], **env: str) -> subprocess.Popen:
   )
 
 
+# Runs a command, and reports on a pipe when the first module of the project has been imported.
+REPORT_START = """
+import os, runpy, sys
+from tinyformer import cli
+os.write(int(sys.argv[1]), b"started")
+del sys.argv[:2]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start_and_wait(command: list[str]) -> subprocess.Popen:
+  """Start a command, and return when Python has started and imported our first module.
+
+  Before that, Python handles signals itself: Ctrl-C prints a traceback.
+  """
+  reader, writer = os.pipe()
+  process = subprocess.Popen(
+    [sys.executable, "-c", REPORT_START, str(writer), *command],
+    cwd=ROOT,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    pass_fds=[writer],
+    preexec_fn=enable_signals,
+  )
+  os.close(writer)
+  os.read(reader, 7)
+  os.close(reader)
+  return process
+
+
 def finish(process: subprocess.Popen, timeout: float = 300) -> Outcome:
   """Wait for the end of a process."""
   out, err = process.communicate(timeout=timeout)

@@ -16,6 +16,20 @@ SIGNALS = [
 ]
 
 
+def hide_interrupts() -> None:
+  """Let Ctrl-C end the process without a traceback while a command is still importing modules."""
+  previous = sys.excepthook
+
+  def hook(kind, value, traceback) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+      previous(kind, value, traceback)
+
+  sys.excepthook = hook
+
+
+hide_interrupts()
+
+
 @contextlib.contextmanager
 def handler(function: Callable[[int, Any], None]) -> Iterator[None]:
   """Handle the signals with a function, except those that the process ignores.

@@ -1,0 +1,149 @@
+"""Measure whether the memory of long runs grows: `python tests/chaos/memory.py`.
+
+Each workload runs in a process of its own. The table has the resident memory in MB after a quarter
+of the workload, after half of it, and at its end. The exit status is 1 if the memory of the second
+half grows by more than 16 MB.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from conftest import ROOT, with_head
+
+MAX_GROWTH = 16  # MB
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def resident_megabytes() -> float:
+  """Return the resident memory of this process in MB. Linux only."""
+  pages = int(Path("/proc/self/statm").read_text().split()[1])
+  return pages * 4096 / 1e6
+
+
+def texts(count: int) -> Iterator[str]:
+  """Yield texts of 1 to 60 words, each of another length than the one before."""
+  letters = WORDS[6:]
+  for i in range(count):
+    yield " ".join(letters[(i + j) % len(letters)] for j in range(1 + 7 * i % 60))
+
+
+def encoder(folder: Path, head: str):
+  """Return the Model of a small BERT."""
+  import tinyformer
+
+  with_head("bert-a", head, folder)
+  (folder / "vocab.txt").write_text("\n".join(WORDS + [f"w{i}" for i in range(61 - len(WORDS))]))
+  return tinyformer.load(folder)
+
+
+def generate_tokens(folder: Path, count: int) -> Iterator[None]:
+  """Generate `count` tokens, 200 per text."""
+  import tinyformer
+
+  model = tinyformer.load("tiny")
+  for i in range(count // 200):
+    model.generate("Once upon a time", 200, seed=i)
+    yield
+
+
+def vary_prompt_lengths(folder: Path, count: int) -> Iterator[None]:
+  """Continue prompts of each length from 1 to 240 tokens, with greedy decoding and with samples."""
+  import tinyformer
+
+  model = tinyformer.load("tiny")
+  for i in range(count):
+    model.generate(" the" * (1 + i % 240), 2, temperature=i % 2)
+    yield
+
+
+def fill_rows(folder: Path, count: int) -> Iterator[None]:
+  """Fill a mask in each row."""
+  model = encoder(folder, "ForMaskedLM")
+  for text in texts(count):
+    model.fill_mask(f"{text[:40]} [MASK]")
+    yield
+
+
+def embed_rows(folder: Path, count: int) -> Iterator[None]:
+  """Embed each row."""
+  model = encoder(folder, "Model")
+  for text in texts(count):
+    model.embed([text[:40]])
+    yield
+
+
+def inspect_rows(folder: Path, count: int) -> Iterator[None]:
+  """Inspect texts of different lengths."""
+  import tinyformer
+
+  model = tinyformer.load("tiny")
+  for i in range(count):
+    tinyformer.inspect(model, " the" * (1 + i % 60))
+    yield
+
+
+def evaluate_rows(folder: Path, count: int) -> Iterator[None]:
+  """Compute the losses of documents of different lengths."""
+  import tinyformer
+  from tinyformer.tasks.perplexity import token_losses
+
+  model = tinyformer.load("tiny")
+  documents = [model.tokenizer.encode(text) for text in texts(count)]
+  for _ in token_losses(model.module, documents, 128):
+    yield
+
+
+# The workload, and the number of tokens, prompts or rows.
+WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
+  "generate 20,000 tokens": (generate_tokens, 20_000),
+  "continue 300 prompts of 240 lengths": (vary_prompt_lengths, 300),
+  "fill masks in 10,000 rows": (fill_rows, 10_000),
+  "embed 10,000 rows": (embed_rows, 10_000),
+  "evaluate 10,000 documents": (evaluate_rows, 10_000),
+  "inspect 300 texts of 60 lengths": (inspect_rows, 300),
+}
+
+
+def run_workload(name: str, scale: float) -> None:
+  """Run a workload and print its memory after a quarter, after half, and at the end."""
+  function, count = WORKLOADS[name]
+  with tempfile.TemporaryDirectory() as folder:
+    measured = [resident_megabytes() for _ in function(Path(folder), int(count * scale))]
+  quarters = (len(measured) // 4, len(measured) // 2, len(measured) - 1)
+  print(*(f"{measured[i]:.1f}" for i in quarters))
+
+
+def measure(name: str, scale: float = 1) -> list[float]:
+  """Return the memory of a workload in a process of its own, as `run_workload` prints it."""
+  command = [sys.executable, __file__, "--workload", name, "--scale", str(scale)]
+  result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  if result.returncode:
+    raise RuntimeError(result.stderr)
+  return [float(number) for number in result.stdout.split()]
+
+
+def main() -> int:
+  p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  p.add_argument("--scale", type=float, default=1, help="fraction of each workload to run")
+  p.add_argument("--workload", help="run a single workload, in this process")
+  args = p.parse_args()
+  if args.workload:
+    run_workload(args.workload, args.scale)
+    return 0
+  grown = 0
+  print("| workload | MB after a quarter | after half | at the end |")
+  print("| --- | ---: | ---: | ---: |")
+  for name in WORKLOADS:
+    quarter, half, end = measure(name, args.scale)
+    print(f"| {name} | {quarter:.0f} | {half:.0f} | {end:.0f} |", flush=True)
+    grown += end - half > MAX_GROWTH
+  return int(grown > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
