@@ -198,6 +198,14 @@ def window_mask(T, S, window: int) -> Tensor:
   return ((d >= 0) & (d < window)).where(0.0, -math.inf)
 
 
+def local_mask(T, S, distance: int) -> Tensor:
+  """Return (T, S): 0 for keys at most `distance` positions before or after the query, else -inf.
+
+  Source: Beltagy et al. 2020, sec. 3.1.
+  """
+  return (distances(T, S).abs() <= distance).where(0.0, -math.inf)
+
+
 def alibi_slopes(heads: int) -> list[float]:
   """Return 2^(-8h/H) for head h = 1..H.
 

@@ -12,7 +12,7 @@ from layers.attention import CachedAttention, NoPEAttention, QKNormAttention
 from layers.blocks import ParallelBlock
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
-from layers.norms import pre_norm
+from layers.norms import UnbiasedLayerNorm, pre_norm
 from models.deberta import DisentangledAttention
 from transformer import Block, FeedForward, Linear, MultiHeadAttention, dot_product, post_norm
 
@@ -33,6 +33,10 @@ def biased_qkv_attn(c):
   attn = CachedAttention(c.dim, c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim)
   attn.out.bias = None
   return attn
+
+
+def rope_attn(c):
+  return CachedAttention(c.dim, c.heads, no_bias)
 
 
 def nope_attn(c):
@@ -65,6 +69,10 @@ def layer_norm(c):
   return lambda: nn.LayerNorm(c.dim, c.eps)
 
 
+def unbiased_norm(c):
+  return lambda: UnbiasedLayerNorm(c.dim, c.eps)
+
+
 def rms_norm(c):
   return lambda: nn.RMSNorm(c.dim, c.eps)
 
@@ -88,6 +96,7 @@ RECIPES = {
   "bert": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "roberta": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "distilbert": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), post_norm),
+  "modernbert": lambda c: Block(rope_attn(c), gated(c, gelu), unbiased_norm(c), pre_norm),
   "deberta": lambda c: Block(disentangled_attn(c), mlp(c, gelu), layer_norm(c), post_norm),
   "vit": lambda c: Block(attn(c), mlp(c, gelu), layer_norm(c), pre_norm),
   "t5": lambda c: Block(t5_attn(c), mlp(c, relu, no_bias), rms_norm(c), pre_norm, t5_attn(c)),
@@ -112,6 +121,7 @@ FAMILIES = {
   "camembert": "roberta.Roberta",
   "xlm-roberta": "roberta.Roberta",
   "distilbert": "distilbert.DistilBert",
+  "modernbert": "modernbert.ModernBert",
   "deberta-v2": "deberta.Deberta",
   "vit": "vit.ViT",
   "t5": "t5.T5",

@@ -106,6 +106,18 @@ ENCODERS = {
     max_position_embeddings=32,
     id2label=ENCODER["id2label"],
   ),
+  "modernbert-a": transformers.ModernBertConfig(
+    vocab_size=61,
+    hidden_size=12,
+    num_attention_heads=3,
+    num_hidden_layers=4,
+    intermediate_size=20,
+    max_position_embeddings=32,
+    local_attention=6,
+    norm_eps=1e-3,
+    pad_token_id=0,
+    id2label=ENCODER["id2label"],
+  ),
   "deberta-a": transformers.DebertaV2Config(
     **ENCODER, **RELATIVE, position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm"
   ),
@@ -293,7 +305,10 @@ def encoders(config, seed: int) -> dict:
   first = models["ForSequenceClassification"]
   for head, model in models.items():
     source = first.base_model if head == "Model" else first
-    model.load_state_dict(source.state_dict(), strict=False)
+    own = model.state_dict()
+    # ModernBERT's classifiers have the same name for all tasks, but not the same shape.
+    shared = {n: t for n, t in source.state_dict().items() if n in own and own[n].shape == t.shape}
+    model.load_state_dict(shared, strict=False)
   return models
 
 
@@ -312,6 +327,9 @@ def head_output(out, head: str) -> torch.Tensor:
 def make_encoder(name: str, config, folder: Path) -> None:
   """Write one checkpoint with the tensors of all heads, and the output of each head."""
   models = encoders(config, seed=len(name))
+  if config.model_type == "modernbert":
+    # Its classifier has the name of that for other tasks.
+    del models["ForQuestionAnswering"]
   models["ForMaskedLM"].save_pretrained(folder / name)
   tensors: dict = {}
   for head, model in models.items():
@@ -337,7 +355,7 @@ def make_encoder(name: str, config, folder: Path) -> None:
   grads = {
     f"grad.{n}": p.grad
     for n, p in masked_lm.named_parameters()
-    if p.grad is not None and ("layer.0" in n or "embedding" in n)
+    if p.grad is not None and ("layer.0" in n or "layers.1." in n or "embedding" in n)
   }
   inputs = {"ids": ids, "keep": attention_mask, "segments": segments}
   save_expected(folder / name, inputs | {"loss": loss.detach()} | outputs | grads)

@@ -17,7 +17,7 @@ from tinyformer.checkpoints import safetensors
 from transformer import loss
 
 CASES = ["bert-a", "roberta-a"]
-PADDING_IDS = {"bert-a": 0, "roberta-a": 1, "distilbert-a": 0}
+PADDING_IDS = {"bert-a": 0, "roberta-a": 1, "distilbert-a": 0, "modernbert-a": 0}
 
 
 def ids_mask_segments(expected):
@@ -198,6 +198,10 @@ ROBERTA = BASE | dict(
 )
 
 DISTIL = dict(model_type="distilbert", vocab_size=30522)
+MODERN = dict(model_type="modernbert", vocab_size=50368)
+MODERN_LARGE = MODERN | dict(
+  hidden_size=1024, num_attention_heads=16, num_hidden_layers=28, intermediate_size=2624
+)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +213,9 @@ DISTIL = dict(model_type="distilbert", vocab_size=30522)
     (ROBERTA, "RobertaModel", 124_645_632),
     (DISTIL, "DistilBertModel", 66_362_880),
     (DISTIL, "DistilBertForMaskedLM", 66_985_530),
+    (MODERN, "ModernBertModel", 149_014_272),
+    (MODERN, "ModernBertForMaskedLM", 149_655_232),
+    (MODERN_LARGE, "ModernBertForMaskedLM", 395_881_664),
   ],
   ids=[
     "bert-base",
@@ -217,6 +224,9 @@ DISTIL = dict(model_type="distilbert", vocab_size=30522)
     "roberta-base",
     "distilbert-base",
     "distilbert-base masked LM",
+    "ModernBERT-base",
+    "ModernBERT-base masked LM",
+    "ModernBERT-large masked LM",
   ],
 )
 def test_parameter_counts_equal_the_published_ones(sizes, architecture, num_parameters):

@@ -8,10 +8,11 @@ import json
 import numpy as np
 import pytest
 from conftest import close
-from tinygrad import Tensor
+from tinygrad import Tensor, nn
 
 from tinyformer import checkpoints
 from tinyformer.checkpoints import safetensors
+from transformer import loss
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -27,6 +28,7 @@ SIZES = dict(
   max_position_embeddings=40,
 )
 DISTIL = dict(vocab_size=61, dim=12, n_heads=3, n_layers=2, hidden_dim=20)
+MODERN = SIZES | dict(num_hidden_layers=5, local_attention=6, pad_token_id=0)
 RELATIVE = SIZES | make_fixtures.RELATIVE
 V3 = RELATIVE | dict(position_buckets=4, share_att_key=True, norm_rel_ebd="layer_norm")
 CONFIGS = {
@@ -44,6 +46,20 @@ CONFIGS = {
   "distilbert": lambda: transformers.DistilBertConfig(**DISTIL),
   "distilbert, ReLU, untied decoder": lambda: transformers.DistilBertConfig(
     **DISTIL, activation="relu", tie_word_embeddings=False, num_labels=5
+  ),
+  "modernbert": lambda: transformers.ModernBertConfig(**MODERN, norm_eps=1e-3),
+  "modernbert, other settings": lambda: transformers.ModernBertConfig(
+    **MODERN,
+    global_attn_every_n_layers=2,
+    rope_parameters={
+      "full_attention": {"rope_type": "default", "rope_theta": 20.0},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 5.0},
+    },
+    classifier_pooling="mean",
+    classifier_activation="silu",
+    hidden_activation="gelu_pytorch_tanh",
+    tie_word_embeddings=False,
+    num_labels=5,
   ),
   "deberta-v3": lambda: transformers.DebertaV2Config(**V3),
   "deberta-v3, not legacy": lambda: transformers.DebertaV2Config(
@@ -118,7 +134,7 @@ def test_head_outputs_equal_the_references(tmp_path, family, head):
 
 
 @pytest.mark.parametrize(
-  "name", ["bert", "roberta", "distilbert", "deberta-v3", "deberta, convolution"]
+  "name", ["bert", "roberta", "distilbert", "modernbert", "deberta-v3", "deberta, convolution"]
 )
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_outputs_for_a_padded_batch_equal_those_for_each_text(tmp_path, name, side):
@@ -131,6 +147,35 @@ def test_outputs_for_a_padded_batch_equal_those_for_each_text(tmp_path, name, si
     is_token = attention_mask[row] == 1
     alone = model(Tensor(ids[row : row + 1, is_token])).numpy()[0]
     close(padded[row][is_token], alone, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["distilbert", "modernbert", "modernbert, other settings"])
+def test_loss_and_gradients_equal_the_references(tmp_path, name):
+  config = CONFIGS[name]()
+  reference = make_fixtures.encoders(config, 0)["ForMaskedLM"]
+  reference.save_pretrained(tmp_path)
+  ids, attention_mask, _ = batch(config, "right")
+  labels = np.where(attention_mask == 1, ids, -100)
+  mask = torch.tensor(attention_mask)
+  output = reference(torch.tensor(ids), attention_mask=mask, labels=torch.tensor(labels))
+  output.loss.backward()
+
+  model = checkpoints.load_module(tmp_path)
+  parameters = nn.state.get_state_dict(model)
+  logits = model(Tensor(ids), Tensor(attention_mask))
+  value = loss(logits, Tensor(labels), smoothing=0, ignore=-100)
+  grads = dict(zip(parameters, value.gradient(*parameters.values()), strict=True))
+  Tensor.realize(value, *grads.values())
+  assert value.item() == pytest.approx(output.loss.item(), abs=1e-4)
+  table = checkpoints.architecture(checkpoints.read_config(tmp_path))[0].KEY_MAP.table(model)
+  expected = {n: p.grad.numpy() for n, p in reference.named_parameters()}
+  assert table.keys() == expected.keys()
+  for tensor, sources in table.items():
+    actual = np.concatenate([grads[p].numpy() for p in sources])
+    assert np.abs(actual - expected[tensor]).max() < 1e-4, tensor
+    # The softmax cancels the bias of the keys.
+    if expected[tensor].std() > 1e-6:
+      assert np.abs(actual - expected[tensor]).max() < 2e-3 * expected[tensor].std(), tensor
 
 
 def test_masked_lm_logits_of_a_pretraining_checkpoint_equal_the_references(tmp_path):

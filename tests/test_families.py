@@ -15,7 +15,7 @@ from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
 from layers.norms import pre_norm
 from layers.parts import PLAIN
-from models import gpt_neox, llama, mixtral, qwen2, qwen3, smollm3
+from models import gpt_neox, llama, mixtral, modernbert, qwen2, qwen3, smollm3
 from models.deberta import DisentangledAttention
 from models.hf_config import HFConfig
 from tinyformer import checkpoints
@@ -158,6 +158,7 @@ TABLE = {
   "BERT": "bert-a",
   "RoBERTa, CamemBERT": "roberta-a",
   "DistilBERT": "distilbert-a",
+  "ModernBERT": "modernbert-a",
   "DeBERTa v2, v3": "deberta-a",
   "T5": "t5-a",
   "T5 1.1, Flan-T5": "t5-b",
@@ -212,6 +213,8 @@ def kind_of(model):
 def positions_of(model, stack, parameters):
   if any(isinstance(block.attn, NoPEAttention) for block in stack.blocks):
     return "rotary, none in every fourth layer"
+  if isinstance(model, modernbert.ModernBert):
+    return "rotary, with another theta in local layers"
   if isinstance(model, gpt_neox.GPTNeoX):
     return "rotary, in a quarter of each head"
   if hasattr(model, "inv_freq"):
@@ -224,7 +227,7 @@ def positions_of(model, stack, parameters):
 
 
 def norm_of(block):
-  name = type(block.attn_norm).__name__
+  name = type(block.ff_norm).__name__.removeprefix("Unbiased")
   if isinstance(block, ParallelBlock):
     return f"{name} before each sublayer and at the end; sublayers are parallel"
   if getattr(block.residual, "func", block.residual) is pre_norm:

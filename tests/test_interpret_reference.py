@@ -36,6 +36,9 @@ SINGLE_STACK = {
   "distilbert": transformers.DistilBertConfig(
     vocab_size=61, dim=12, n_heads=3, n_layers=2, hidden_dim=20
   ),
+  "modernbert": transformers.ModernBertConfig(
+    **ENCODER | dict(num_hidden_layers=4), local_attention=6, pad_token_id=0
+  ),
   "deberta": transformers.DebertaV2Config(**ENCODER, **make_fixtures.RELATIVE, position_buckets=4),
 }
 ENCODER_DECODERS = {
@@ -66,7 +69,7 @@ def random_ids(n, seed=5):
 def test_attention_weights_and_residual_streams_equal_those_of_transformers(tmp_path, name):
   config = SINGLE_STACK[name]
   ids = random_ids(11)
-  is_decoder = name not in ("bert", "roberta", "distilbert", "deberta")
+  is_decoder = name not in ("bert", "roberta", "distilbert", "modernbert", "deberta")
   auto_class = (
     transformers.AutoModelForCausalLM if is_decoder else transformers.AutoModelForMaskedLM
   )

@@ -176,6 +176,13 @@ def test_window_mask_allows_the_last_keys_only(window):
   )
 
 
+@pytest.mark.parametrize("distance", [0, 3, 11])
+def test_local_mask_allows_the_keys_near_the_query_on_both_sides(distance):
+  mask = positions.local_mask(12, 12, distance).numpy()
+  for i, j in np.ndindex(12, 12):
+    assert mask[i, j] == (0 if abs(i - j) <= distance else -math.inf)
+
+
 def test_alibi_slopes_and_biases():
   powers = [2.0**-i for i in range(1, 9)]
   assert positions.alibi_slopes(8) == powers

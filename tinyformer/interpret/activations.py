@@ -18,7 +18,7 @@ from tinyformer.interpret.recorder import Recorder, ResidualCall, StreamRecorder
 
 
 class Norm(NamedTuple):
-  """A LayerNorm (centered) or an RMSNorm (not centered, no bias).
+  """A LayerNorm (centered) or an RMSNorm (not centered). bias: None if there is none.
 
   With its scale (T, 1) fixed at the computed value, a norm is linear apart from the bias.
   """
@@ -37,7 +37,8 @@ class Norm(NamedTuple):
     if isinstance(module, nn.RMSNorm):
       return cls(to_numpy(module.weight), None, module.eps, centered=False)
     if isinstance(module, nn.LayerNorm):
-      return cls(to_numpy(module.weight), to_numpy(module.bias), module.eps, centered=True)
+      bias = None if module.bias is None else to_numpy(module.bias)
+      return cls(to_numpy(module.weight), bias, module.eps, centered=True)
     probe = object()
     if module(probe) is probe:
       return None
