@@ -25,6 +25,17 @@ def test_the_last_token_of_a_lowercased_word_ends_in_the_word_suffix(tokenizer):
   assert encode("The bea.", tokenizer) == ["the</w>", "be", "a</w>", ".</w>"]
 
 
+def test_the_first_merge_of_the_list_is_applied_first():
+  tokens = ["<unk>", "a", "b", "ab", "c</w>", "bc</w>"]
+  vocab = {token: i for i, token in enumerate(tokens)}
+  for merges, expected in (
+    ([("b", "c</w>"), ("a", "b")], ["a", "bc</w>"]),
+    ([("a", "b"), ("b", "c</w>")], ["ab", "c</w>"]),
+  ):
+    ids = GPT1Tokenizer(vocab, merges, {"<unk>": 0}).encode("abc")
+    assert [tokens[i] for i in ids] == expected
+
+
 def test_an_unknown_character_becomes_the_unknown_token(tokenizer):
   assert encode("béz the", tokenizer) == ["be", "<unk>", "the</w>"]
 

@@ -4,6 +4,22 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
+    "GPT-1's BPE does not mark the end of a word",
+    "tinyformer/tokenization/gpt1_bpe.py",
+    "GPT1Tokenizer.tokenize_word",
+    "[*word[:-1], word[-1] + END_OF_WORD]",
+    "[*word]",
+    "gpt1_bpe",
+  ),
+  Bug(
+    "GPT-1's BPE ignores the order of the merges",
+    "tinyformer/tokenization/gpt1_bpe.py",
+    "GPT1Tokenizer.__init__",
+    "{pair: float(rank) for rank, pair in enumerate(merges)}",
+    "dict.fromkeys(merges, 0.0)",
+    "gpt1_bpe",
+  ),
+  Bug(
     "SentencePiece does not insert a space before the text",
     "tinyformer/tokenization/sentencepiece.py",
     "Model.prepare",
