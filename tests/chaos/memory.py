@@ -77,16 +77,6 @@ def embed_rows(folder: Path, count: int) -> Iterator[None]:
     yield
 
 
-def inspect_rows(folder: Path, count: int) -> Iterator[None]:
-  """Inspect texts of different lengths."""
-  import tinyformer
-
-  model = tinyformer.load("tiny")
-  for i in range(count):
-    tinyformer.inspect(model, " the" * (1 + i % 60))
-    yield
-
-
 def evaluate_rows(folder: Path, count: int) -> Iterator[None]:
   """Compute the losses of documents of different lengths."""
   import tinyformer
@@ -105,7 +95,6 @@ WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "fill masks in 10,000 rows": (fill_rows, 10_000),
   "embed 10,000 rows": (embed_rows, 10_000),
   "evaluate 10,000 documents": (evaluate_rows, 10_000),
-  "inspect 300 texts of 60 lengths": (inspect_rows, 300),
 }
 
 

@@ -73,7 +73,7 @@ def start_and_wait(command: list[str]) -> subprocess.Popen:
   return process
 
 
-def finish(process: subprocess.Popen, timeout: float = 300) -> Outcome:
+def finish(process: subprocess.Popen, timeout: float = 3000) -> Outcome:
   """Wait for the end of a process."""
   out, err = process.communicate(timeout=timeout)
   return Outcome(process.returncode, out, err)
