@@ -44,11 +44,14 @@ PEERS = {
   "tinyformer float32": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
   "tinyformer bfloat16": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
   "tinyformer int8": ("tinygrad", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
+  "minigrad float32": ("numpy", ["tinygrad", "numpy", "tiktoken", "regex"], [CORES]),
   "torch float32": ("transformers", ["torch", "transformers"], [1, CORES]),
   "torch bfloat16": ("transformers", ["torch", "transformers"], [1, CORES]),
   "ctranslate2 float32": ("ctranslate2", ["ctranslate2"], [1, CORES]),
   "ctranslate2 int8": ("ctranslate2", ["ctranslate2"], [1, CORES]),
 }
+# The columns of this project: on tinygrad, and on minigrad (docs/minigrad.md).
+OURS = ("tinyformer", "minigrad")
 # Measured in tokens per second.
 TASKS = [
   "decode after 8 tokens",
@@ -116,10 +119,12 @@ def random_ids(batch: int, length: int) -> np.ndarray:
 class Tinyformer:
   """This project's engine, which selects the most likely token only."""
 
+  device: str | None = None
+
   def __init__(self, folder: Path, dtype: str, threads: int):
     from tinyformer.device import select_device
 
-    select_device()
+    select_device(self.device)
     from tinyformer import checkpoints
     from tinyformer.generation.engine import Engine
 
@@ -133,6 +138,12 @@ class Tinyformer:
   def decode(self, batch: int, logits: np.ndarray) -> None:
     for _ in range(NEW_TOKENS):
       logits = self.engine(batch)(logits.argmax(-1)[:, None])
+
+
+class Minigrad(Tinyformer):
+  """The same engine on minigrad, whose matrix products numpy's BLAS computes."""
+
+  device = "NUMPY"
 
 
 class Torch:
@@ -199,6 +210,7 @@ class Ctranslate2:
 
 PEER_CLASSES: dict[str, Any] = {
   "tinyformer": Tinyformer,
+  "minigrad": Minigrad,
   "torch": Torch,
   "ctranslate2": Ctranslate2,
 }
@@ -271,8 +283,10 @@ def training(name: str, folder: Path, threads: int) -> Measure:
   inputs, targets = (
     np.random.default_rng(seed).integers(0, 65, (12, 64)).astype(np.int32) for seed in range(2)
   )
-  make_step = tinyformer_step if name.startswith("tinyformer") else torch_step
-  step = make_step(inputs, targets, threads)
+  if name.startswith(OURS):
+    step = tinyformer_step(inputs, targets, "NUMPY" if name.startswith("minigrad") else None)
+  else:
+    step = torch_step(inputs, targets, threads)
 
   def measure(figure: str) -> list[float]:
     milliseconds = []
@@ -285,17 +299,19 @@ def training(name: str, folder: Path, threads: int) -> Measure:
   return measure
 
 
-def tinyformer_step(inputs: np.ndarray, targets: np.ndarray, threads: int) -> Callable[[], None]:
+def tinyformer_step(
+  inputs: np.ndarray, targets: np.ndarray, device: str | None
+) -> Callable[[], None]:
   """Return a function that takes one training step in tinyformer."""
   from tinyformer.device import select_device
 
-  select_device()
+  select_device(device)
   from models.gpt2 import GPT2, GPT2Config
-  from tinyformer.kernels.cross_entropy import loss
-  from tinyformer.kernels.parts import CPU_KERNELS
+  from tinyformer.kernels import loss_function, training_parts
   from tinyformer.training.trainer import Trainer
 
-  model = GPT2(GPT2Config(**NANOGPT), CPU_KERNELS)
+  loss = loss_function()
+  model = GPT2(GPT2Config(**NANOGPT), training_parts("float32"))
   trainer = Trainer(model, lambda x, y: loss(model(x), y, smoothing=0))
 
   def step() -> None:
@@ -356,8 +372,9 @@ def run_child(kind: str, name: str, folder: str, threads: str) -> int:
 
 def first_token_code(library: str, dtype: str, folder: Path) -> str:
   """Return a Python program that loads a peer's model and generates one token."""
-  if library == "tinyformer":
-    arguments = f"['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{dtype}']"
+  if library in OURS:
+    device = ", '--device', 'NUMPY'" if library == "minigrad" else ""
+    arguments = f"['-m', r'{folder}', '-p', 'Once', '-n', '1', '--dtype', '{dtype}'{device}]"
     statements = [
       "import gpt, sys",
       "from tinyformer import cli",
@@ -625,8 +642,8 @@ def table(results: Results, machine: dict[str, Any]) -> str:
   all_figures = list(dict.fromkeys(figure for r in results.values() for figure in r))
 
   def one_table(names: list[str]) -> str:
-    ours = [name for name in names if name.startswith("tinyformer")]
-    peers = [name for name in names if not name.startswith("tinyformer")]
+    ours = [name for name in names if name.startswith(OURS)]
+    peers = [name for name in names if not name.startswith(OURS)]
     rows = [["", *names, "ratio to best peer"], ["---"] + ["---:"] * (len(names) + 1)]
     for figure in all_figures:
       if any(figure in results[name] for name in names):

@@ -3,7 +3,12 @@
 A full benchmark takes half an hour, so no test runs one.
 """
 
+import json
+import subprocess
+import sys
+
 import pytest
+from conftest import ROOT
 
 import bench
 
@@ -37,6 +42,32 @@ def test_table_shows_medians_ranges_and_percentages_of_the_limit():
   # Each decoding step reads 0.498 GB of weights.
   assert "| decode after 8 tokens | 20.0 (10.0–30.0) 50% | – | – |" in table
   assert "| installed, MB | 123 | 1,120 | 9.11 |" in table
+
+
+def test_minigrad_runs_every_measurement_on_numpy(tmp_path):
+  """Run the real measurements in processes of their own, with a small model."""
+  name, folder = "minigrad float32", ROOT / "weights" / "tiny"
+  code = f"""
+import bench, pathlib
+bench.NEW_TOKENS, bench.random_ids = 2, lambda b, n: bench.np.zeros((b, n), int)
+measure = bench.speeds({name!r}, pathlib.Path({str(folder)!r}), 1)
+print(measure("decode, batch 8"), measure("prefill 9"))
+import tinygrad, minigrad
+assert tinygrad is minigrad
+"""
+  result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  first_token = bench.first_token_code("minigrad", "float32", folder)
+  result = subprocess.run([sys.executable, "-c", first_token], cwd=ROOT, capture_output=True)
+  assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_training_step_on_minigrad_takes_milliseconds():
+  code = (
+    "import bench\nprint(bench.training('minigrad float32', bench.Path(), 1)('training step, ms'))"
+  )
+  result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert len(json.loads(result.stdout)) == 4, result.stderr
 
 
 def test_failing_peer_is_reported_and_other_peers_are_still_measured(tmp_path, capsys, monkeypatch):
