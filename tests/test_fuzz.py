@@ -104,7 +104,8 @@ def test_a_case_that_exceeds_a_limit_is_a_failure(monkeypatch, read, outcome):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if targets.TARGETS[name].reference])
 def test_undamaged_files_are_read_equally_to_hugging_face(name, tmp_path):
-  assert targets.import_references()
+  if not targets.import_references():
+    pytest.skip("needs the extra `reference`")
   target = targets.TARGETS[name]
   for file, data in target.files().items():
     (tmp_path / file).write_bytes(data)
@@ -114,7 +115,8 @@ def test_undamaged_files_are_read_equally_to_hugging_face(name, tmp_path):
 
 @pytest.mark.slow
 def test_2000_damaged_files_are_read_equally_to_hugging_face_or_refused():
-  assert targets.import_references()
+  if not targets.import_references():
+    pytest.skip("needs the extra `reference`")
   cases = list(runner.run(list(range(2000)), 1, NAMES))
   print("\n".join(runner.table(cases)))
   assert len(cases) == 2000
