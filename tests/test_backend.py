@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, with_head
 
 import tinyformer
 from tinyformer import backend
@@ -215,6 +215,16 @@ print("equal")
 """
   result = run(code)
   assert result.stdout == "equal\n", result.stderr
+
+
+def test_ask_fills_a_mask_as_on_tinygrad(tmp_path):
+  folder = with_head("bert-a", "ForMaskedLM", tmp_path)
+  words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(56))]
+  (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+  result = run("ask.py", "-m", str(folder), "w7 [MASK] w9", "-k", "3", "--device", "NUMPY")
+  [expected] = tinyformer.load(folder).fill_mask("w7 [MASK] w9", top_k=3)
+  lines = [f"{score:6.1%}  {label}" for label, score in expected]
+  assert result.stdout.splitlines() == lines, result.stderr
 
 
 WITHOUT_CLANG = """

@@ -223,7 +223,7 @@ def test_each_operation_equals_tinygrads(name):
 
 @pytest.mark.slow
 @every_operation
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(shape=SHAPES, seed=SEEDS)
 def test_each_operation_equals_tinygrads_for_any_shape(name, shape, seed):
   compare(name, arrays(name, shape, seed, dtype="float32"))

@@ -43,7 +43,7 @@ def use_minigrad() -> None:
   if "tinygrad" in sys.modules:
     raise BackendError(
       "the device NUMPY cannot be selected, because tinygrad is already in use in this process.\n"
-      "Select NUMPY before anything else is loaded, or set TINYFORMER_DEVICE=NUMPY."
+      "Select NUMPY in a new process, before anything else is loaded."
     )
   for name, ours in STANDS_FOR.items():
     sys.modules[name] = importlib.import_module(ours)
