@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tinyformer import cli
+from tinyformer.cli import file_run
 from tinyformer.device import select_device
 from tinyformer.model import Model
-from tinyformer.tasks import Prediction
+from tinyformer.tasks import Answer, Prediction
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -53,6 +54,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     metavar="N",
     type=cli.number(int, 1, 100),
     help="number of beams; 1 selects greedy decoding (default: the checkpoint's)",
+  )
+  file_run.add_arguments(
+    p,
+    ".jsonl or .csv, or for embeddings .npy",
+    "column of a .csv or .jsonl file that contains the text or the name of the picture; a "
+    "question-answering model reads the columns question and passage",
   )
   return p.parse_args(argv)
 
@@ -154,19 +161,70 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
   return (functions[model.task](model, text, args.top) for text in texts)
 
 
-def main(argv: list[str] | None = None) -> int:
-  args = parse_arguments(argv)
-  if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-  texts = read_texts(args)
-  start = time.monotonic()
-  device = select_device(args.device)
-  model = Model(cli.find_model(args, args.model), args.dtype)
+def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
+  """Return what to compute for each row of --input. Raises UsageError if there is no such task."""
+  top = args.top
+  common = {"model": str(model.folder.resolve()), "dtype": args.dtype}
+  with_top = common | {"top": top}
+  text = (args.column,)
+  if model.task == "feature-extraction":
+
+    def embed(rows: Sequence[tuple[str, ...]]) -> list[np.ndarray]:
+      return list(model.embed([row[0] for row in rows]))
+
+    return file_run.RowTask(embed, "embedding", common, text, is_batched=True)
+  if model.task == "text-classification":
+
+    def classify_rows(rows: Sequence[tuple[str, ...]]) -> list[list[Prediction]]:
+      return model.classify_many([row[0] for row in rows], top)
+
+    # A regression model returns all its values.
+    num_labels = len(model.module.labels)
+    width = num_labels if model.module.head.problem == "regression" else min(top, num_labels)
+    task = file_run.RowTask(classify_rows, "predictions", with_top, text, is_batched=True)
+    return task._replace(fields=Prediction._fields, width=width)
+  if model.task == "image-classification":
+    function = file_run.each(lambda path: model.classify_image(path, top))
+    task = file_run.RowTask(function, "predictions", with_top, text)
+    return task._replace(fields=Prediction._fields, width=min(top, len(model.module.labels)))
+  if model.task == "question-answering":
+    function = file_run.each(lambda question, passage: model.answer(question, passage, top))
+    task = file_run.RowTask(function, "answers", with_top, ("question", "passage"))
+    return task._replace(fields=Answer._fields, width=top)
+  if model.task == "fill-mask":
+    function = file_run.each(lambda text: model.fill_mask(text, top))
+    return file_run.RowTask(function, "masks", with_top, text)
+  if model.task == "token-classification":
+    return file_run.RowTask(file_run.each(model.tag), "entities", common, text)
+  if model.task == "text2text-generation":
+    options = {"max_new_tokens": args.max_new_tokens, "beams": args.beams}
+    function = file_run.each(lambda text: model.translate(text, *options.values()))
+    return file_run.RowTask(function, "text", common | options, text)
+  raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
+
+
+def print_answers(args: argparse.Namespace, model: Model, texts: list[str]) -> None:
+  """Print the results of the texts, with an empty line between them."""
   for n, lines in enumerate(run_task(args, model, texts)):
     if n:
       cli.write("\n")
     for line in lines:
       cli.write(f"{line}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+  args = parse_arguments(argv)
+  if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+  file_run.check_arguments(args, bool(args.text))
+  texts = [] if args.input else read_texts(args)
+  start = time.monotonic()
+  device = select_device(args.device)
+  model = Model(cli.find_model(args, args.model), args.dtype)
+  if args.input:
+    file_run.run(args, row_task(args, model))
+  else:
+    print_answers(args, model, texts)
   if args.verbose:
     seconds = time.monotonic() - start
     cli.note(f"{model.folder} in {args.dtype} on {device}: {seconds:.1f} s")

@@ -220,6 +220,20 @@ class Model:
 
     return classify_text(self._encoder("text-classification", "classify"), text, top_k)
 
+  def classify_many(self, texts: Sequence[str], top_k: int | None = None) -> list[list[Prediction]]:
+    """Return what `classify` returns for each text. Texts of similar length form batches.
+
+    >>> model = tinyformer.load("textattack/bert-base-uncased-SST-2")
+    >>> [a, b] = model.classify_many(["A clever film.", "Dull."], top_k=1)
+    >>> len(a) == len(b) == 1
+    True
+    """
+    from tinyformer.tasks.text_classification import classify_texts
+
+    if isinstance(texts, str):
+      raise InputError("classify_many takes a list of texts: use classify for one")
+    return classify_texts(self._encoder("text-classification", "classify_many"), texts, top_k)
+
   def tag(self, text: str) -> list[Entity]:
     """Return the entities of a text, such as names: spans with a label other than O.
 

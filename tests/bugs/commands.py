@@ -173,10 +173,10 @@ BUGS = [
   ),
   Bug(
     "outputs of a batch are in the order of their lengths",
-    "tinyformer/tasks/encoder.py",
-    "Encoder.run_many",
-    "[outputs[i] for i in range(len(texts))]",
-    "list(outputs.values())",
+    "tinyformer/tasks/embedding.py",
+    "embed_texts",
+    "[embeddings[i] for i in range(len(ids))]",
+    "list(embeddings.values())",
     "embedding",
   ),
   Bug(

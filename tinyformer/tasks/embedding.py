@@ -28,10 +28,10 @@ def embed_texts(
   # The special tokens after the text do not belong to the prompt.
   prompt_length = len(token_ids(encoder, prompt, config)) - len(encoder.tokenizer.suffix_ids)
   skipped = 0 if config.include_prompt or not prompt else prompt_length
-  outputs = encoder.run_many(ids)
-  return np.stack(
-    [pool(hidden[skipped : len(row)], config) for hidden, row in zip(outputs, ids, strict=True)]
-  )
+  embeddings = {
+    i: pool(hidden[skipped : len(ids[i])], config) for i, hidden in encoder.run_many(ids)
+  }
+  return np.stack([embeddings[i] for i in range(len(ids))])
 
 
 def find_prompt(config: SentenceConfig, name: str | None) -> str:

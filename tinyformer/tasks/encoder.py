@@ -47,12 +47,12 @@ class Encoder:
     length = self.padded_length(len(ids), self.LENGTH_MULTIPLE)
     return self.run_batch([ids], [segments or [0] * len(ids)], 1, length)[0].copy()
 
-  def run_many(self, texts: Sequence[list[int]]) -> list[np.ndarray]:
-    """Return the model's output for each of N texts, as `__call__` does.
+  def run_many(self, texts: Sequence[list[int]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the index and the output of each of N texts, as `__call__` returns it.
 
-    Texts of similar length are processed in one batch.
+    Texts of similar length are processed in one batch, so the indices are not in order. Raises
+    InputError before the first output if a text exceeds the context.
     """
-    outputs: dict[int, np.ndarray] = {}
 
     def length_of(i: int) -> int:
       return self.padded_length(len(texts[i]), self.SMALL_MULTIPLE)
@@ -61,8 +61,7 @@ class Encoder:
       indices = list(group)
       size = max(1, self.BATCH_TOKENS // length)
       for start in range(0, len(indices), size):
-        outputs.update(self.run_group(texts, indices[start : start + size], size, length))
-    return [outputs[i] for i in range(len(texts))]
+        yield from self.run_group(texts, indices[start : start + size], size, length)
 
   def run_group(
     self, texts: Sequence[list[int]], indices: list[int], size: int, length: int

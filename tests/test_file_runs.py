@@ -1,0 +1,448 @@
+"""Files with one row per text: each row has one result, also after a kill or a bad row."""
+
+import argparse
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, with_head
+from test_ask import WORDS
+
+import ask
+from tinyformer import cli
+from tinyformer.cli import file_run
+from tinyformer.cli.result_file import ResultFile
+from tinyformer.cli.result_formats import format_of
+from tinyformer.cli.row_reader import Part, RowReader
+from tinyformer.model import Model
+from tinyformer.tasks import InputError, Prediction
+
+TEXTS = ["paris", "", "the capital of france is paris .", 'rome , "x" ?', "wer ä lives in rome"]
+SUFFIXES = (".jsonl", ".csv", ".npy")
+
+
+def vector(text):
+  """Return what stands for the embedding of a text in tests without a model."""
+  return np.array([len(text), 0.1, -1e-9], np.float32)
+
+
+VECTORS = file_run.RowTask(file_run.each(vector), "embedding", {"model": "a"}, is_batched=True)
+
+LINES = VECTORS._replace(function=file_run.each(lambda text: f'"{text}"\n\n{text}'), name="text")
+
+
+def run_task(task, input_file, output_file, **options):
+  """Run a task on a file, as the commands do."""
+  args = argparse.Namespace(input=input_file, output=output_file, quiet=True, part=Part())
+  args.__dict__.update(options)
+  file_run.run(args, task)
+
+
+def open_output(path):
+  """Return the output file of VECTORS."""
+  settings = VECTORS.settings | {"columns": ["text"], "part": "1/1"}
+  return ResultFile(path, format_of(path, "embedding"), settings)
+
+
+def read_vectors(path):
+  """Return the vectors in an output file. Each row must have its number once, in order."""
+  if path.suffix == ".npy":
+    return np.load(path)
+  if path.suffix == ".csv":
+    rows = list(csv.DictReader(path.open(encoding="utf-8")))
+    values = [[row[f"embedding_{i}"] for i in (1, 2, 3)] for row in rows]
+  else:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    values = [row["embedding"] for row in rows]
+  assert [int(row["row"]) for row in rows] == list(range(1, len(rows) + 1))
+  return np.array(values, np.float32).reshape(-1, 3)
+
+
+def write_rows(path, texts):
+  """Write texts to a file in the format of its suffix."""
+  with path.open("w", encoding="utf-8", newline="") as f:
+    if path.suffix == ".csv":
+      csv.writer(f).writerows([["id", "text"], *([i, text] for i, text in enumerate(texts))])
+    elif path.suffix == ".jsonl":
+      f.writelines(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    else:
+      f.writelines(text + "\n" for text in texts)
+  return path
+
+
+# models
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Return a function: a head's name -> the folder of a small BERT with this head."""
+  folders = {}
+
+  def make(head):
+    if head not in folders:
+      folders[head] = with_head("bert-a", head, tmp_path_factory.mktemp(head))
+      (folders[head] / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return folders[head]
+
+  return make
+
+
+def run_ask(capsys, *argv):
+  """Run ask.py; return its exit status, standard output and standard error."""
+  try:
+    status = cli.run(lambda: ask.main([str(argument) for argument in argv]))
+  except SystemExit as e:
+    status = e.code
+  captured = capsys.readouterr()
+  return status, captured.out, captured.err
+
+
+def test_each_row_has_the_embedding_of_its_text_alone(capsys, folder, tmp_path):
+  texts = [" ".join(WORDS[5 : 5 + n % 12]) for n in range(1, 40)]
+  rows = write_rows(tmp_path / "in.txt", texts)
+  status, out, err = run_ask(
+    capsys, "-m", folder("Model"), "--input", rows, "--output", tmp_path / "out.npy"
+  )
+  assert (status, out) == (0, ""), err
+  assert "39 rows" in err
+  model = Model(folder("Model"))
+  alone = np.concatenate([model.embed([text]) for text in texts])
+  np.testing.assert_allclose(np.load(tmp_path / "out.npy"), alone, atol=1e-5)
+
+
+def test_each_row_has_the_predictions_of_its_text_alone(capsys, folder, tmp_path):
+  path = folder("ForSequenceClassification")
+  rows = write_rows(tmp_path / "in.jsonl", TEXTS)
+  argv = ("-m", path, "-k", 3, "-q", "--input", rows, "--output")
+  assert run_ask(capsys, *argv, tmp_path / "out.jsonl") == (0, "", "")
+  assert run_ask(capsys, *argv, tmp_path / "out.csv") == (0, "", "")
+  model = Model(path)
+  lines = (tmp_path / "out.jsonl").read_text().splitlines()
+  records = csv.reader((tmp_path / "out.csv").open())
+  assert next(records) == ["row", "label_1", "score_1", "label_2", "score_2", "label_3", "score_3"]
+  for n, (text, line, record) in enumerate(zip(TEXTS, lines, records, strict=True), 1):
+    expected = model.classify(text, 3)
+    row = json.loads(line)
+    assert row["row"] == n == int(record[0])
+    predictions = [Prediction(**prediction) for prediction in row["predictions"]]
+    assert [p.label for p in predictions] == [p.label for p in expected] == record[1::2]
+    scores = [p.score for p in expected]
+    assert [p.score for p in predictions] == pytest.approx(scores, abs=1e-5)
+    assert [float(score) for score in record[2::2]] == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_text_that_is_too_long_is_named_and_the_rows_before_it_are_kept(capsys, folder, tmp_path):
+  texts = ["the " * n for n in (1, 20, 3, 40, 5)]
+  rows = write_rows(tmp_path / "in.txt", texts)
+  output = tmp_path / "out.jsonl"
+  argv = ("-m", folder("ForSequenceClassification"), "-q", "--input", rows, "--output", output)
+  status, _, err = run_ask(capsys, *argv)
+  assert status == 2
+  assert f"{rows}, row 4: the text has 42 tokens" in err
+  assert err.count("\n") == 1
+  first_rows = output.read_text()
+  assert first_rows.count("\n") == 3
+  texts[3] = "the"
+  write_rows(rows, texts)
+  assert run_ask(capsys, *argv)[0] == 0
+  assert output.read_text().startswith(first_rows)
+  assert [json.loads(line)["row"] for line in output.open()] == [1, 2, 3, 4, 5]
+
+
+# reading
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_a_reader_yields_the_texts_of_a_file(tmp_path, suffix):
+  path = write_rows(tmp_path / f"in{suffix}", TEXTS)
+  rows = list(RowReader(path, ["text"]))
+  assert [(row.number, row.values) for row in rows] == [(n + 1, (t,)) for n, t in enumerate(TEXTS)]
+  assert rows[-1].end == path.stat().st_size
+  windows = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n").rstrip(b"\r\n")
+  path.write_bytes(b"\xef\xbb\xbf" + windows)
+  assert [row.values for row in RowReader(path, ["text"])] == [(text,) for text in TEXTS]
+
+
+def test_a_field_of_a_csv_file_may_have_several_lines(tmp_path):
+  texts = ["one\ntwo", 'a "b"', "x, y"]
+  path = write_rows(tmp_path / "in.csv", texts)
+  assert [row.values[0] for row in RowReader(path, ["text"])] == texts
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_each_row_is_in_exactly_one_part(tmp_path, suffix):
+  path = write_rows(tmp_path / f"in{suffix}", [str(i) for i in range(20)])
+  parts = [[row.number for row in RowReader(path, ["text"], Part(i, 8))] for i in range(1, 9)]
+  assert parts[1] == [2, 10, 18]
+  assert sorted(row for part in parts for row in part) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "-1/2", "1/0", "٣/٤"])
+def test_invalid_parts_are_refused(text):
+  with pytest.raises(ValueError, match="is not a part such as 2/8"):
+    Part.parse(text)
+
+
+@pytest.mark.parametrize(
+  "name, content, row, problem",
+  [
+    ("in.jsonl", b'{"text": "a"}\n\n{"text": \n', "row 2 (line 3)", "the line is not JSON"),
+    ("in.jsonl", b'{"text": "a"}\n["b"]\n', "row 2", "must be a JSON object, not list"),
+    ("in.jsonl", b'{"text": "a"}\n{"t": "b"}\n', "row 2", "no column text; the columns are: t."),
+    ("in.jsonl", b'{"text": "a"}\n{"text": 5}\n', "row 2", "text must be a string, not 5"),
+    ("in.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "row 2", "half of a surrogate pair"),
+    ("in.txt", b"a\nb\xe4c\n", "row 2", "byte 2 of the line is not UTF-8"),
+    ("in.csv", b"text\na\nb\xe4c\n", "row 2 (line 3)", "byte 2 of the line is not UTF-8"),
+    ("in.csv", b"text,id\na,1\nb\n", "row 2 (line 3)", "has 2 columns, but this row has 1"),
+    ("in.csv", b'text\na\n"b" c\n', "row 2 (line 3)", "the row is not CSV"),
+    ("in.csv", b'text\na\n"b\n', "row 2 (line 3)", "the row is not CSV"),
+  ],
+)
+def test_the_number_of_an_invalid_row_is_given_and_the_rows_before_it_are_kept(
+  tmp_path, name, content, row, problem
+):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(InputError) as raised:
+    run_task(VECTORS, path, tmp_path / "out.npy")
+  assert str(raised.value).startswith(f"{path}, {row}: ")
+  assert problem in str(raised.value)
+  assert "\n" not in str(raised.value)
+  np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), [vector("a")])
+
+
+def test_a_missing_column_of_a_csv_file_is_an_error_of_its_header(tmp_path):
+  path = write_rows(tmp_path / "in.csv", ["a"])
+  with pytest.raises(InputError, match=r"header.*no column title; the columns are: id, text"):
+    list(RowReader(path, ["title"]))
+
+
+def test_a_long_line_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+  monkeypatch.setattr("tinyformer.cli.row_reader.MAX_LINE_BYTES", 100)
+  (tmp_path / "in.txt").write_text("a\n" + "b" * 100 + "\n")
+  with pytest.raises(InputError, match="row 2: the line has more than 100 bytes"):
+    list(RowReader(tmp_path / "in.txt", ["text"]))
+
+
+def test_a_file_larger_than_the_memory_is_read_in_chunks(tmp_path, monkeypatch):
+  monkeypatch.setattr(file_run, "CHUNK_ROWS", 10)
+  monkeypatch.setattr(file_run, "CHUNK_CHARACTERS", 30)
+  rows = RowReader(write_rows(tmp_path / "in.txt", ["a"] * 25 + ["b" * 25] * 4), ["text"])
+  sizes = []
+  for chunk in file_run.chunks(rows, file_run.CHUNK_ROWS):
+    sizes.append(len(chunk))
+    assert chunk[-1].end == rows.end  # nothing is read ahead
+  assert sizes == [10, 10, 7, 2]
+
+
+def test_an_incomplete_last_line_of_a_growing_file_is_left_to_the_next_run(tmp_path):
+  path = tmp_path / "in.txt"
+  path.write_text("a\nbb\nc")
+
+  def append(text):
+    with path.open("a") as f:
+      f.write("c")
+    return vector(text)
+
+  task = VECTORS._replace(function=file_run.each(append), is_batched=False)
+  run_task(task, path, tmp_path / "out.npy")
+  assert path.read_text() == "a\nbb\nccc"
+  np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], [1, 2])
+  run_task(VECTORS, path, tmp_path / "out.npy")
+  np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], [1, 2, 3])
+
+
+def test_a_growing_file_is_read_to_the_end_that_it_had_at_the_start(tmp_path):
+  path = write_rows(tmp_path / "in.txt", ["a", "bb"])
+
+  def append(text):
+    with path.open("a") as f:
+      f.write("ccc\n")
+    return vector(text)
+
+  task = VECTORS._replace(function=file_run.each(append), is_batched=False)
+  run_task(task, path, tmp_path / "out.npy")
+  np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], [1, 2])
+  run_task(VECTORS, path, tmp_path / "out.npy")
+  np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], [1, 2, 3, 3])
+
+
+def test_a_last_line_that_was_completed_later_is_detected(tmp_path):
+  path = tmp_path / "in.txt"
+  path.write_text("a\nb")
+  run_task(VECTORS, path, tmp_path / "out.npy")
+  path.write_text("a\nbb\n")
+  with pytest.raises(cli.UsageError, match="row 2 or an earlier one has been changed"):
+    run_task(VECTORS, path, tmp_path / "out.npy")
+
+
+# continuing
+
+
+@pytest.mark.parametrize(
+  "suffix, task", [*((suffix, VECTORS) for suffix in SUFFIXES), (".csv", LINES)]
+)
+def test_a_run_continues_after_a_kill_in_the_middle_of_a_write(tmp_path, suffix, task):
+  texts = ["a", "", "ccc"]
+  rows = write_rows(tmp_path / "in.jsonl", texts)
+  output = tmp_path / f"out{suffix}"
+  run_file = tmp_path / f"{output.name}.run.json"
+  with open_output(output):
+    first_run = run_file.read_text()
+  run_task(task, rows, output)
+  complete = output.read_bytes()
+  for length in range(0, len(complete), 3):
+    output.write_bytes(complete[:length])
+    run_file.write_text(first_run)
+    run_task(task, rows, output)
+    assert output.read_bytes() == complete, length
+  run_task(task, rows, output)
+  assert output.read_bytes() == complete
+  if task is VECTORS:
+    np.testing.assert_array_equal(read_vectors(output), [vector(text) for text in texts])
+
+
+SLOW = """
+import argparse, sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+from tinyformer.cli import file_run
+from tinyformer.cli.row_reader import Part
+def slow(text):
+  time.sleep(0.01)
+  return text.upper()
+task = file_run.RowTask(file_run.each(slow), "text", {})
+paths = dict(input=Path(sys.argv[1]), output=Path(sys.argv[2]))
+file_run.run(argparse.Namespace(quiet=True, part=Part(), **paths), task)
+"""
+
+
+def count_lines(path):
+  return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_a_killed_process_loses_and_repeats_no_row(tmp_path):
+  texts = [f"text {i}" for i in range(60)]
+  rows = write_rows(tmp_path / "in.txt", texts)
+  output = tmp_path / "out.jsonl"
+  command = [sys.executable, "-c", SLOW, str(rows), str(output)]
+  lengths = []
+  for wanted in (3, 20):
+    process = subprocess.Popen(command, cwd=ROOT)
+    while process.poll() is None and (
+      not output.exists() or len(output.read_bytes()) < wanted * 30
+    ):
+      time.sleep(0.005)
+    process.kill()
+    process.wait()
+    lengths.append(count_lines(output))
+  assert subprocess.run(command, cwd=ROOT).returncode == 0
+  assert 0 < lengths[0] < lengths[1] < 60
+  results = [json.loads(line) for line in output.open()]
+  assert results == [{"row": n, "text": t.upper()} for n, t in enumerate(texts, 1)]
+
+
+class FullDisk:
+  """Replace a file on a disk on which `free` more bytes fit."""
+
+  def __init__(self, file, free):
+    self.file = file
+    self.free = free
+
+  def __getattr__(self, name):
+    return getattr(self.file, name)
+
+  def write(self, data):
+    if not self.free:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written = self.file.write(data[: self.free])
+    self.free -= written
+    return written
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_a_full_disk_keeps_the_complete_rows(tmp_path, suffix):
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  output = tmp_path / f"out{suffix}"
+  run_task(VECTORS, rows, tmp_path / f"all{suffix}")
+  complete = (tmp_path / f"all{suffix}").read_bytes()
+  third_row = len(b"".join(complete.splitlines(keepends=True)[:3]))
+  with open_output(output) as result_file:
+    result_file.file = FullDisk(result_file.file, third_row + 5)
+    with pytest.raises(OSError, match=r"row \d: .*out.* which is full: .*run the same") as raised:
+      list(file_run.write_results(RowReader(rows, ["text"]), result_file, VECTORS))
+  kept = output.read_bytes()
+  assert kept == complete[:third_row]
+  next_row = len(read_vectors(output)) + 1
+  assert f"row {next_row}:" in str(raised.value)
+  run_task(VECTORS, rows, output)
+  assert output.read_bytes() == complete
+
+
+def test_results_of_other_settings_or_texts_are_not_mixed(tmp_path):
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  output = tmp_path / "out.jsonl"
+  run_task(VECTORS, rows, output)
+  complete = output.read_bytes()
+  with pytest.raises(cli.UsageError, match="was written with model a, not b"):
+    run_task(VECTORS._replace(settings={"model": "b"}), rows, output)
+  with pytest.raises(cli.UsageError, match="was written with part 1/1, not 1/2"):
+    run_task(VECTORS, rows, output, part=Part(1, 2))
+  write_rows(rows, ["other", *TEXTS[1:]])
+  with pytest.raises(cli.UsageError, match="row 5 or an earlier one has been changed"):
+    run_task(VECTORS, rows, output)
+  write_rows(rows, TEXTS[:3])
+  with pytest.raises(cli.UsageError, match="has fewer rows than"):
+    run_task(VECTORS, rows, output)
+  assert output.read_bytes() == complete
+  (tmp_path / "out.jsonl.run.json").unlink()
+  with pytest.raises(cli.UsageError, match=r"but .*run\.json does not"):
+    run_task(VECTORS, rows, output)
+  assert output.read_bytes() == complete
+
+
+def test_two_runs_cannot_write_to_one_file(tmp_path):
+  pytest.importorskip("fcntl")
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  output = tmp_path / "out.jsonl"
+  with open_output(output), pytest.raises(cli.UsageError, match="another run is writing to"):
+    run_task(VECTORS, rows, output)
+  run_task(VECTORS, rows, output)
+
+
+# options
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--input", "in.txt"], "--input and --output need each other"),
+    (["--output", "out.csv"], "--input and --output need each other"),
+    (["--part", "1/2", "x"], "--part needs a file"),
+    (["--part", "3/2", "x"], "is not a part such as 2/8"),
+    (["--input", "in.txt", "--output", "out.csv", "x"], "leave one out"),
+    (["--input", "in.txt", "--output", "in.txt"], "would replace the input"),
+    (["--input", "in.txt", "--output", "out.txt"], "out.txt must be a .jsonl or .csv file"),
+    (["--input", "in.txt", "--output", "out.npy"], "only embeddings are written to .npy"),
+    (["--input", "in.pdf", "--output", "out.csv"], "in.pdf is not a .txt, .csv or .jsonl file"),
+    (["--input", "no.txt", "--output", "out.csv"], "no.txt does not exist"),
+  ],
+)
+def test_options_that_do_not_fit_are_refused(capsys, folder, tmp_path, monkeypatch, argv, message):
+  monkeypatch.chdir(tmp_path)
+  write_rows(Path("in.txt"), TEXTS)
+  write_rows(Path("in.pdf"), TEXTS)
+  status, out, err = run_ask(capsys, "-m", folder("ForSequenceClassification"), *argv)
+  assert (status, out) == (1 if "exist" in message else 2, "")
+  assert message in err
+  assert "Traceback" not in err
+  assert not Path("out.csv").exists()
