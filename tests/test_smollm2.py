@@ -56,6 +56,7 @@ def greedy(model, ids: list[int]) -> list[int]:
   from tinyformer.tasks.text_generation import SamplingConfig
 
   generator = model._text_generator(SamplingConfig(NUM_TOKENS, temperature=0))
+  generator.engine.position = 0
   for _ in generator.generate(ids):
     pass
   return list(generator.history)
@@ -89,6 +90,16 @@ def test_greedy_tokens_of_a_chat_equal_those_of_transformers(models, prompt):
   theirs = models.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
   assert ids == list(theirs["input_ids"] if hasattr(theirs, "keys") else theirs)
   assert greedy(models.ours, ids) == expected(models, ids)
+
+
+def test_the_answers_of_a_conversation_equal_those_of_transformers(models):
+  messages = []
+  for prompt in PROMPTS[:3]:
+    messages.append({"role": "user", "content": prompt})
+    answer = models.ours.chat(messages, max_new_tokens=NUM_TOKENS, temperature=0)
+    ids = models.ours.tokenizer.encode_chat(messages)
+    assert answer == models.tokenizer.decode(expected(models, ids))
+    messages.append({"role": "assistant", "content": answer})
 
 
 def test_transformers_opens_the_converted_folder_with_equal_logits(models, tmp_path):

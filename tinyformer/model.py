@@ -2,8 +2,9 @@
 
 import functools
 import gc
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -44,7 +45,7 @@ def load(
 
 
 class Sampling(TypedDict, total=False):
-  """The sampling arguments of Model.generate and Model.stream."""
+  """The sampling arguments of Model.generate, Model.stream, Model.chat and Model.stream_chat."""
 
   temperature: float
   top_k: int
@@ -141,15 +142,73 @@ class Model:
     if not ids:
       raise InputError("the prompt has no tokens: pass at least one character")
     generator = self._text_generator(config)
+    generator.engine.position = 0
     if len(ids) >= generator.engine.context:
       raise InputError(
         f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
         f"context of {generator.engine.context:,}: shorten the prompt"
       )
-    return (piece for piece in stop_at(self._pieces(generator, ids), stop) if piece)
+    texts = (text for _, text in generator.generate(ids))
+    return self._pieces(generator, stop_at(texts, stop))
+
+  def chat(
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    max_new_tokens: int = 1000,
+    stop: Sequence[str] = (),
+    special: bool = False,
+    **sampling: Unpack[Sampling],
+  ) -> str:
+    """Return the assistant's answer to a conversation.
+
+    The checkpoint's chat template renders the messages, and its end-of-turn token ends the answer.
+    Tokens that the last call has processed are not processed again, so each turn of a conversation
+    reads only what is new.
+
+    messages: dicts with "role" (system, user or assistant) and "content".
+    special: recognize special tokens such as <|im_end|> in the messages. Otherwise they are text,
+      so that a message cannot end its turn. Those of the template itself are always recognized.
+    The other arguments are those of `generate`.
+    Raises InputError if the model has no chat template or the conversation exceeds the context, and
+    ValueError if the template refuses the messages, such as a role that it does not have.
+
+    >>> model = tinyformer.load("smollm2")
+    >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+    >>> answer = model.chat(messages, max_new_tokens=20, temperature=0)
+    >>> messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Why?"}]
+    >>> isinstance(model.chat(messages, max_new_tokens=20, seed=1), str)
+    True
+    """
+    return "".join(self.stream_chat(messages, max_new_tokens, stop, special, **sampling))
+
+  def stream_chat(
+    self,
+    messages: Sequence[Mapping[str, Any]],
+    max_new_tokens: int = 1000,
+    stop: Sequence[str] = (),
+    special: bool = False,
+    **sampling: Unpack[Sampling],
+  ) -> Iterator[str]:
+    """Yield the text that `chat` returns, piece by piece as it is generated.
+
+    The arguments are those of `chat`. Only one stream of a model can be read at a time.
+
+    >>> model = tinyformer.load("smollm2")
+    >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+    >>> pieces = list(model.stream_chat(messages, max_new_tokens=20, temperature=0))
+    >>> "".join(pieces) == model.chat(messages, max_new_tokens=20, temperature=0)
+    True
+    """
+    from tinyformer.tasks.chat import stream_answer
+    from tinyformer.tasks.text_generation import SamplingConfig
+
+    self._require("text-generation", "chat")
+    generator = self._text_generator(SamplingConfig(max_new_tokens, **sampling))
+    special_tokens = self.tokenizer.special_tokens if special else ()
+    return self._pieces(generator, stream_answer(generator, messages, stop, special_tokens))
 
   def _text_generator(self, config):
-    """Return a text generator at position 0. The one of the last call is reused if it fits."""
+    """Return a text generator. If it fits, it is that of the last call, with the KV cache."""
     from tinyformer.tasks.text_generation import TextGenerator
 
     self._generator = None
@@ -160,13 +219,14 @@ class Model:
     # Create a new object, so that an unfinished stream can detect this call.
     generator = object.__new__(TextGenerator)
     generator.__dict__.update(base.__dict__, config=config, history=[])
-    generator.engine.position = 0
     self._generator = generator
     return generator
 
-  def _pieces(self, generator, ids: list[int]) -> Iterator[str]:
-    for _, text in generator.generate(ids):
-      yield text
+  def _pieces(self, generator, texts: Iterator[str]) -> Iterator[str]:
+    """Yield the texts that are not empty, unless another call has used the generator since then."""
+    for text in itertools.chain([""], texts):
+      if text:
+        yield text
       if self._generator is not generator:
         raise RuntimeError("another call has used the model: read one stream at a time")
 

@@ -252,8 +252,8 @@ BUGS = [
     "special tokens of a rendered chat template are text",
     "tinyformer/tokenization/base.py",
     "Tokenizer.encode_chat",
-    ", self.special_tokens",
-    "",
+    "self.encode(text, self.special_tokens)",
+    "self.encode(text)",
     "chat_template",
   ),
   Bug(

@@ -1,6 +1,6 @@
 """The generation engine: a model with its KV cache and compiled steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,9 @@ class Engine:
     logits to -inf, which can take less time. None or 0 computes all logits.
 
   Attributes: `position` is the number of tokens of each text processed so far; `context` is the
-  maximum. To rewind the texts, set `position` to what KVCache.resume_position returns.
+  maximum. To rewind the texts, set `position` to what KVCache.resume_position returns, or call
+  `resume`. `tokens` (B, context) contains the processed tokens, unless beam search has reordered
+  the texts.
   """
 
   # The numbers of tokens that one step processes, each compiled on first use. The largest size is
@@ -101,6 +103,7 @@ class Engine:
     self.context = self.cache.context
     self.batch = batch
     self.position = 0
+    self.tokens = np.zeros((batch, self.context), dtype=np.int32)
     self.top_k = top_k or None
     captured_buffers = nn.state.get_state_dict(model)
     Tensor.realize(*captured_buffers.values())
@@ -161,8 +164,23 @@ class Engine:
         step = self.steps.get(size) or self.steps[max(self.CHUNK_SIZES)]
         logits = step(padded_chunk, start=start, last=tokens - 1)
       self.cache.length = start + tokens
+      self.tokens[:, self.position : self.position + tokens] = chunk
       self.position += tokens
     return logits[:, -1].copy()
+
+  def resume(self, ids: Sequence[int]) -> list[int]:
+    """Rewind to the longest prefix of ids (T) in the cache, and return the tokens that remain.
+
+    At least one token remains, because a call returns the logits of the last token that it
+    processes. Only for a batch of one text.
+    """
+    common = 0
+    for processed, token in zip(self.tokens[0, : self.position], ids[:-1], strict=False):
+      if processed != token:
+        break
+      common += 1
+    self.position = self.cache.resume_position(common)
+    return list(ids[self.position :])
 
   def chunk_size(self, remaining: int) -> int:
     """Return the number of tokens to process next, of which some may be padding.

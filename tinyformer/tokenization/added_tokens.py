@@ -1,7 +1,7 @@
 """Added tokens: strings that are found in a text before tokenization."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import regex
@@ -51,10 +51,16 @@ class AddedToken(NamedTuple):
 
 
 # Yields (start, end, ID) of each added token of a text, and of the texts between, whose ID is None.
-Finder = Callable[[str], Iterator[tuple[int, int, int | None]]]
+# The second argument is the indices of characters that are not part of a special token.
+Finder = Callable[[str, Collection[int]], Iterator[tuple[int, int, int | None]]]
 
 
-def find_nothing(text: str) -> Iterator[tuple[int, int, int | None]]:
+def contains_any(span: tuple[int, int], indices: Collection[int]) -> bool:
+  """Return whether one of the indices is in a span (start, end)."""
+  return any(i in indices for i in range(*span))
+
+
+def find_nothing(text: str, literal: Collection[int] = ()) -> Iterator[tuple[int, int, int | None]]:
   """Yield the whole text."""
   if text:
     yield 0, len(text), None
@@ -75,12 +81,13 @@ def finder(tokens: Iterable[AddedToken], special: Sequence[str] = ()) -> Finder:
   longest_first = sorted(by_content, key=len, reverse=True)
   pattern = re.compile("|".join(map(re.escape, longest_first)))
 
-  def find(text: str) -> Iterator[tuple[int, int, int | None]]:
+  def find(text: str, literal: Collection[int] = ()) -> Iterator[tuple[int, int, int | None]]:
     done = 0
     for match in pattern.finditer(text):
       token = by_content[match[0]]
       start, end = match.span()
-      if token.special and token.content not in special:
+      is_text = token.content not in special or contains_any((start, end), literal)
+      if token.special and is_text:
         continue
       if token.single_word and is_part_of_word(text, start, end):
         continue

@@ -2,13 +2,16 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyformer.files import MAX_VOCABULARY_BYTES, printable, read_json, read_text
+from tinyformer.tokenization.added_tokens import contains_any
+from tinyformer.tokenization.literal_texts import mark_literals, unmark_literals
 from tinyformer.tokenization.normalizers import NormalizedString
 from tinyformer.tokenization.settings import Settings, is_id, is_unicode
 
@@ -73,7 +76,7 @@ class Tokenizer:
     raise NotImplementedError
 
   def encode_with_offsets(
-    self, text: str, special: Sequence[str] = ()
+    self, text: str, special: Sequence[str] = (), literal: Collection[int] = ()
   ) -> list[tuple[int, int, int]]:
     """Return (ID, start, end) of each token of a text, without prefix and suffix.
 
@@ -81,10 +84,11 @@ class Tokenizer:
     replaced by U+FFFD.
     special: special tokens such as "[MASK]" to recognize in the text. All other special tokens
     are treated as ordinary text. Raises KeyError if one of `special` is unknown.
+    literal: the indices of characters that are not part of a special token.
     """
     text = SURROGATE.sub("\ufffd", text)
     spans: list[tuple[int, int, int]] = []
-    for start, end, special_id in self.split_specials(text, special):
+    for start, end, special_id in self.split_specials(text, special, literal):
       if special_id is None:
         spans.extend(self.tokenize(NormalizedString.from_text(text, start, end)))
       else:
@@ -92,11 +96,12 @@ class Tokenizer:
     return spans
 
   def split_specials(
-    self, text: str, special: Sequence[str]
+    self, text: str, special: Sequence[str], literal: Collection[int] = ()
   ) -> Iterator[tuple[int, int, int | None]]:
     """Yield (start, end, ID) of each special or added token, and of the texts between them.
 
-    The ID of a text is None.
+    The ID of a text is None. literal: the indices of characters that are not part of a special
+    token.
     """
     ids = {token: self.specials[token] for token in special} | self.added_tokens
     end = 0
@@ -107,10 +112,13 @@ class Tokenizer:
         for token in longest_first
       )
       for match in re.finditer(pattern, text):
+        token = match[match.lastindex or 0]
+        if token in special and contains_any(match.span(), literal):
+          continue
         if end < match.start():
           yield end, match.start(), None
         end = match.end()
-        yield match.start(), end, ids[match[match.lastindex or 0]]
+        yield match.start(), end, ids[token]
     if end < len(text):
       yield end, len(text), None
 
@@ -147,16 +155,40 @@ class Tokenizer:
       data = data.removeprefix(b" ")
     return data.decode(errors="replace")
 
-  def encode_chat(self, messages: Sequence[Mapping[str, Any]], **values: Any) -> list[int]:
+  def encode_chat(
+    self, messages: Sequence[Mapping[str, Any]], special: Sequence[str] = (), **values: Any
+  ) -> list[int]:
     """Return the token IDs of a chat, which end with the beginning of the assistant's answer.
 
     messages: such as {"role": "user", "content": "Hello"}.  values: variables of the template.
-    Special tokens in the rendered template are recognized. Raises ValueError if the checkpoint has
-    no chat template, or if the template is invalid or refuses the messages.
+    special: special tokens to recognize in the messages. All others are text there, so that a
+    message of unknown origin cannot end its turn. Those of the template itself are recognized.
+    Raises ValueError if the checkpoint has no chat template, or if the template is invalid or
+    refuses the messages.
     """
     if self.chat_template is None:
       raise ValueError("this model has no chat template: continue a text instead")
-    return self.encode(self.chat_template.render(messages, **values), self.special_tokens)
+    plain = [token for token in self.special_tokens if token not in special]
+    marked, mark = mark_literals(
+      messages, self.chat_template.source, lambda text: self.special_starts(text, plain)
+    )
+    text = self.chat_template.render(marked, **values)
+    if mark not in text:
+      return self.encode(text, self.special_tokens)
+    text, literal = unmark_literals(text, mark)
+    spans = self.encode_with_offsets(text, self.special_tokens, literal)
+    return [token_id for token_id, _, _ in spans]
+
+  def special_starts(self, text: str, special: Sequence[str]) -> list[int]:
+    """Return the index at which each of the special tokens in a text begins."""
+    # Encoding takes more time. It is needed only if normalization could produce a special token.
+    simple = unicodedata.normalize("NFKC", text).casefold()
+    if not any(unicodedata.normalize("NFKC", t).casefold() in simple for t in special):
+      return []
+    ids = {self.specials[token] for token in special}
+    spans = [(a, b) for i, a, b in self.encode_with_offsets(text, special) if i in ids]
+    # A token may absorb the white space before it.
+    return [b - len(text[a:b].lstrip()) for a, b in spans]
 
   def single(self, a: Sequence[int]) -> list[int]:
     """Return the IDs of one text with the special tokens around the text."""

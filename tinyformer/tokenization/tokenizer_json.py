@@ -7,7 +7,7 @@ Source: https://huggingface.co/docs/tokenizers/pipeline
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tinyformer.tokenization import decoders, normalizers, pre_tokenizers, segmenters
@@ -106,18 +106,19 @@ class JSONTokenizer(Tokenizer):
     return normalizers.apply(self.normalizers, text)
 
   def encode_with_offsets(
-    self, text: str, special: Sequence[str] = ()
+    self, text: str, special: Sequence[str] = (), literal: Collection[int] = ()
   ) -> list[tuple[int, int, int]]:
     self.check_special(special)
     text = SURROGATE.sub("\ufffd", text)
     find, find_normalized = self.finders(tuple(special))
     spans: list[tuple[int, int, int]] = []
-    for start, end, i in find(text):
+    for start, end, i in find(text, literal):
       if i is not None:
         spans.append((i, start, end))
         continue
       part = self.normalize(NormalizedString.from_text(text, start, end))
-      for first, last, j in find_normalized(part.text):
+      literal_in_part = {n for n, index in enumerate(part.starts) if literal and index in literal}
+      for first, last, j in find_normalized(part.text, literal_in_part):
         if j is not None:
           spans.append((j, part.starts[first], part.ends[last - 1]))
         else:
@@ -145,8 +146,8 @@ class JSONTokenizer(Tokenizer):
     text = SURROGATE.sub("\ufffd", text)
     find, find_normalized = self.finders(tuple(special))
     ids: list[int] = []
-    for start, end, i in find(text):
-      for first, last, j in find_normalized(text[start:end]) if i is None else [(0, 0, i)]:
+    for start, end, i in find(text, ()):
+      for first, last, j in find_normalized(text[start:end], ()) if i is None else [(0, 0, i)]:
         if j is not None:
           ids.append(j)
         else:

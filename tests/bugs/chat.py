@@ -1,0 +1,86 @@
+"""Bugs planted in chat; see tests/planted_bugs.py."""
+
+from planted_bugs import Bug
+
+BUGS = [
+  Bug(
+    "the KV cache is reused without comparing its tokens",
+    "tinyformer/generation/engine.py",
+    "Engine.resume",
+    "if processed != token:",
+    "if False:",
+    "chat",
+  ),
+  Bug(
+    "a conversation resumes where a sliding window has evicted keys",
+    "tinyformer/generation/engine.py",
+    "Engine.resume",
+    "self.cache.resume_position(common)",
+    "common",
+    "chat",
+  ),
+  Bug(
+    "no token of a conversation is processed again",
+    "tinyformer/generation/engine.py",
+    "Engine.resume",
+    "ids[:-1]",
+    "ids",
+    "chat",
+  ),
+  Bug(
+    "each turn of a conversation is read from the beginning",
+    "tinyformer/tasks/chat.py",
+    "stream_answer",
+    "engine.resume(ids)",
+    "engine.resume(ids[:1]) + ids[1:]",
+    "chat",
+  ),
+  Bug(
+    "a message can end its turn",
+    "tinyformer/tokenization/added_tokens.py",
+    "contains_any",
+    "any(i in indices for i in range(*span))",
+    "False",
+    "chat",
+  ),
+  Bug(
+    "a message can contain a special token that normalization produces",
+    "tinyformer/tokenization/base.py",
+    "Tokenizer.special_starts",
+    'unicodedata.normalize("NFKC", text).casefold()',
+    "text",
+    "chat",
+  ),
+  Bug(
+    "the message of a conversation that is too long remains",
+    "tinyformer/tasks/chat.py",
+    "Conversation.reply",
+    "self.messages.pop()",
+    "pass",
+    "chat",
+  ),
+  Bug(
+    "Ctrl-C does not stop an answer",
+    "tinyformer/cli/chat.py",
+    "print_answer",
+    "if received():",
+    "if False:",
+    "chat",
+  ),
+  Bug(
+    "a file of messages may contain other roles",
+    "tinyformer/tasks/chat.py",
+    "is_message",
+    'value["role"] in ROLES and',
+    "",
+    "chat",
+  ),
+  Bug(
+    "generate continues the last conversation",
+    "tinyformer/model.py",
+    "Model.stream",
+    "generator.engine.position = 0\n",
+    "",
+    "chat",
+  ),
+]
