@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tinyformer import cli
-from tinyformer.cli import file_run
+from tinyformer.cli import file_run, nearest
 from tinyformer.device import select_device
 from tinyformer.model import Model
 from tinyformer.tasks import Answer, Prediction
@@ -61,6 +61,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "column of a .csv or .jsonl file that contains the text or the name of the picture; a "
     "question-answering model reads the columns question and passage",
   )
+  nearest.add_arguments(p)
   return p.parse_args(argv)
 
 
@@ -140,6 +141,8 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
   """
   if model.task == "text-generation":
     raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
+  if args.nearest:
+    return (search(args, model, text) for text in texts)
   if model.task == "text2text-generation":
     return (translate(model, text, args) for text in texts)
   if model.task == "image-classification":
@@ -203,6 +206,13 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
   raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
 
 
+def search(args: argparse.Namespace, model: Model, text: str) -> Iterator[str]:
+  """Yield the texts of --corpus that are most similar to a text: the similarity and the text."""
+  corpus = nearest.Corpus(args.corpus, args.texts, str(model.folder.resolve()))
+  for similarity, found in corpus.find(model.embed([text])[0], args.nearest):
+    yield f"{similarity:.4f}  {found}"
+
+
 def print_answers(args: argparse.Namespace, model: Model, texts: list[str]) -> None:
   """Print the results of the texts, with an empty line between them."""
   for n, lines in enumerate(run_task(args, model, texts)):
@@ -217,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
   if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
   file_run.check_arguments(args, bool(args.text))
+  nearest.check_arguments(args)
   texts = [] if args.input else read_texts(args)
   start = time.monotonic()
   device = select_device(args.device)

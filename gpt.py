@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinyformer import backend, cli
+from tinyformer.cli import file_run
 from tinyformer.device import NoDeviceError, select_device
+from tinyformer.tasks import InputError
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -107,6 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     action="store_true",
     help="recognize special tokens such as <|endoftext|> in the prompt (default: they are text)",
   )
+  file_run.add_arguments(p, ".jsonl or .csv", "column of a .csv or .jsonl file with the prompts")
   p.add_argument(
     "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )
@@ -116,11 +119,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_prompt(args: argparse.Namespace) -> str | None:
-  """Return the prompt, or None for an interactive session.
+  """Return the prompt, or None for an interactive session or for --input.
 
   Raises UsageError if the prompt is empty, is not UTF-8 or conflicts with another option, or if
   other options conflict.
   """
+  file_run.check_arguments(args, args.prompt is not None or args.interactive or args.chat)
+  if args.input:
+    if args.num_samples > 1:
+      raise cli.UsageError("--input generates one text for each row: -N needs a prompt (-p)")
+    return None
   if args.system is not None and not args.chat:
     raise cli.UsageError("--system is the system message of a conversation: add --chat")
   if args.chat:
@@ -198,6 +206,7 @@ class Session:
       args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed
     )
     self.args = args
+    self.folder = folder
     self.tokenizer = model.tokenizer
     self.special = model.tokenizer.special_tokens if args.special else ()
     self.is_chat = model.tokenizer.chat_template is not None and not args.raw
@@ -206,6 +215,19 @@ class Session:
     )
     self.engine = self.generator.engine
     self.history = self.generator.history
+
+  def encode(self, prompt: str) -> list[int]:
+    """Return the ids of a prompt, or of a message. Raises InputError if there are too many."""
+    if self.is_chat:
+      ids = self.tokenizer.encode_chat([{"role": "user", "content": prompt}], self.special)
+    else:
+      ids = self.tokenizer.single(self.tokenizer.encode(prompt, self.special))
+    if len(ids) >= self.engine.context:
+      raise InputError(
+        f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
+        f"context of {self.engine.context:,}: shorten the prompt"
+      )
+    return ids
 
   def generate(self, ids: list[int]) -> Iterator[tuple[int, str]]:
     """Yield what TextGenerator.generate yields, and print notes about the speed and the context."""
@@ -240,15 +262,7 @@ def generate_once(session: Session, prompt: str) -> None:
   tokenizer = session.tokenizer
   engine = session.engine
   stops = session.args.stop
-  if session.is_chat:
-    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], session.special)
-  else:
-    ids = tokenizer.single(tokenizer.encode(prompt, session.special))
-  if len(ids) >= engine.context:
-    raise cli.UsageError(
-      f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
-      f"context of {engine.context:,}: shorten the prompt"
-    )
+  ids = session.encode(prompt)
   texts = [""] * engine.batch
 
   def first_text() -> Iterator[str]:
@@ -273,6 +287,27 @@ def generate_once(session: Session, prompt: str) -> None:
     continuation = "".join(stop_at([text], stops))
     cli.write(f"\n---\n{prompt}{continuation}")
   cli.write("\n")
+
+
+def row_task(session: Session) -> file_run.RowTask:
+  """Return what to compute for each row of --input: the text that continues its prompt."""
+  from tinyformer.generation import stop_at
+
+  args = session.args
+
+  def continuation(prompt: str) -> str:
+    if not prompt:
+      raise InputError("the prompt is empty")
+    ids = session.encode(prompt)
+    session.engine.position = 0
+    session.history.clear()
+    texts = (text for _, text in session.generator.generate(ids))
+    return "".join(stop_at(texts, args.stop))
+
+  names = ("dtype", "raw", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+  settings = {"model": str(session.folder.resolve())}
+  settings |= {name: getattr(args, name) for name in (*names, "special")}
+  return file_run.RowTask(file_run.each(continuation), "text", settings, (args.column,))
 
 
 def interactive_loop(session: Session) -> None:
@@ -381,6 +416,8 @@ def main(argv: list[str] | None = None) -> int:
     cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
   if args.chat:
     chat(session, prompt)
+  elif args.input:
+    file_run.run(args, row_task(session))
   elif prompt is None:
     with cli.raising_interrupt():
       interactive_loop(session)

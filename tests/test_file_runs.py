@@ -5,6 +5,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, with_head
-from test_ask import WORDS
+from conftest import FIXTURES, ROOT, normal, with_head
+from test_ask import WORDS, t5  # noqa: F401 - a fixture
 
 import ask
+import gpt
+import tinyformer
 from tinyformer import cli
 from tinyformer.cli import file_run
 from tinyformer.cli.result_file import ResultFile
-from tinyformer.cli.result_formats import format_of
+from tinyformer.cli.result_formats import format_of, to_json
 from tinyformer.cli.row_reader import Part, RowReader
 from tinyformer.model import Model
-from tinyformer.tasks import InputError, Prediction
+from tinyformer.tasks import InputError, Prediction, nearest
 
 TEXTS = ["paris", "", "the capital of france is paris .", 'rome , "x" ?', "wer ä lives in rome"]
 SUFFIXES = (".jsonl", ".csv", ".npy")
@@ -49,7 +52,7 @@ def run_task(task, input_file, output_file, **options):
 def open_output(path):
   """Return the output file of VECTORS."""
   settings = VECTORS.settings | {"columns": ["text"], "part": "1/1"}
-  return ResultFile(path, format_of(path, "embedding"), settings)
+  return ResultFile(path, format_of(path, "embedding"), settings, path)
 
 
 def read_vectors(path):
@@ -95,6 +98,16 @@ def folder(tmp_path_factory):
   return make
 
 
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+  """The folder of a small ViT."""
+  path = tmp_path_factory.mktemp("vit") / "vit"
+  shutil.copytree(FIXTURES / "vit-a", path)
+  preprocessor = {"size": {"height": 12, "width": 12}}
+  (path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+  return path
+
+
 def run_ask(capsys, *argv):
   """Run ask.py; return its exit status, standard output and standard error."""
   try:
@@ -137,6 +150,170 @@ def test_each_row_has_the_predictions_of_its_text_alone(capsys, folder, tmp_path
     scores = [p.score for p in expected]
     assert [p.score for p in predictions] == pytest.approx(scores, abs=1e-5)
     assert [float(score) for score in record[2::2]] == pytest.approx(scores, abs=1e-5)
+
+
+# What the method of each task returns for a row, in JSON, and two rows.
+ROWS = {
+  "ForMaskedLM": (
+    "masks",
+    lambda model, row: model.fill_mask(row["text"], 2),
+    [{"text": "the [MASK] of france"}, {"text": "[MASK] is [MASK]"}],
+  ),
+  "ForTokenClassification": (
+    "entities",
+    lambda model, row: model.tag(row["text"]),
+    [{"text": "ann lee lives in rome ."}, {"text": ""}],
+  ),
+  "ForQuestionAnswering": (
+    "answers",
+    lambda model, row: model.answer(row["question"], row["passage"], 2),
+    [
+      {"passage": "ann lee lives in rome .", "question": "who lives in rome ?"},
+      {"passage": "rome", "question": "who ?"},
+    ],
+  ),
+  "t5": (
+    "text",
+    lambda model, row: model.translate(row["text"], 4, 2),
+    [{"text": "a red house"}, {"text": "red"}],
+  ),
+  "vit": ("predictions", lambda model, row: model.classify_image(row["text"], 2), None),
+}
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """Return rows with the names of two pictures."""
+  image = pytest.importorskip("PIL.Image")
+  rng = np.random.default_rng(0)
+  for name in "ab":
+    pixels = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    image.fromarray(pixels).save(tmp_path / f"{name}.png")
+  return [{"text": str(tmp_path / f"{name}.png")} for name in "ab"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_task_writes_what_its_method_returns(capsys, folder, tmp_path, request, name):
+  key, function, rows = ROWS[name]
+  if name == "t5":
+    path = request.getfixturevalue("t5")
+  elif name == "vit":
+    path = request.getfixturevalue("vit")
+    rows = request.getfixturevalue("pictures")
+  else:
+    path = folder(name)
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  argv = ("-m", path, "-k", 2, "-q", "--input", tmp_path / "in.jsonl", "--output")
+  if name == "t5":
+    argv = ("-n", 4, "-b", 2, *argv)
+  assert run_ask(capsys, *argv, tmp_path / "out.jsonl") == (0, "", "")
+  model = Model(path)
+  results = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+  expected = [to_json(function(model, row)) for row in rows]
+  assert results == [{"row": n, key: value} for n, value in enumerate(expected, 1)]
+  assert run_ask(capsys, *argv, tmp_path / "out.csv") == (0, "", "")
+  records = list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
+  if name == "ForQuestionAnswering":
+    answers = [[answer["text"] for answer in value] + [""] * (2 - len(value)) for value in expected]
+    assert [[record["text_1"], record["text_2"]] for record in records] == answers
+  elif name == "vit":
+    labels = [[prediction["label"] for prediction in value] for value in expected]
+    assert [[record["label_1"], record["label_2"]] for record in records] == labels
+  elif name == "t5":
+    assert [record["text"] for record in records] == expected
+  else:
+    assert [json.loads(record[key]) for record in records] == expected
+
+
+def test_a_picture_that_does_not_exist_is_named_with_its_row(capsys, vit, pictures, tmp_path):
+  names = [pictures[0]["text"], "no.png", pictures[1]["text"]]
+  rows = write_rows(tmp_path / "in.txt", names)
+  output = tmp_path / "out.jsonl"
+  status, _, err = run_ask(capsys, "-m", vit, "-q", "--input", rows, "--output", output)
+  assert (status, err.count("\n")) == (2, 1)
+  assert f"{rows}, row 2: no.png" in err
+  assert output.read_text().count("\n") == 1
+
+
+def test_each_row_continues_its_prompt_as_if_it_were_alone(capsys, tmp_path):
+  prompts = ["Once upon a time", "The old man", "He shook his"]
+  rows = write_rows(tmp_path / "in.csv", prompts)
+  options = ["-m", "tiny", "-n", "5", "-s", "1", "--stop", "the", "-q"]
+  argv = [*options, "--input", str(rows), "--output", str(tmp_path / "out.jsonl")]
+  assert cli.run(lambda: gpt.main(argv)) == 0
+  model = tinyformer.load("tiny")
+  results = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+  expected = [model.generate(prompt, 5, ["the"], seed=1) for prompt in prompts]
+  assert [result["text"] for result in results] == expected
+  write_rows(rows, [*prompts, ""])
+  assert cli.run(lambda: gpt.main(argv)) == 2
+  assert "row 4 (line 5): the prompt is empty" in capsys.readouterr().err
+  for conflicting in (["-N", "2"], ["-p", "x"], ["-i"]):
+    assert cli.run(lambda more=conflicting: gpt.main([*argv, *more])) == 2
+
+
+# search
+
+
+def test_the_nearest_vectors_have_the_largest_cosine_similarities(monkeypatch):
+  monkeypatch.setattr(nearest, "CHUNK_ROWS", 7)
+  vectors = normal(50, 5) * np.arange(1, 51)[:, None]
+  query = normal(5, seed=1)
+  cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+  found = nearest.nearest_vectors(vectors, query, 9)
+  assert [i for i, _ in found] == np.argsort(-cosines)[:9].tolist()
+  assert [cosine for _, cosine in found] == pytest.approx(np.sort(cosines)[:-10:-1], abs=1e-5)
+  assert len(nearest.nearest_vectors(vectors, query, 99)) == 50
+  [(first, _), (second, _)] = nearest.nearest_vectors(np.ones((30, 3), np.float32), query[:3], 2)
+  assert (first, second) == (0, 1)
+
+
+def test_ask_prints_the_texts_that_are_nearest_to_a_query(capsys, folder, tmp_path):
+  texts = ["paris is the capital", "who lives in rome ?", "ann lee"]
+  rows = write_rows(tmp_path / "in.csv", texts)
+  corpus = tmp_path / "corpus.npy"
+  argv = ("-m", folder("Model"), "-q")
+  assert run_ask(capsys, *argv, "--input", rows, "--output", corpus)[0] == 0
+  search = (*argv, "--nearest", 2, "--corpus", corpus)
+  status, out, err = run_ask(capsys, *search, texts[1])
+  assert (status, err) == (0, "")
+  lines = out.splitlines()
+  assert lines[0] == f"1.0000  {texts[1]}"
+  assert len(lines) == 2 and lines[1].split("  ")[1] in texts
+  moved = rows.rename(tmp_path / "moved.csv")
+  assert run_ask(capsys, *search, "--texts", moved, texts[1])[1] == out
+  status, _, err = run_ask(capsys, *search, texts[1])
+  assert status == 1 and "in.csv does not exist" in err
+  write_rows(rows, [*texts[:2], "other"])
+  status, _, err = run_ask(capsys, *search, texts[1])
+  assert status == 2 and "has other texts than those from which" in err
+  (tmp_path / "corpus.npy.run.json").unlink()
+  assert "1.0000  row 2\n" in run_ask(capsys, *search, texts[1])[1]
+
+
+@pytest.mark.parametrize(
+  "argv, message",
+  [
+    (["--nearest", "2", "x"], "--nearest and --corpus need each other"),
+    (["--corpus", "a.npy", "x"], "--nearest and --corpus need each other"),
+    (["--texts", "a.txt", "x"], "--texts needs --corpus"),
+    (["--nearest", "2", "--corpus", "wide.npy", "x"], "has vectors of 99 numbers"),
+    (["--nearest", "2", "--corpus", "flat.npy", "x"], "must have rows of floats"),
+    (["--nearest", "2", "--corpus", "damaged.npy", "x"], "is not a valid .npy file"),
+    (["--nearest", "2", "--corpus", "none.npy", "x"], "none.npy does not exist"),
+  ],
+)
+def test_a_corpus_that_does_not_fit_is_refused(
+  capsys, folder, tmp_path, monkeypatch, argv, message
+):
+  monkeypatch.chdir(tmp_path)
+  np.save("wide.npy", np.ones((2, 99), np.float32))
+  np.save("flat.npy", np.ones(3, np.float32))
+  Path("damaged.npy").write_bytes(b"abc")
+  status, out, err = run_ask(capsys, "-m", folder("Model"), *argv)
+  assert (status, out) == (1 if "exist" in message else 2, "")
+  assert message in err
+  assert err.count("\n") == 1
 
 
 def test_a_text_that_is_too_long_is_named_and_the_rows_before_it_are_kept(capsys, folder, tmp_path):
@@ -429,7 +606,7 @@ def test_two_runs_cannot_write_to_one_file(tmp_path):
     (["--output", "out.csv"], "--input and --output need each other"),
     (["--part", "1/2", "x"], "--part needs a file"),
     (["--part", "3/2", "x"], "is not a part such as 2/8"),
-    (["--input", "in.txt", "--output", "out.csv", "x"], "leave one out"),
+    (["--input", "in.txt", "--output", "out.csv", "x"], "leave one of them out"),
     (["--input", "in.txt", "--output", "in.txt"], "would replace the input"),
     (["--input", "in.txt", "--output", "out.txt"], "out.txt must be a .jsonl or .csv file"),
     (["--input", "in.txt", "--output", "out.npy"], "only embeddings are written to .npy"),

@@ -85,7 +85,7 @@ def check_arguments(args: argparse.Namespace, other_input: bool) -> None:
       raise UsageError("--part needs a file: pass --input and --output")
     return
   if other_input:
-    raise UsageError("--input replaces the text on the command line: leave one out")
+    raise UsageError("--input replaces texts from elsewhere: leave one of them out")
   if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
     raise UsageError(f"--output {args.output} would replace the input: name another file")
 
@@ -99,16 +99,16 @@ def run(args: argparse.Namespace, task: RowTask) -> None:
     "columns": task.columns,
     "part": f"{args.part.first}/{args.part.total}",
   }
-  with ResultFile(args.output, results_format, settings) as output:
+  with ResultFile(args.output, results_format, settings, args.input) as output:
     if output.rows and not args.quiet:
-      note(f"{args.output} has {output.rows:,} rows: continuing after them")
+      note(f"{args.output} has {count_rows(output.rows)}: continuing after the last one")
     start = time.monotonic()
     first_row = output.rows
     bar = Bar(str(args.input), args.quiet)
     try:
       for end in write_results(reader, output, task):
         rate = (output.rows - first_row) / max(time.monotonic() - start, 1e-9)
-        bar(end, reader.size, f"{output.rows:,} rows, {rate:,.1f} rows/s")
+        bar(end, reader.size, f"{count_rows(output.rows)}, {rate:,.1f} rows/s")
     finally:
       bar.clear()
     new_rows = output.rows - first_row
@@ -116,9 +116,15 @@ def run(args: argparse.Namespace, task: RowTask) -> None:
       note(f"{args.input} has no new rows")
     elif not args.quiet:
       seconds = time.monotonic() - start
-      note(f"{new_rows:,} rows in {seconds:,.1f} s: {new_rows / max(seconds, 1e-9):,.1f} rows/s")
+      note(
+        f"{count_rows(new_rows)} in {seconds:,.1f} s: {new_rows / max(seconds, 1e-9):,.1f} rows/s"
+      )
     if reader.has_grown and not args.quiet:
       note(f"{args.input} has grown: run the same command again for its new rows")
+
+
+def count_rows(count: int) -> str:
+  return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def write_results(reader: RowReader, output: ResultFile, task: RowTask) -> Iterator[int]:
@@ -177,7 +183,7 @@ def compute(
     results = function([row.values for row in rows])
   except (ValueError, OSError) as e:
     if len(rows) == 1:
-      raise InputError(f"{reader.path}, row {rows[0].number}: {describe(e)}") from e
+      raise reader.row_error(rows[0].number, rows[0].line, describe(e)) from e
   else:
     yield rows, results
     return

@@ -1,48 +1,77 @@
 """A file of results that is written row by row, so that a run that ends early can be continued.
 
 Only complete rows are kept: an incomplete last row, which a killed process leaves, is cut off. A
-second file, NAME.run.json, contains the settings of the run and a hash of its input. A file
-therefore never mixes the results of two models or of two inputs.
+second file, NAME.run.json, contains the settings of the run, and the name and a hash of its input.
+A file therefore never mixes the results of two models or of two inputs.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinyformer.cli import folder_lock
 from tinyformer.cli.errors import UsageError, describe
 from tinyformer.cli.result_formats import Format
-from tinyformer.cli.row_reader import Row
+from tinyformer.cli.row_reader import Row, TextHash
 from tinyformer.files import check_regular, printable, read_json, write_text
 
 # Seconds between two updates of NAME.run.json.
 UPDATE_INTERVAL = 1.0
 
 
+class Run(NamedTuple):
+  """The contents of NAME.run.json.
+
+  settings: what determined the results.  input: the path of the input.  rows, hash: the number of
+  rows when this file was written, and the hash of their texts.
+  """
+
+  settings: dict[str, Any]
+  input: str
+  rows: int
+  hash: str
+
+
+def run_path(path: Path) -> Path:
+  return path.with_name(f"{path.name}.run.json")
+
+
+def read_run(path: Path) -> Run | None:
+  """Return the run that wrote an output file, or None if its NAME.run.json does not exist."""
+  run_file = run_path(path)
+  if not run_file.exists():
+    return None
+  values = read_json(run_file)
+  run = Run(*(values.get(name) for name in Run._fields))  # type: ignore[arg-type]
+  types = (dict, str, int, str)
+  if not all(isinstance(value, kind) for value, kind in zip(run, types, strict=True)):
+    raise UsageError(f"{run_file} is damaged: delete it and {path}")
+  return run
+
+
 class ResultFile:
   """A file to which results are appended. Only one process at a time can open it.
 
-  settings: what determines the results, apart from the input.
+  settings: what determines the results, apart from the input.  input_path: the input.
   rows: the number of complete rows.
 
   Raises UsageError if another process writes to the file, or if the file has results of another
   run, and OSError if it cannot be written to.
   """
 
-  def __init__(self, path: Path, results_format: Format, settings: dict[str, Any]):
+  def __init__(
+    self, path: Path, results_format: Format, settings: dict[str, Any], input_path: Path
+  ):
     self.path = path
-    self.run_path = path.with_name(f"{path.name}.run.json")
     self.format = results_format
-    self.settings = json.loads(json.dumps(settings))
-    self.hash = hashlib.sha256()
+    self.hash = TextHash()
     self.hashed_rows = 0
-    self.recorded_rows = 0
-    self.recorded_hash = self.hash.hexdigest()
+    settings = json.loads(json.dumps(settings))
+    self.run = Run(settings, str(input_path.resolve()), 0, self.hash.digest())
     if path.exists():
       check_regular(path)
     # Without a buffer, and not in append mode, in which a header cannot be replaced.
@@ -81,33 +110,28 @@ class ResultFile:
     if os.fstat(self.file.fileno()).st_size == 0:
       self.write_run()
       return
-    if not self.run_path.exists():
+    old = read_run(self.path)
+    if old is None:
       raise UsageError(
-        f"{self.path} exists, but {self.run_path} does not, which says how it was made: name "
+        f"{self.path} exists, but {run_path(self.path)} does not, which says how it was made: name "
         f"another file, or delete {self.path}"
       )
-    run = read_json(self.run_path)
-    old, rows = run.get("settings"), run.get("rows")
-    if not isinstance(old, dict) or not isinstance(rows, int):
-      raise UsageError(f"{self.run_path} is damaged: delete it and {self.path}")
-    self.recorded_rows = rows
-    self.recorded_hash = str(run.get("hash"))
-    for name in {**self.settings, **old}:
-      if self.settings.get(name) != old.get(name):
+    for name in {**self.run.settings, **old.settings}:
+      if self.run.settings.get(name) != old.settings.get(name):
         raise UsageError(
-          f"{self.path} was written with {name} {printable(old.get(name))}, not "
-          f"{printable(self.settings.get(name))}: use the same options, or name another file"
+          f"{self.path} was written with {name} {printable(old.settings.get(name))}, not "
+          f"{printable(self.run.settings.get(name))}: use the same options, or name another file"
         )
+    self.run = self.run._replace(rows=old.rows, hash=old.hash)
 
   def write_run(self) -> None:
-    run = {"settings": self.settings, "rows": self.recorded_rows, "hash": self.recorded_hash}
-    write_text(self.run_path, json.dumps(run, indent=2) + "\n")
+    write_text(run_path(self.path), json.dumps(self.run._asdict(), indent=2) + "\n")
 
   def check_rows(self) -> None:
-    if self.rows < self.recorded_rows:
+    if self.rows < self.run.rows:
       raise UsageError(
-        f"{self.path} has {self.rows:,} rows, but {self.recorded_rows:,} were written: name "
-        f"another file, or delete {self.path}"
+        f"{self.path} has {self.rows:,} rows, but {self.run.rows:,} were written: name another "
+        f"file, or delete {self.path}"
       )
 
   def cut_off_incomplete_row(self) -> int:
@@ -121,13 +145,10 @@ class ResultFile:
 
     Raises UsageError if the rows up to this one are not those whose results were recorded.
     """
-    for value in row.values:
-      data = value.encode()
-      self.hash.update(len(data).to_bytes(8, "little"))
-      self.hash.update(data)
+    self.hash.add(row)
     self.hashed_rows += 1
-    is_changed = self.hash.hexdigest() != self.recorded_hash
-    if self.hashed_rows == self.recorded_rows and is_changed:
+    is_changed = self.hash.digest() != self.run.hash
+    if self.hashed_rows == self.run.rows and is_changed:
       raise UsageError(
         f"row {row.number} or an earlier one has been changed since its result was written to "
         f"{self.path}: name another file, or delete {self.path}"
@@ -170,10 +191,9 @@ class ResultFile:
 
   def record(self) -> None:
     """Write the number of rows and the hash of their texts to NAME.run.json."""
-    if self.recorded_rows == self.rows or self.hashed_rows != self.rows:
+    if self.run.rows == self.rows or self.hashed_rows != self.rows:
       return  # nothing is new, or not all rows of an earlier run have been read
     os.fsync(self.file.fileno())
-    self.recorded_rows = self.rows
-    self.recorded_hash = self.hash.hexdigest()
+    self.run = self.run._replace(rows=self.rows, hash=self.hash.digest())
     self.write_run()
     self.last_update = time.monotonic()

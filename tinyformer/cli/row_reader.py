@@ -1,6 +1,7 @@
 """Read texts from a file with one row per text, in one pass and with bounded memory."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -40,13 +41,31 @@ class Part(NamedTuple):
 class Row(NamedTuple):
   """A row of a file.
 
-  number: its number; the first row is 1.  values: its texts, one for each requested column.
+  number: its number; the first row is 1.  line: the number of its last line in the file.
+  values: its texts, one for each requested column.
   end: the number of bytes of the file up to the end of the row.
   """
 
   number: int
+  line: int
   values: tuple[str, ...]
   end: int
+
+
+class TextHash:
+  """A hash of the texts of some rows."""
+
+  def __init__(self):
+    self.sha256 = hashlib.sha256()
+
+  def add(self, row: Row) -> None:
+    for value in row.values:
+      data = value.encode()
+      self.sha256.update(len(data).to_bytes(8, "little"))
+      self.sha256.update(data)
+
+  def digest(self) -> str:
+    return self.sha256.hexdigest()
 
 
 class RowReader:
@@ -84,15 +103,20 @@ class RowReader:
       self.size = os.fstat(file.fileno()).st_size
       for values in self.read(file):
         if self.part.contains(self.row):
-          yield Row(self.row, values, self.end)
+          yield Row(self.row, self.line, values, self.end)
       self.has_grown = os.fstat(file.fileno()).st_size > self.end
 
   def error(self, problem: str) -> InputError:
     """Return an error about the row that is being read."""
-    name = f"row {self.row}" if self.row else "header"
+    return self.row_error(self.row, self.line, problem)
+
+  def row_error(self, row: int, line: int, problem: str) -> InputError:
+    """Return an error about a row. The row 0 is the header of a CSV file."""
+    name = f"row {row}" if row else "header"
     # A record of a CSV file may have several lines, and a JSON Lines file may have empty lines.
-    line = f" (line {self.line})" if self.line not in (0, self.row) else ""
-    return InputError(f"{self.path}, {name}{line}: {problem}")
+    if line not in (0, row):
+      name += f" (line {line})"
+    return InputError(f"{self.path}, {name}: {problem}")
 
   def lines(self, file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines that the file had when reading began, without a byte order mark.
