@@ -124,13 +124,13 @@ def read_prompt(args: argparse.Namespace) -> str | None:
   Raises UsageError if the prompt is empty, is not UTF-8 or conflicts with another option, or if
   other options conflict.
   """
+  if args.system is not None and not args.chat:
+    raise cli.UsageError("--system is the system message of a conversation: add --chat")
   file_run.check_arguments(args, args.prompt is not None or args.interactive or args.chat)
   if args.input:
     if args.num_samples > 1:
       raise cli.UsageError("--input generates one text for each row: -N needs a prompt (-p)")
     return None
-  if args.system is not None and not args.chat:
-    raise cli.UsageError("--system is the system message of a conversation: add --chat")
   if args.chat:
     if args.raw or args.num_samples > 1 or args.prompt == "-":
       raise cli.UsageError(

@@ -22,7 +22,7 @@ PAGES += [str(f.relative_to(ROOT)) for f in sorted((ROOT / "docs").glob("*.md"))
 DOCS = {Path(name): (ROOT / name).read_text(encoding="utf-8") for name in PAGES}
 # Names of pages that other pages are expected to have.
 REQUIRED = "performance models attention training python layout testing references glossary "
-REQUIRED += "questions experiments environment tinygrad-in-ten-lines paper security"
+REQUIRED += "questions experiments environment tinygrad-in-ten-lines paper security tasks"
 
 
 def page(name: str) -> str:

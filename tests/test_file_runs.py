@@ -5,6 +5,7 @@ import csv
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from tinyformer.cli import file_run
 from tinyformer.cli.result_file import ResultFile
 from tinyformer.cli.result_formats import format_of, to_json
 from tinyformer.cli.row_reader import Part, RowReader
-from tinyformer.model import Model
+from tinyformer.model import METHODS, Model
 from tinyformer.tasks import InputError, Prediction, nearest
 
 TEXTS = ["paris", "", "the capital of france is paris .", 'rome , "x" ?', "wer ä lives in rome"]
@@ -623,3 +624,38 @@ def test_options_that_do_not_fit_are_refused(capsys, folder, tmp_path, monkeypat
   assert message in err
   assert "Traceback" not in err
   assert not Path("out.csv").exists()
+
+
+# the page
+
+
+def page_rows():
+  """Return whether each task of docs/tasks.md is removed from transformers, and its example."""
+  text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8").split("\n## ")[0]
+  rows = re.findall(r"^\| `([a-z0-9-]+)`([^|]*)\| (yes|no)[^|]*\|(.*)\|$", text, re.M)
+  return {
+    task: ("removed" in notes, runs == "yes", example.strip())
+    for task, notes, runs, example in rows
+  }
+
+
+def test_each_task_that_runs_here_is_on_the_page_with_a_command():
+  running = {task for task, (_, runs, example) in page_rows().items() if runs and example}
+  assert set(METHODS) < running
+  # The example of each other task is a model for text2text-generation.
+  assert running - set(METHODS) == {"summarization", "translation"}
+
+
+@pytest.mark.slow
+def test_the_page_lists_the_pipelines_of_transformers_and_their_default_models():
+  pipelines = pytest.importorskip("transformers.pipelines")
+  page = page_rows()
+  assert {task for task, (is_removed, *_) in page.items() if not is_removed} == set(
+    pipelines.SUPPORTED_TASKS
+  )
+  text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+  for task, settings in pipelines.SUPPORTED_TASKS.items():
+    model = settings["default"]["model"]
+    name = (model["pt"] if isinstance(model, dict) else model)[0]
+    if task != "text-generation":  # its example is SmolLM2, which has been run
+      assert name in text

@@ -67,4 +67,28 @@ BUGS = [
     "for i in outputs",
     "file_runs",
   ),
+  Bug(
+    "a prompt of a file is appended to the prompt before it",
+    "gpt.py",
+    "row_task",
+    "session.engine.position = 0",
+    "",
+    "file_runs",
+  ),
+  Bug(
+    "long vectors of a corpus are preferred",
+    "tinyformer/tasks/nearest.py",
+    "nearest_vectors",
+    "chunk @ query / lengths",
+    "chunk @ query",
+    "file_runs",
+  ),
+  Bug(
+    "a corpus is searched although its texts have been changed",
+    "tinyformer/cli/nearest.py",
+    "Corpus.texts_of",
+    "if count < total or (self.hash is not None and hashed.digest() != self.hash):",
+    "if False:",
+    "file_runs",
+  ),
 ]
