@@ -158,6 +158,7 @@ def to_hf(model: GPT2) -> dict[str, Any]:
     "architectures": ["GPT2LMHeadModel"],
     "vocab_size": c.vocab_size,
     "n_positions": c.context,
+    "n_ctx": c.context,
     "n_embd": c.dim,
     "n_head": c.heads,
     "n_layer": c.num_layers,

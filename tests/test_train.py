@@ -27,7 +27,9 @@ from tinyformer.cli.folder_lock import FolderLock
 from tinyformer.cli.training_arguments import parse_arguments
 from tinyformer.cli.training_model import make_model
 from tinyformer.kernels.mixed_precision import MixedEmbedding, MixedLinear, attention
+from tinyformer.tokenization import load_tokenizer
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
+from tinyformer.tokenization.tokenizer_json import JSONTokenizer
 from tinyformer.training import random_state
 from tinyformer.training.batches import windows
 from tinyformer.training.documents import read_documents, train_val_split
@@ -229,6 +231,51 @@ def test_the_best_and_the_last_model_are_saved(data, finished, tmp_path, monkeyp
   assert content(best) == hashes[0] != content(last)
   # Without matplotlib, the losses are drawn in the terminal.
   assert notes[-1].startswith("  3.000 █") and not (tmp_path / "x" / "loss.png").exists()
+
+
+def read_json(path):
+  return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_output_folder_has_the_files_that_other_programs_read(data, finished):
+  tokenizer = BytePairEncoding.load(finished)
+  for folder in (finished, finished / "last"):
+    config = read_json(folder / "config.json")
+    assert config["n_ctx"] == config["n_positions"] == 16
+    settings = read_json(folder / "tokenizer_config.json")
+    assert settings["model_max_length"] == 16
+    assert settings["eos_token"] == "<|endoftext|>"
+    assert read_json(folder / "generation_config.json")["eos_token_id"] == tokenizer.end
+  same = load_tokenizer(finished)
+  assert isinstance(same, JSONTokenizer)
+  for text in [data.read_text(), " “Naïve”\n\n  2nd<|endoftext|>日本 🙂 \t don't"]:
+    for special in ((), ("<|endoftext|>",)):
+      spans = tokenizer.encode_with_offsets(text, special)
+      assert same.encode_with_offsets(text, special) == spans
+      assert same.decode(same.encode(text, special)) == tokenizer.decode(i for i, _, _ in spans)
+
+
+def test_the_settings_of_a_copied_tokenizer_remain_except_its_length(
+  data, finished, tmp_path, monkeypatch
+):
+  monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
+  source = tmp_path / "source"
+  source.mkdir()
+  for name in ("config.json", "vocab.json", "merges.txt"):
+    shutil.copy(finished / name, source)
+  config = {"model_max_length": 1024, "chat_template": "{{ messages }}"}
+  (source / "tokenizer_config.json").write_text(json.dumps(config))
+  args = [*SMALL[2:], "--steps", "1", "--tokens", str(source)]
+  assert train.main([str(data), "-o", str(tmp_path / "x"), *args]) == 0
+  settings = read_json(tmp_path / "x" / "tokenizer_config.json")
+  assert settings["model_max_length"] == 16
+  assert settings["chat_template"] == "{{ messages }}"
+  written = read_json(tmp_path / "x" / "tokenizer.json")
+  assert written == read_json(finished / "tokenizer.json")
+  # A tokenizer.json is copied, not written again.
+  (source / "tokenizer.json").write_text(json.dumps(written | {"version": "0.9"}))
+  assert train.main([str(data), "-o", str(tmp_path / "y"), *args]) == 0
+  assert read_json(tmp_path / "y" / "tokenizer.json")["version"] == "0.9"
 
 
 def test_init_starts_from_a_checkpoint(data, finished, tmp_path, capsys):
@@ -527,10 +574,10 @@ def test_a_run_killed_before_its_first_evaluation_can_be_resumed_or_started_agai
       with pytest.raises(cli.UsageError, match="start the run again without --resume"):
         train.main([str(data), "-o", str(copy), "--resume"])
     if (other / "last").exists():
-      (other / "last" / "tokenizer.json").write_text("of the first run")
+      (other / "last" / "special_tokens_map.json").write_text("of the first run")
     command = [str(data), "-o", str(other), *SMALL[2:], "--steps", "1", "--tokens", "characters"]
     assert train.main(command) == 0
-    assert not list(other.rglob("tokenizer.json"))
+    assert not list(other.rglob("special_tokens_map.json"))
     for folder in (other, other / "last"):
       assert load_module(folder).vocab_size == len(BytePairEncoding.load(folder)) == 257
 

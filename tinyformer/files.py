@@ -124,6 +124,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
       unfinished_files.discard(part)
 
 
+def write_json(path: Path, value: Any) -> None:
+  """Write a value to a JSON file, atomically."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def write_text(path: Path, text: str) -> None:
   """Write text to a file as UTF-8, atomically."""
   with atomic_write(path) as part:

@@ -4,6 +4,38 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
+    "a saved tokenizer has the maximum length of the one that was copied",
+    "tinyformer/cli/training_model.py",
+    "ModelFolder.write_settings",
+    'config | {"model_max_length": self.model.context}',
+    "config",
+    "train",
+  ),
+  Bug(
+    "a saved tokenizer.json inserts a space before a text",
+    "tinyformer/tokenization/byte_level_bpe.py",
+    "BytePairEncoding.to_json",
+    '"add_prefix_space": False',
+    '"add_prefix_space": True',
+    "train",
+  ),
+  Bug(
+    "EOS is no special token in a saved tokenizer.json",
+    "tinyformer/tokenization/byte_level_bpe.py",
+    "BytePairEncoding.to_json",
+    '{"special": True}',
+    '{"special": False}',
+    "train",
+  ),
+  Bug(
+    "a saved GPT-2 has no n_ctx",
+    "models/gpt2.py",
+    "to_hf",
+    '"n_ctx": c.context,',
+    "",
+    "train",
+  ),
+  Bug(
     "accumulated gradients are summed, not averaged",
     "tinyformer/training/trainer.py",
     "Trainer.accumulate",

@@ -11,18 +11,20 @@ from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import load_module
 from tinyformer.cli.training_arguments import set_sizes
-from tinyformer.files import atomic_write
+from tinyformer.files import atomic_write, read_json, write_json
 from tinyformer.kernels import training_parts
 from tinyformer.tokenization import load_tokenizer
 from tinyformer.tokenization.base import Tokenizer
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
+# The files of a tokenizer, and the tokens that end a generated text.
 TOKENIZER_FILES = (
   "tokenizer.json",
   "vocab.json",
   "merges.txt",
   "tokenizer_config.json",
   "special_tokens_map.json",
+  "generation_config.json",
 )
 
 
@@ -151,7 +153,28 @@ class ModelFolder:
       copy_tokenizer(self.source, self.last)
     else:
       self.tokenizer.save(self.last)
+    self.write_settings()
     self.save(self.last)
+
+  def write_settings(self) -> None:
+    """Write the JSON files that other programs need besides the vocabulary and the merges."""
+    tokenizer = self.tokenizer
+    path = self.last / "tokenizer_config.json"
+    config = read_json(path) if path.exists() else {}
+    # RoBERTa's tokenizer, for example, adds special tokens around a text.
+    is_gpt2 = isinstance(tokenizer, BytePairEncoding) and not tokenizer.single([])
+    if is_gpt2 and not (self.last / "tokenizer.json").exists():
+      write_json(self.last / "tokenizer.json", tokenizer.to_json())
+      end = next((token for token, i in tokenizer.specials.items() if i == tokenizer.end), None)
+      names = ("bos_token", "eos_token", "unk_token")
+      config = {"tokenizer_class": "GPT2Tokenizer"} | dict.fromkeys(names, end) | config
+    write_json(path, config | {"model_max_length": self.model.context})
+    end_ids = sorted(tokenizer.stop_ids)
+    generation_config = {
+      "bos_token_id": tokenizer.end,
+      "eos_token_id": end_ids[0] if len(end_ids) == 1 else end_ids or None,
+    }
+    write_json(self.last / "generation_config.json", generation_config)
 
   def copy_tokenizer(self) -> None:
     """Copy the tokenizer of the last model to the best model."""

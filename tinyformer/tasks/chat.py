@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyformer.files import printable, read_text, write_text
+from tinyformer.files import printable, read_text, write_json
 from tinyformer.generation import stop_at
 from tinyformer.tasks import InputError
 from tinyformer.tasks.text_generation import TextGenerator
@@ -125,7 +125,7 @@ class Conversation:
 
   def save(self, path: str | Path) -> None:
     """Write the messages to a JSON file, atomically."""
-    write_text(Path(path), json.dumps(self.messages, indent=2, ensure_ascii=False) + "\n")
+    write_json(Path(path), self.messages)
 
   def load(self, path: str | Path) -> None:
     """Replace the messages by those in a JSON file.

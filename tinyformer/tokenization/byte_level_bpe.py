@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -45,6 +46,11 @@ def parse_merges(merges: Iterable[str | Sequence[str]]) -> list[tuple[bytes, byt
       raise ValueError(f"the merge {merge!r:.80} must be two tokens with a space between")
     pairs.append((unicode_to_bytes(tokens[0]), unicode_to_bytes(tokens[1])))
   return pairs
+
+
+def merge_lines(merges: Iterable[tuple[bytes, bytes]]) -> list[str]:
+  """Return each merge as a string with a space between its tokens."""
+  return [f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in merges]
 
 
 def rank_merges(merges: Iterable[tuple[bytes, bytes]]) -> dict[bytes, int]:
@@ -147,14 +153,46 @@ class BytePairEncoding(Tokenizer):
     """
     folder = Path(folder)
     vocab = json.dumps(self.vocab, ensure_ascii=False)
-    lines = [f"{bytes_to_unicode(a)} {bytes_to_unicode(b)}" for a, b in self.merges]
-    merges = "\n".join(["#version: 0.2", *lines]) + "\n"
+    merges = "\n".join(["#version: 0.2", *merge_lines(self.merges)]) + "\n"
     with (
       atomic_write(folder / "vocab.json") as vocab_part,
       atomic_write(folder / "merges.txt") as merges_part,
     ):
       vocab_part.write_text(vocab, encoding="utf-8")
       merges_part.write_text(merges, encoding="utf-8")
+
+  def to_json(self) -> dict[str, Any]:
+    """Return the content of a tokenizer.json for the same tokens, without a prefix and a suffix.
+
+    Source: https://huggingface.co/docs/tokenizers/pipeline
+    """
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    added = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+      "version": "1.0",
+      "truncation": None,
+      "padding": None,
+      "added_tokens": [
+        {"id": i, "content": token} | added | {"special": True}
+        for token, i in sorted(self.specials.items(), key=lambda item: item[1])
+      ],
+      "normalizer": None,
+      "pre_tokenizer": byte_level | {"use_regex": True},
+      "post_processor": byte_level | {"use_regex": True},
+      "decoder": byte_level | {"use_regex": True},
+      "model": {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": self.vocab,
+        "merges": merge_lines(self.merges),
+      },
+    }
 
   @classmethod
   def train(cls, documents: Iterable[str], vocab_size: int, end: str = END) -> "BytePairEncoding":
