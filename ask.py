@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   file_run.add_arguments(
     p,
     ".jsonl or .csv, or for embeddings .npy",
-    "column of a .csv or .jsonl file that contains the text or the name of the picture; a "
+    "column that contains the text or the name of the picture; a "
     "question-answering model reads the columns question and passage",
   )
   nearest.add_arguments(p)

@@ -350,7 +350,7 @@ def test_a_reader_yields_the_texts_of_a_file(tmp_path, suffix):
 
 
 def test_a_field_of_a_csv_file_may_have_several_lines(tmp_path):
-  texts = ["one\ntwo", 'a "b"', "x, y"]
+  texts = ["one\ntwo", 'a "b"', "x, y", "long " * 50_000]
   path = write_rows(tmp_path / "in.csv", texts)
   assert [row.values[0] for row in RowReader(path, ["text"])] == texts
 
@@ -361,6 +361,36 @@ def test_each_row_is_in_exactly_one_part(tmp_path, suffix):
   parts = [[row.number for row in RowReader(path, ["text"], Part(i, 8))] for i in range(1, 9)]
   assert parts[1] == [2, 10, 18]
   assert sorted(row for part in parts for row in part) == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_a_parquet_file_has_the_texts_that_were_written(tmp_path):
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  path = tmp_path / "in.parquet"
+  texts = [f"ä {i}" for i in range(3000)]
+  table = pyarrow.table({"id": list(range(3000)), "text": texts, "more": ["x", *[None] * 2999]})
+  parquet.write_table(table, path, row_group_size=700)
+  rows = list(RowReader(path, ["text"], Part(2, 3)))
+  assert [row.values[0] for row in rows] == texts[1::3]
+  assert [row.number for row in rows] == list(range(2, 3001, 3))
+  with pytest.raises(InputError, match=r"row 2: more must be a string, not None"):
+    list(RowReader(path, ["text", "more"]))
+  with pytest.raises(InputError, match=r"header: there is no column t; .*: id, text, more"):
+    list(RowReader(path, ["t"]))
+  data = bytearray(path.read_bytes())
+  for damaged in (data[:-50], data[:2000] + bytes(8000) + data[10000:], b""):
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"row \d+: the file is damaged") as raised:
+      list(RowReader(path, ["text"]))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_parquet_file_needs_pyarrow(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  (tmp_path / "in.parquet").write_bytes(b"")
+  with pytest.raises(cli.UsageError, match=r"needs pyarrow: pip install -e '\.\[parquet\]'"):
+    list(RowReader(tmp_path / "in.parquet", ["text"]))
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "1", "a/b", "-1/2", "1/0", "٣/٤"])
@@ -611,7 +641,10 @@ def test_two_runs_cannot_write_to_one_file(tmp_path):
     (["--input", "in.txt", "--output", "in.txt"], "would replace the input"),
     (["--input", "in.txt", "--output", "out.txt"], "out.txt must be a .jsonl or .csv file"),
     (["--input", "in.txt", "--output", "out.npy"], "only embeddings are written to .npy"),
-    (["--input", "in.pdf", "--output", "out.csv"], "in.pdf is not a .txt, .csv or .jsonl file"),
+    (
+      ["--input", "in.pdf", "--output", "out.csv"],
+      "in.pdf is not a .txt, .csv, .jsonl or .parquet file",
+    ),
     (["--input", "no.txt", "--output", "out.csv"], "no.txt does not exist"),
   ],
 )

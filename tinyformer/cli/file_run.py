@@ -50,7 +50,8 @@ def add_arguments(p: argparse.ArgumentParser, formats: str, columns: str) -> Non
     "--input",
     metavar="FILE",
     type=Path,
-    help="read a text from each row of a .txt, .csv or .jsonl file instead, and write to --output",
+    help="read a text from each row of a .txt, .csv, .jsonl or .parquet file instead, and write "
+    "to --output",
   )
   group.add_argument(
     "--output",

@@ -69,7 +69,7 @@ class TextHash:
 
 
 class RowReader:
-  """The rows of a text, CSV or JSON Lines file in UTF-8.
+  """The rows of a text, CSV or JSON Lines file in UTF-8, or of a Parquet file.
 
   columns: the columns to read. In a text file, each line is a row with one column.
   part: the rows to read.
@@ -79,13 +79,20 @@ class RowReader:
   """
 
   def __init__(self, path: Path, columns: Sequence[str], part: Part | None = None):
-    readers = {".txt": self.text_rows, ".csv": self.csv_rows, ".jsonl": self.json_rows}
+    readers = {
+      ".txt": self.text_rows,
+      ".csv": self.csv_rows,
+      ".jsonl": self.json_rows,
+      ".parquet": self.parquet_rows,
+    }
     if path.suffix not in readers:
-      raise UsageError(f"{path} is not a .txt, .csv or .jsonl file: rename or convert the file")
+      raise UsageError(
+        f"{path} is not a .txt, .csv, .jsonl or .parquet file: rename or convert the file"
+      )
     if path.suffix == ".txt" and len(columns) > 1:
       raise UsageError(
         f"{path} has one text per line, but the columns {' and '.join(columns)} are needed: use a "
-        ".csv or .jsonl file"
+        ".csv, .jsonl or .parquet file"
       )
     check_regular(path)
     self.path = path
@@ -185,6 +192,7 @@ class RowReader:
   def csv_rows(self, file: BinaryIO) -> Iterator[tuple[str, ...]]:
     """Yield the values of the columns in each record after the header."""
     self.row = 0
+    csv.field_size_limit(MAX_LINE_BYTES)
     records = csv.reader(map(self.decode, self.lines(file)), strict=True)
     header = self.next_record(records)
     if header is None:
@@ -208,3 +216,34 @@ class RowReader:
       if self.has_grown:  # The last record is not complete yet.
         return None
       raise self.error(f"the row is not CSV: {e}") from e
+
+  def parquet_rows(self, file: BinaryIO) -> Iterator[tuple[str, ...]]:
+    """Yield the values of the columns. One row group of these columns is in memory at a time."""
+    try:
+      from pyarrow import parquet
+    except ImportError as e:
+      raise UsageError(f"{self.path} needs pyarrow: pip install -e '.[parquet]'") from e
+    try:
+      table = parquet.ParquetFile(file)
+      names = table.schema_arrow.names
+      for column in self.columns:
+        if column not in names:
+          self.row = 0
+          raise self.missing(column, names)
+      for batch in table.iter_batches(1024, columns=list(self.columns)):
+        columns = [batch.column(column).to_pylist() for column in self.columns]
+        for values in zip(*columns, strict=True):
+          self.end = self.size * self.row // table.metadata.num_rows
+          yield self.parquet_values(values)
+          self.row += 1
+    except InputError:
+      raise
+    except (ValueError, OSError) as e:
+      raise self.error(f"the file is damaged: {printable(e)}") from e
+    self.end = self.size
+
+  def parquet_values(self, values: tuple) -> tuple[str, ...]:
+    for column, value in zip(self.columns, values, strict=True):
+      if not isinstance(value, str):
+        raise self.error(f"{column} must be a string, not {printable(value)}")
+    return values
