@@ -24,7 +24,7 @@ import tinyformer
 from tinyformer import cli
 from tinyformer.cli import file_run
 from tinyformer.cli.result_file import ResultFile
-from tinyformer.cli.result_formats import format_of, to_json
+from tinyformer.cli.result_formats import Npy, format_of, to_json
 from tinyformer.cli.row_reader import Part, RowReader
 from tinyformer.model import METHODS, Model
 from tinyformer.tasks import InputError, Prediction, nearest
@@ -518,6 +518,17 @@ def test_a_run_continues_after_a_kill_in_the_middle_of_a_write(tmp_path, suffix,
     np.testing.assert_array_equal(read_vectors(output), [vector(text) for text in texts])
 
 
+def test_the_header_of_a_npy_file_is_completed_after_a_kill(tmp_path):
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  output = tmp_path / "out.npy"
+  run_task(VECTORS, rows, output)
+  complete = output.read_bytes()
+  output.write_bytes(Npy().make_header(2, 3) + complete[Npy.HEADER_BYTES :])
+  assert len(np.load(output)) == 2
+  run_task(VECTORS, rows, output)
+  assert output.read_bytes() == complete
+
+
 SLOW = """
 import argparse, sys, time
 from pathlib import Path
@@ -577,20 +588,25 @@ class FullDisk:
     return written
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_full_disk_keeps_the_complete_rows(tmp_path, suffix):
   rows = write_rows(tmp_path / "in.txt", TEXTS)
   output = tmp_path / f"out{suffix}"
   run_task(VECTORS, rows, tmp_path / f"all{suffix}")
   complete = (tmp_path / f"all{suffix}").read_bytes()
   third_row = len(b"".join(complete.splitlines(keepends=True)[:3]))
+  if suffix == ".npy":
+    third_row = Npy.HEADER_BYTES + 3 * vector("").nbytes
   with open_output(output) as result_file:
     result_file.file = FullDisk(result_file.file, third_row + 5)
     with pytest.raises(OSError, match=r"row \d: .*out.* which is full: .*run the same") as raised:
       list(file_run.write_results(RowReader(rows, ["text"]), result_file, VECTORS))
-  kept = output.read_bytes()
-  assert kept == complete[:third_row]
-  next_row = len(read_vectors(output)) + 1
+  if suffix == ".npy":  # Its header is not updated before the next run.
+    assert output.stat().st_size == third_row
+    next_row = 4
+  else:
+    assert output.read_bytes() == complete[:third_row]
+    next_row = len(read_vectors(output)) + 1
   assert f"row {next_row}:" in str(raised.value)
   run_task(VECTORS, rows, output)
   assert output.read_bytes() == complete

@@ -91,4 +91,12 @@ BUGS = [
     "if False:",
     "file_runs",
   ),
+  Bug(
+    "the header of a .npy file is not completed after a kill",
+    "tinyformer/cli/result_file.py",
+    "ResultFile.__init__",
+    "if self.rows:",
+    "if False:",
+    "file_runs",
+  ),
 ]

@@ -81,6 +81,8 @@ class ResultFile:
       self.read_run()
       self.rows = self.cut_off_incomplete_row()
       self.check_rows()
+      if self.rows:
+        self.format.update_header(self.file, self.rows)
     except BaseException:
       self.file.close()
       raise
@@ -163,7 +165,8 @@ class ResultFile:
       self.write(self.format.encode([row.number for row in rows], results), results)
     except OSError as e:
       written = self.cut_off_incomplete_row() - self.rows
-      self.finish(rows[:written])
+      with contextlib.suppress(OSError):  # The next run updates the header.
+        self.finish(rows[:written])
       e.filename = e.filename or str(self.path)
       raise OSError(
         f"cannot write the result of row {rows[written].number}: {describe(e)}, and run the same "
