@@ -1,6 +1,6 @@
 """A disk that fills up during a write: the old files stay, and one line says what did not fit.
 
-The disk is a file system of 256 KiB in memory. Only root may mount one.
+The disk is a file system of 320 KiB in memory. Only root may mount one.
 """
 
 import os
@@ -25,7 +25,7 @@ from tinyformer.kernels.graph_runner import Recording
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 PAGE = 4096
-PAGES = 64
+PAGES = 80
 
 
 @pytest.fixture
