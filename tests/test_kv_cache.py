@@ -103,6 +103,26 @@ def test_reordered_texts_continue_as_the_texts_that_they_copy(model, expected):
   close(engine(IDS[[1, 1], 10:20]), expected[[1, 1], 19])
 
 
+def test_no_position_is_resumed_after_an_eviction_that_ctrl_c_has_interrupted():
+  """Some of the buffers have then been moved, and others have not."""
+
+  class Interrupting:
+    def __getitem__(self, key):
+      raise KeyboardInterrupt
+
+  cache = KVCache(1, 1, 1, 2000, 4, window=16)
+  assert cache.reserve(500, 10) == 500
+  values = cache.v
+  cache.v = [Interrupting()]
+  with pytest.raises(KeyboardInterrupt):
+    cache.reserve(540, 10)
+  assert [cache.resume_position(n) for n in (1, 300, 540)] == [0, 0, 0]
+  cache.v = values
+  assert cache.reserve(0, 10) == 0
+  assert cache.reserve(540, 10) == 15
+  assert cache.resume_position(540) == 540
+
+
 def test_a_full_cache_is_rejected(model):
   cache = KVCache.for_model(model, B, context=5)
   model(Tensor(IDS[:, :4]), cache)

@@ -4,6 +4,14 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
+    "a conversation resumes from a cache whose eviction was interrupted",
+    "tinyformer/generation/kv_cache.py",
+    "KVCache.reserve",
+    "self.dropped = position + 1\n",
+    "",
+    "kv_cache",
+  ),
+  Bug(
     "the KV cache is reused without comparing its tokens",
     "tinyformer/generation/engine.py",
     "Engine.resume",

@@ -78,6 +78,8 @@ class KVCache:
       # The next query attends to its own position and the window - 1 positions before it.
       end = position - dropped
       start = end - (self.window - 1)
+      # If Ctrl-C interrupts the eviction, no position can be resumed from.
+      self.dropped = position + 1
       for buffer in self.k + self.v:
         buffer[:, :, : end - start].assign(buffer[:, :, start:end].contiguous()).realize()
       dropped += start
