@@ -210,7 +210,19 @@ def test_every_kind_of_block_occurs_and_no_other():
   assert sum(map(bool, RUN.values())) >= 6
 
 
-@pytest.mark.parametrize("name", [name for name in DOCS if RUN[name]], ids=str)
+# The blocks of these pages run in the default tests, those of the others in .ci/run.
+FAST_PAGES = (Path("README.md"), Path("docs/tinygrad-in-ten-lines.md"))
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=() if name in FAST_PAGES else pytest.mark.slow)
+    for name in DOCS
+    if RUN[name]
+  ],
+  ids=str,
+)
 def test_the_python_blocks_of_a_page_run(name, tmp_path):
   """They run in a folder beside which only weights/ is found, and without a known compiler."""
   import json

@@ -36,9 +36,8 @@ class TableModel:
 
 
 def total(model, ids, stride):
-  return sum(losses.sum() for _, losses in perplexity.token_losses(model, [ids], stride)), sum(
-    len(losses) for _, losses in perplexity.token_losses(model, [ids], stride)
-  )
+  windows = [losses for _, losses in perplexity.token_losses(model, [ids], stride)]
+  return sum(losses.sum() for losses in windows), sum(len(losses) for losses in windows)
 
 
 @pytest.mark.parametrize("stride", [1, 5, 8, C])
@@ -197,7 +196,7 @@ def test_documents_are_independent():
     assert actual == pytest.approx(total(model, x, 8)[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("rows", [3, 100])
 def test_logits_in_chunks_give_the_same_losses(monkeypatch, rows):
   model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
   ids = np.random.default_rng(2).integers(0, V, 3 * C).tolist()

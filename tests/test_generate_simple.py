@@ -57,8 +57,19 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", DECODERS + ENCODER_DECODERS)
+# The default tests run every model in one way, which has steps of a chunk and of one token, and
+# three models in every way.
+FAST = ("gpt2-a", "mistral-a", "t5-a")
+
+
+@pytest.mark.parametrize(
+  "case, way",
+  [
+    pytest.param(case, way, marks=() if case in FAST or way == "padded" else pytest.mark.slow)
+    for case in DECODERS + ENCODER_DECODERS
+    for way in WAYS
+  ],
+)
 def test_the_engine_generates_the_same_tokens(case, way, monkeypatch):
   chunk_sizes, lengths = WAYS[way]
   monkeypatch.setattr(Engine, "CHUNK_SIZES", chunk_sizes)
