@@ -167,7 +167,7 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
 def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
   """Return what to compute for each row of --input. Raises UsageError if there is no such task."""
   top = args.top
-  common = {"model": str(model.folder.resolve()), "dtype": args.dtype}
+  common = {"model": file_run.model_name(args.model, model.folder), "dtype": args.dtype}
   with_top = common | {"top": top}
   text = (args.column,)
   if model.task == "feature-extraction":
@@ -208,7 +208,7 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
 
 def search(args: argparse.Namespace, model: Model, text: str) -> Iterator[str]:
   """Yield the texts of --corpus that are most similar to a text: the similarity and the text."""
-  corpus = nearest.Corpus(args.corpus, args.texts, str(model.folder.resolve()))
+  corpus = nearest.Corpus(args.corpus, args.texts, file_run.model_name(args.model, model.folder))
   for similarity, found in corpus.find(model.embed([text])[0], args.nearest):
     yield f"{similarity:.4f}  {found}"
 

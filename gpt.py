@@ -305,7 +305,7 @@ def row_task(session: Session) -> file_run.RowTask:
     return "".join(stop_at(texts, args.stop))
 
   names = ("dtype", "raw", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-  settings = {"model": str(session.folder.resolve())}
+  settings = {"model": file_run.model_name(args.model, session.folder)}
   settings |= {name: getattr(args, name) for name in (*names, "special")}
   return file_run.RowTask(file_run.each(continuation), "text", settings, (args.column,))
 

@@ -292,6 +292,23 @@ def test_ask_prints_the_texts_that_are_nearest_to_a_query(capsys, folder, tmp_pa
   assert "1.0000  row 2\n" in run_ask(capsys, *search, texts[1])[1]
 
 
+def test_a_corpus_of_another_model_is_refused(capsys, folder, tmp_path):
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  corpus = tmp_path / "corpus.npy"
+  assert run_ask(capsys, "-m", folder("Model"), "--input", rows, "--output", corpus)[0] == 0
+  copy = shutil.copytree(folder("Model"), tmp_path / "copy")
+  status, _, err = run_ask(capsys, "-m", copy, "--nearest", 1, "--corpus", corpus, "x")
+  assert status == 2
+  assert f"{corpus} has embeddings of {folder('Model').resolve()}, not of {copy}" in err
+
+
+def test_a_model_has_the_same_name_on_all_machines_unless_it_is_a_folder(tmp_path):
+  assert file_run.model_name("gpt2", tmp_path) == "gpt2"
+  assert file_run.model_name("owner/repo", tmp_path) == "owner/repo"
+  assert file_run.model_name(str(tmp_path), tmp_path) == str(tmp_path.resolve())
+  assert file_run.model_name(None, tmp_path) == str(tmp_path.resolve())
+
+
 @pytest.mark.parametrize(
   "argv, message",
   [

@@ -43,6 +43,16 @@ def each(function: Callable[..., Any]) -> Callable[[Sequence[tuple[str, ...]]], 
   return lambda rows: [function(*values) for values in rows]
 
 
+def model_name(name: str | None, folder: Path) -> str:
+  """Return what identifies a model on any machine, if possible: its short name or its repository.
+
+  A local folder is identified by its path.  name: the argument of -m.
+  """
+  if name is None or Path(name).exists():
+    return str(folder.resolve())
+  return name
+
+
 def add_arguments(p: argparse.ArgumentParser, formats: str, columns: str) -> None:
   """Add the options that read rows from a file. formats, columns: for the help texts."""
   group = p.add_argument_group("files")
