@@ -151,21 +151,27 @@ def test_an_unknown_prompt_is_refused_with_the_names_of_the_known_ones(embed):
 @pytest.mark.parametrize(
   ("files", "error"),
   [
-    (pooling("median"), "pooling_mode 'median' is not one of"),
-    (pooling("mean", "median"), "is not one of"),
-    ({"1_Pooling/config.json": {"pooling_mode": 3}}, "pooling_mode 3 is not one of"),
-    ({"modules.json": [{"path": "", "type": "a.WordWeights"}]}, "module WordWeights is not"),
+    (pooling("median"), r"pooling_mode must be one of cls.*, not \"median\""),
+    (pooling("mean", "median"), "pooling_mode must be one or more of cls"),
+    (
+      {"1_Pooling/config.json": {"pooling_mode": 3}},
+      "pooling_mode must be a list of strings, not 3",
+    ),
+    ({"modules.json": [{"path": "", "type": "a.WordWeights"}]}, 'module "WordWeights" is not'),
     (
       {"modules.json": [{"path": "../x", "type": "a.Pooling"}]},
       "'../x' of a module is not the name of a folder",
     ),
     ({"modules.json": {"path": ""}}, "must contain a JSON array, not dict"),
     ({"modules.json": [3]}, "must have a path and a type, unlike 3"),
-    ({"sentence_bert_config.json": {"max_seq_length": "many"}}, "maximum length 'many'"),
+    (
+      {"sentence_bert_config.json": {"max_seq_length": "many"}},
+      "max_seq_length must be an integer",
+    ),
     ({"config_sentence_transformers.json": {"prompts": [1]}}, "prompts must be an object"),
     (
       {"config_sentence_transformers.json": {"default_prompt_name": "query"}},
-      "default_prompt_name 'query' is not one of the prompts",
+      "default_prompt_name must be one of",
     ),
   ],
 )

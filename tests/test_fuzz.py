@@ -28,6 +28,7 @@ def test_the_undamaged_files_of_each_target_are_read(name, tmp_path):
     pytest.importorskip("PIL")
   target = targets.TARGETS[name]
   for file, data in target.files().items():
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(data)
   target.read(tmp_path)
 
@@ -108,6 +109,7 @@ def test_undamaged_files_are_read_equally_to_hugging_face(name, tmp_path):
     pytest.skip("needs the extra `reference`")
   target = targets.TARGETS[name]
   for file, data in target.files().items():
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(data)
   value = target.read(tmp_path)
   assert target.reference(tmp_path, value) == value

@@ -57,6 +57,7 @@ def write_case(folder: Path, seed: int, target: Target, number: int) -> str:
   for file, data in files.items():
     if file == name:
       data = target.damaged[name](data, rng)
+    (folder / file).parent.mkdir(exist_ok=True)
     (folder / file).write_bytes(data)
   return name
 

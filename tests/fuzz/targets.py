@@ -645,6 +645,49 @@ def reference_step(folder: Path, _) -> Any:
   return step_cache.from_bytes(step_files()["step"])
 
 
+# **************** sentence-transformers ****************
+
+SENTENCE_FILES: dict[str, Any] = {
+  "modules.json": [
+    {"idx": i, "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+    for i, kind in enumerate(("Transformer", "Pooling", "Dense", "Normalize"))
+  ],
+  "1_Pooling/config.json": {"pooling_mode": ["cls", "mean"], "include_prompt": False},
+  "2_Dense/config.json": {"bias": True, "activation_function": "torch.nn.modules.linear.Identity"},
+  "sentence_bert_config.json": {"max_seq_length": 9, "do_lower_case": True},
+  "config_sentence_transformers.json": {
+    "prompts": {"query": "find: "},
+    "default_prompt_name": "query",
+  },
+}
+
+
+@functools.cache
+def sentence_files() -> dict[str, bytes]:
+  """Return the settings of a sentence-transformers model, and the weights of its dense layer."""
+  import tempfile
+
+  from tinyformer.checkpoints import safetensors
+
+  files = {name: json.dumps(content).encode() for name, content in SENTENCE_FILES.items()}
+  arrays = {"linear.weight": np.ones((3, 8), np.float32), "linear.bias": np.ones(3, np.float32)}
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "model.safetensors"
+    safetensors.write_safetensors(path, arrays)
+    files["2_Dense/model.safetensors"] = path.read_bytes()
+  return files
+
+
+def read_sentence_settings(folder: Path) -> list[Any]:
+  """Embed hidden states with the settings of a folder."""
+  from tinyformer.checkpoints.sentence_modules import read_sentence_config
+  from tinyformer.tasks.embedding import find_prompt, pool
+
+  config = read_sentence_config(folder)
+  hidden = np.arange(12, dtype=np.float32).reshape(3, 4)
+  return [config.max_length, find_prompt(config, None), pool(hidden, config).tolist()]
+
+
 def make_targets() -> dict[str, Target]:
   targets = [
     Target(
@@ -724,6 +767,13 @@ def make_targets() -> dict[str, Target]:
       {"spiece.model": damage_bytes},
       read_tokenizer,
       reference_spiece,
+    ),
+    Target(
+      "sentence-transformers",
+      sentence_files,
+      {name: damage_json for name in SENTENCE_FILES}
+      | {"2_Dense/model.safetensors": damage_safetensors},
+      read_sentence_settings,
     ),
     Target("log.csv", lambda: {"log.csv": LOG}, {"log.csv": damage_lines}, read_log_file),
     Target("compiled step", step_files, {"step": damage_bytes}, read_step, reference_step),

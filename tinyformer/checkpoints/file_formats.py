@@ -7,6 +7,7 @@ a web page, and a connection may end too early.
 import codecs
 import json
 import re
+import reprlib
 from pathlib import Path
 
 from tinyformer.files import read_json, read_text
@@ -172,8 +173,12 @@ def read_module_list(path: Path) -> list[tuple[str, str]]:
       (module.get("path"), module.get("type")) if isinstance(module, dict) else (None, None)
     )
     if not isinstance(folder, str) or not isinstance(kind, str):
-      raise ValueError(f"{path}: a module must have a path and a type, unlike {module!r}")
+      raise ValueError(
+        f"{path}: a module must have a path and a type, unlike {reprlib.repr(module)}"
+      )
     if folder and not FOLDER_NAME.fullmatch(folder):
-      raise ValueError(f"{path}: the path {folder!r} of a module is not the name of a folder")
+      raise ValueError(
+        f"{path}: the path {reprlib.repr(folder)} of a module is not the name of a folder"
+      )
     result.append((folder, kind.rsplit(".", 1)[-1]))
   return result

@@ -1,5 +1,6 @@
 """Read what sentence-transformers saves beside a model: pooling, dense layers, length, prompts."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models.hf_config import MAX_SIZE, HFConfig, shown
 from tinyformer.checkpoints.file_formats import read_module_list
 from tinyformer.checkpoints.safetensors import read_safetensors
 from tinyformer.files import read_json
@@ -55,6 +57,11 @@ class Dense:
   activation: Callable[[np.ndarray], np.ndarray]
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
+    if len(x) != self.weight.shape[1]:
+      raise ValueError(
+        f"a Dense layer of this model has {self.weight.shape[1]:,} inputs, but the vector before "
+        f"it has {len(x):,} numbers: the model's folder is damaged"
+      )
     product = self.weight @ x
     return self.activation(product if self.bias is None else product + self.bias)
 
@@ -94,16 +101,11 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
   a missing file, and ValueError for a setting that is invalid or not supported.
   """
   modules_file = folder / "modules.json"
-  settings = read_optional_json(folder / "sentence_bert_config.json")
-  tokenizer = read_optional_json(folder / "tokenizer_config.json")
-  max_length = settings.get("max_seq_length") or tokenizer.get("model_max_length")
-  if max_length is not None and (not isinstance(max_length, (int, float)) or max_length < 1):
-    raise ValueError(f"{folder}: the maximum length {max_length!r} is not a positive integer")
+  settings = read_optional(folder / "sentence_bert_config.json")
   prompts, default_prompt = read_prompts(folder / "config_sentence_transformers.json")
   config: dict[str, Any] = {
-    # Some tokenizers have a length of 1e30, which means that there is no limit.
-    "max_length": int(max_length) if max_length and max_length < 1e9 else None,
-    "lowercase": settings.get("do_lower_case") is True,
+    "max_length": settings.optional_size("max_seq_length") or tokenizer_max_length(folder),
+    "lowercase": settings.flag("do_lower_case", False),
     "prompts": prompts,
     "default_prompt": default_prompt,
   }
@@ -119,65 +121,76 @@ def read_sentence_config(folder: Path) -> SentenceConfig:
       layers.append(normalize)
     elif kind != "Transformer":
       raise ValueError(
-        f"{modules_file}: the module {kind} is not supported, only Transformer, Pooling, Dense and "
-        "Normalize"
+        f"{modules_file}: the module {shown(kind)} is not supported, only Transformer, Pooling, "
+        "Dense and Normalize"
       )
   return SentenceConfig(layers=tuple(layers), **config)
 
 
-def read_optional_json(path: Path) -> dict[str, Any]:
-  """Return the object in a JSON file, or {} if the file does not exist."""
-  return read_json(path) if path.exists() else {}
+def read_config(path: Path) -> HFConfig:
+  """Return the settings in a JSON file."""
+  return HFConfig(read_json(path), str(path))
+
+
+def read_optional(path: Path) -> HFConfig:
+  """Return the settings in a JSON file, which are empty if the file does not exist."""
+  return read_config(path) if path.exists() else HFConfig({}, str(path))
+
+
+def tokenizer_max_length(folder: Path) -> int | None:
+  """Return model_max_length of tokenizer_config.json, or None if there is no limit."""
+  length = read_optional(folder / "tokenizer_config.json").number(
+    "model_max_length", math.inf, 1, math.inf
+  )
+  # Some tokenizers have a length of 1e30, which means that there is no limit.
+  return int(length) if length <= MAX_SIZE else None
 
 
 def read_prompts(path: Path) -> tuple[dict[str, str], str | None]:
   """Return the prompts by name, and the name of the default prompt."""
-  settings = read_optional_json(path)
-  prompts = settings.get("prompts") or {}
-  default_prompt = settings.get("default_prompt_name")
-  if not isinstance(prompts, dict):
-    raise ValueError(f"{path}: prompts must be an object, not {prompts!r}")
+  settings = read_optional(path)
+  section = settings.section("prompts")
   # An empty prompt may be stored as null.
-  prompts = {name: text or "" for name, text in prompts.items()}
-  if not all(isinstance(text, str) for text in prompts.values()):
-    raise ValueError(f"{path}: each of the prompts must be a string")
-  if default_prompt is not None and default_prompt not in prompts:
-    raise ValueError(f"{path}: default_prompt_name {default_prompt!r} is not one of the prompts")
+  prompts = {name: section.text(name, "") for name in section.values}
+  default_prompt = None
+  if "default_prompt_name" in settings:
+    default_prompt = settings.choice("default_prompt_name", prompts)
   return prompts, default_prompt
 
 
 def read_pooling(path: Path) -> dict[str, Any]:
   """Return the poolings, and whether they include the prompt, from a Pooling's config.json."""
-  settings = read_json(path)
-  mode = settings.get("pooling_mode")
-  poolings = [mode] if isinstance(mode, str) else mode
-  if poolings is None:
-    poolings = [name for key, name in POOLING_KEYS.items() if settings.get(key)] or ["mean"]
-  if not isinstance(poolings, list) or not poolings or not all(p in POOLINGS for p in poolings):
-    raise ValueError(f"{path}: pooling_mode {mode!r} is not one of {', '.join(POOLINGS)}")
-  return {
-    "poolings": tuple(poolings),
-    "include_prompt": settings.get("include_prompt", True) is not False,
-  }
+  settings = read_config(path)
+  if "pooling_mode" not in settings:
+    poolings = [name for key, name in POOLING_KEYS.items() if settings.flag(key, False)] or ["mean"]
+  elif isinstance(settings.values["pooling_mode"], str):
+    poolings = [settings.choice("pooling_mode", POOLINGS)]
+  else:
+    poolings = settings.texts("pooling_mode")
+  if not poolings or not all(name in POOLINGS for name in poolings):
+    raise settings.error("pooling_mode", f"be one or more of {', '.join(POOLINGS)}")
+  return {"poolings": tuple(poolings), "include_prompt": settings.flag("include_prompt", True)}
 
 
 def read_dense(folder: Path) -> Dense:
   """Read a Dense layer: config.json and model.safetensors."""
-  path = folder / "config.json"
-  settings = read_json(path)
-  activation = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
-  if activation not in ACTIVATIONS:
-    raise ValueError(
-      f"{path}: activation_function {activation!r} is not one of {', '.join(ACTIVATIONS)}"
-    )
-  if settings.get("use_residual"):
-    raise ValueError(f"{path}: use_residual is not supported")
+  settings = read_config(folder / "config.json")
+  activation = settings.choice(
+    "activation_function", ACTIVATIONS, "torch.nn.modules.activation.Tanh"
+  )
+  settings.only(use_residual=False)
   weights = folder / "model.safetensors"
   if not weights.exists():
     raise FileNotFoundError(f"{weights} does not exist; weights in another format are not read")
   tensors = {name: t.numpy().astype(np.float32) for name, t in read_safetensors(weights).items()}
-  weight = tensors.pop("linear.weight", None)
+  weight = tensors.pop("linear.weight", np.zeros(0))
   bias = tensors.pop("linear.bias", None)
-  if weight is None or tensors or (bias is None) == bool(settings.get("bias", True)):
-    raise ValueError(f"{weights} must contain linear.weight, and linear.bias if {path} has a bias")
+  has_bias = settings.flag("bias", True)
+  if weight.ndim != 2 or tensors or (bias is not None) != has_bias:
+    raise ValueError(
+      f"{weights} must contain a matrix linear.weight"
+      f"{' and linear.bias' if has_bias else ''}, and nothing else"
+    )
+  if bias is not None and bias.shape != weight.shape[:1]:
+    raise ValueError(f"{weights}: linear.bias has shape {bias.shape}, not {weight.shape[:1]}")
   return Dense(weight, bias, ACTIVATIONS[activation])
