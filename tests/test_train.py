@@ -167,7 +167,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(data, finished, tmp_path)
     cwd=ROOT,
     stderr=subprocess.DEVNULL,
   )
-  while not (out / "training.safetensors").exists() and p.poll() is None:
+  while not (out / "last" / "model.safetensors").exists() and p.poll() is None:
     time.sleep(0.01)
   p.send_signal(signal.SIGKILL)
   p.wait()
