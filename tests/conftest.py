@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("PARALLEL", "0")
 # Unoptimized kernels compile in two thirds of the time. The slow tests of .ci/run use the default.
 os.environ.setdefault("NOOPT", "1")
+# A shell ignores Ctrl-C in its background jobs, and they would pass that on to the commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's hub settings and proxies must not affect the tests.
 for name in list(os.environ):
   if name.startswith("HF_") or name.lower().endswith("_proxy"):
