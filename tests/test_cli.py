@@ -41,6 +41,13 @@ def test_remaining_time_is_estimated_from_the_progress_since_the_first_call(monk
   ]
 
 
+def test_a_value_in_an_error_message_is_printable_and_short():
+  for character in "\x1b\x07\x9b\n\t\u202e":
+    assert files.printable(f"a{character}é") == f"a{repr(character)[1:-1]}é"
+  shown = files.printable("x" * 1000, limit=50)
+  assert shown.startswith("xxxx") and len(shown) < 60
+
+
 def test_control_characters_are_escaped_only_for_a_terminal(monkeypatch, capsys):
   text = "a\x1b[31mb\x07\x9bc\r\tété\n"
   cli.write(text)

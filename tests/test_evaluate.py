@@ -208,11 +208,14 @@ def test_logits_in_chunks_give_the_same_losses(monkeypatch, rows):
 
 def test_a_smaller_context_is_that_of_each_window():
   model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
-  ids = np.random.default_rng(2).integers(0, V, 2 * C).tolist()
-  logits = [model(Tensor([ids[max(0, i - 4) : i]])).log_softmax(-1) for i in range(1, len(ids))]
-  expected = [-x[0, -1, ids[i + 1]].item() for i, x in enumerate(logits)]
-  losses = [x for _, window in perplexity.token_losses(model, [ids], 1, context=4) for x in window]
-  assert losses == pytest.approx(expected, rel=1e-4)
+  ids = np.random.default_rng(2).integers(0, V, 2 * C)
+  # The first window predicts four tokens. Each later token is predicted from the four before it.
+  windows = np.lib.stride_tricks.sliding_window_view(ids[:-1], 4)
+  logits = model(Tensor(windows.astype(np.int32))).log_softmax(-1).numpy()
+  predicted = np.concatenate([logits[0], logits[1:, -1]])
+  expected = -predicted[np.arange(len(ids) - 1), ids[1:]]
+  rows = perplexity.token_losses(model, [ids.tolist()], 1, context=4)
+  assert np.concatenate([losses for _, losses in rows]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ BUGS = [
     "printable",
     "c if c.isprintable() else repr(c)[1:-1]",
     "c",
-    "fuzz",
+    "cli",
   ),
   Bug(
     "a JSON file may have any size",
