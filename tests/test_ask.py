@@ -47,8 +47,7 @@ WORDS = [
 WORDS += [f"w{i}" for i in range(61 - len(WORDS))]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def small_berts(tmp_path_factory):
   """Return a function: a head's name -> the folder of a small BERT with this head."""
   folders = {}
 
@@ -59,6 +58,11 @@ def folder(tmp_path_factory):
     return folders[head]
 
   return make
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return small_berts(tmp_path_factory)
 
 
 def run(capsys, *argv):

@@ -5,8 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import with_head
-from test_ask import WORDS
+from test_ask import WORDS, small_berts
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
@@ -24,9 +23,7 @@ MODULES = ("Transformer", "Pooling")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   """The folder of a small BERT without a head."""
-  folder = with_head("bert-a", "Model", tmp_path_factory.mktemp("embedding"))
-  (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-  return folder
+  return small_berts(tmp_path_factory)("Model")
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, ROOT, normal, with_head
-from test_ask import WORDS, t5  # noqa: F401 - a fixture
+from conftest import FIXTURES, ROOT, normal
+from test_ask import WORDS, small_berts, t5  # noqa: F401 - t5 is a fixture
 
 import ask
 import gpt
@@ -87,16 +87,7 @@ def write_rows(path, texts):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """Return a function: a head's name -> the folder of a small BERT with this head."""
-  folders = {}
-
-  def make(head):
-    if head not in folders:
-      folders[head] = with_head("bert-a", head, tmp_path_factory.mktemp(head))
-      (folders[head] / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folders[head]
-
-  return make
+  return small_berts(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -67,15 +67,23 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
   return text.read()
 
 
+def read_json_value(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
+  """Return the value in a JSON file, of any type.
+
+  Raises OSError if the file cannot be read, and ValueError if it is not JSON.
+  """
+  try:
+    return json.loads(read_text(path, max_bytes))
+  except (ValueError, RecursionError) as e:
+    raise ValueError(f"{path} is not JSON: {e}") from e
+
+
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
   """Return the object in a JSON file.
 
   Raises OSError if the file cannot be read, and ValueError if it does not contain a JSON object.
   """
-  try:
-    value = json.loads(read_text(path, max_bytes))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
+  value = read_json_value(path, max_bytes)
   if not isinstance(value, dict):
     raise ValueError(f"{path} must contain a JSON object, not {type(value).__name__}")
   return value

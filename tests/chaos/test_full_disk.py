@@ -43,7 +43,7 @@ def disk(tmp_path):
 
 
 def leave_free(disk: Path, pages: int) -> None:
-  """Fill a disk until only so many pages are free."""
+  """Fill a disk until at most this number of pages is free."""
   (disk / "filling").unlink(missing_ok=True)
   free = shutil.disk_usage(disk).free // PAGE
   (disk / "filling").write_bytes(bytes(max(0, free - pages) * PAGE))

@@ -10,7 +10,7 @@ import re
 import reprlib
 from pathlib import Path
 
-from tinyformer.files import read_json, read_text
+from tinyformer.files import read_json, read_json_value
 
 # The largest header that the safetensors library accepts.
 MAX_HEADER_BYTES = 100_000_000
@@ -161,10 +161,7 @@ def read_module_list(path: Path) -> list[tuple[str, str]]:
 
   Raises ValueError if the file has another format, or if a folder is outside the model's.
   """
-  try:
-    modules = json.loads(read_text(path))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
+  modules = read_json_value(path)
   if not isinstance(modules, list):
     raise ValueError(f"{path} must contain a JSON array, not {type(modules).__name__}")
   result = []

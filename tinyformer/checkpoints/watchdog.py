@@ -67,16 +67,8 @@ class WatchedConnection(http.client.HTTPConnection):
     self.watchdog.sock = self.sock
 
 
-class WatchedTLSConnection(http.client.HTTPSConnection):
-  """A connection with TLS whose socket a watchdog knows."""
-
-  def __init__(self, watchdog: Watchdog, host: str, **settings):
-    self.watchdog = watchdog
-    super().__init__(host, **settings)
-
-  def connect(self) -> None:
-    super().connect()
-    self.watchdog.sock = self.sock
+class WatchedTLSConnection(WatchedConnection, http.client.HTTPSConnection):
+  """A WatchedConnection with TLS."""
 
 
 class HTTPHandler(urllib.request.HTTPHandler):

@@ -23,7 +23,7 @@ KNOWN_SOURCES = (
   *(str(ROOT / name) + os.sep for name in ("layers", "models", "tinyformer")),
   str(Path(tinygrad.__file__).parent) + os.sep,
 )
-# What a user would not replace in place: compared by value, and part of a description.
+# Types that are compared by value, and whose values are part of a description.
 PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
 
 # The path of a part within the module, such as ".blocks[0].attn.q", and the part.

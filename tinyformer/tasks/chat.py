@@ -1,13 +1,12 @@
 """Chat with a decoder-only model that has a chat template."""
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyformer.files import printable, read_text, write_json
+from tinyformer.files import printable, read_json_value, write_json
 from tinyformer.generation import stop_at
 from tinyformer.tasks import InputError
 from tinyformer.tasks.text_generation import TextGenerator
@@ -150,10 +149,7 @@ def read_messages(path: Path) -> list[dict[str, str]]:
   Raises OSError if the file cannot be read, and ValueError if it does not contain a list of
   messages.
   """
-  try:
-    messages = json.loads(read_text(path))
-  except (ValueError, RecursionError) as e:
-    raise ValueError(f"{path} is not JSON: {e}") from e
+  messages = read_json_value(path)
   if not isinstance(messages, list):
     raise ValueError(f"{path} must contain a list of messages, not {type(messages).__name__}")
   for n, message in enumerate(messages, start=1):

@@ -20,7 +20,7 @@ class Encoder:
   LENGTH_MULTIPLE = 32
   # Many texts are padded less, because the time to compile more kernels is then small.
   SMALL_MULTIPLE = 8
-  # The largest number of tokens of a batch. Larger batches are not faster.
+  # The largest number of tokens in a batch.
   BATCH_TOKENS = 2048
   # Fewer texts of a similar length are processed one at a time.
   MIN_BATCH = 4
@@ -94,7 +94,7 @@ class Encoder:
 
     The next call may overwrite the result.
     """
-    # Rows without a text have one token, because a softmax without keys would be wasted.
+    # A row without a text has one token, because attention needs at least one key.
     ids = np.full((batch, length), self.tokenizer.pad or 0, dtype=np.int32)
     attention_mask = np.zeros((batch, length), dtype=bool)
     attention_mask[:, 0] = True
