@@ -259,7 +259,7 @@ class Cat(Function):
 
 
 class Index(Function):
-  """z = x[key].  dx = 0, to which each element of dz is added at the place that it was read from.
+  """z = x[key].  dx = 0, to which each element of dz is added at the index from which it was read.
 
   key: integers, slices and arrays of indices, as in numpy. An element that is read n times, such as
   the embedding of a frequent token, receives the sum of n gradients.

@@ -34,7 +34,7 @@ SUFFIXES = (".jsonl", ".csv", ".npy")
 
 
 def vector(text):
-  """Return what stands for the embedding of a text in tests without a model."""
+  """Return a stand-in for the embedding of a text, for tests without a model."""
   return np.array([len(text), 0.1, -1e-9], np.float32)
 
 

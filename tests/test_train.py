@@ -392,7 +392,7 @@ class Idle:
 def test_a_run_resumed_with_another_interval_evaluates_a_step_that_it_makes_due(
   data, tmp_path, monkeypatch
 ):
-  """The run stops after step 3, before the first evaluation, and goes on with an interval of 3."""
+  """The run stops after step 3, before its first evaluation. An interval of 3 makes step 3 due."""
   monkeypatch.setattr("tinyformer.training.trainer.Trainer", Idle)
   command = [str(data), "-o", str(tmp_path / "x"), "--steps", "10"]
 

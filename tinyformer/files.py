@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 MAX_JSON_BYTES = 16_000_000
 # The largest vocabulary. Published ones have up to 40 MB.
 MAX_VOCABULARY_BYTES = 100_000_000
-# What is not a regular file.
+# The kinds of files that are not regular files.
 KINDS = {
   stat.S_IFIFO: "a pipe",
   stat.S_IFSOCK: "a socket",

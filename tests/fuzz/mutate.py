@@ -105,7 +105,7 @@ def new_value(old: Any, rng: random.Random) -> Any:
 
 
 def damage_value(root: Any, rng: random.Random) -> Any:
-  """Replace, delete, rename or copy a value at a random place of a JSON value. Changes root."""
+  """Replace, delete, rename or copy a value at a random path of a JSON value. Changes root."""
   candidates = paths(root)[1:]
   if not candidates:
     return new_value(root, rng)

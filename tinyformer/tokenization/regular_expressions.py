@@ -121,7 +121,7 @@ class Translator:
     return "".join(self.out)
 
   def convert(self, i: int) -> int:
-    """Convert what is at index i, and return the index after it."""
+    """Convert the element of the pattern at index i, and return the index after it."""
     character = self.expression[i]
     if character in "\\[":
       self.atom = len(self.out)
