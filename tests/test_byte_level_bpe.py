@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyformer.tokenization import byte_level_bpe, load_tokenizer
+from tinyformer.tokenization.byte_letters import all_to_bytes, all_to_unicode
 from tinyformer.tokenization.byte_level_bpe import (
   END,
   GPT2_PATTERN,
@@ -411,3 +412,17 @@ def test_neither_file_of_a_tokenizer_changes_if_one_cannot_be_written(tmp_path, 
   with pytest.raises(OSError, match="No space left"):
     BytePairEncoding.train(["the cat the cat"], 262).save(tmp_path)
   assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_tokens_are_converted_together_as_they_are_one_by_one():
+  tokens = [b"", bytes(range(256)), *(bytes([b]) for b in range(256)), "é ".encode()]
+  spellings = [bytes_to_unicode(token) for token in tokens]
+  assert all_to_unicode(tokens) == spellings
+  assert all_to_bytes(spellings) == tokens
+  assert all_to_unicode([]) == all_to_bytes([]) == []
+
+
+@pytest.mark.parametrize("letter", [" ", "\x00", "\xad", "\u0144", "\ud800", "😀"])
+def test_a_character_that_represents_no_byte_is_named(letter):
+  with pytest.raises(ValueError, match=r"does not represent a byte"):
+    all_to_bytes(["ab", f"c{letter}"])

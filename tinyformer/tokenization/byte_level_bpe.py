@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import regex
 import tiktoken
 
@@ -23,7 +22,12 @@ from tinyformer.tokenization.base import (
   read_merges_txt,
   read_vocab_json,
 )
-from tinyformer.tokenization.byte_letters import LETTERS, bytes_to_unicode, unicode_to_bytes
+from tinyformer.tokenization.byte_letters import (
+  LETTERS,
+  all_to_bytes,
+  all_to_unicode,
+  bytes_to_unicode,
+)
 from tinyformer.tokenization.normalizers import NormalizedString
 
 # GPT-2's pre-tokenizer (Radford et al. 2019, sec. 2.2). No token crosses two matches.
@@ -39,13 +43,14 @@ def parse_merges(merges: Iterable[str | Sequence[str]]) -> list[tuple[bytes, byt
 
   Raises ValueError if a merge is not a pair of tokens.
   """
-  pairs = []
+  spellings: list[str] = []
   for merge in merges:
     tokens = merge.split(" ") if isinstance(merge, str) else merge
     if len(tokens) != 2:
       raise ValueError(f"the merge {merge!r:.80} must be two tokens with a space between")
-    pairs.append((unicode_to_bytes(tokens[0]), unicode_to_bytes(tokens[1])))
-  return pairs
+    spellings += tokens
+  parts = all_to_bytes(spellings)
+  return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def merge_lines(merges: Iterable[tuple[bytes, bytes]]) -> list[str]:
@@ -88,24 +93,28 @@ class BytePairEncoding(Tokenizer):
     self.merges = list(merges)
     self.vocab = vocab
     specials = specials or {}
-    ranks = rank_merges(self.merges)
-    spellings = {token: bytes_to_unicode(token) for token in ranks}
-    if missing := [spelling for spelling in spellings.values() if spelling not in vocab]:
+    self.ranks = rank_merges(self.merges)
+    spellings = all_to_unicode(list(self.ranks))
+    if missing := [spelling for spelling in spellings if spelling not in vocab]:
       raise ValueError(f"the vocabulary has no ID for the token {missing[0]!r:.80}; add the token")
     # tiktoken's IDs are ranks. Those of RoBERTa, for example, are not.
-    self.id_of_rank = np.array([vocab[spelling] for spelling in spellings.values()])
-    self.encoding = tiktoken.Encoding(
-      "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
-    tokens = {vocab[spelling]: token for token, spelling in spellings.items()}
+    self.id_of_rank = [vocab[spelling] for spelling in spellings]
+    tokens = dict(zip(self.id_of_rank, self.ranks, strict=True))
     special_ids = {token: i for token, i in vocab.items() if i not in tokens} | specials
     super().__init__(tokens, special_ids)
+
+  @functools.cached_property
+  def encoding(self) -> tiktoken.Encoding:
+    """tiktoken's encoder, whose token IDs are ranks."""
+    return tiktoken.Encoding(
+      "bpe", pat_str=GPT2_PATTERN, mergeable_ranks=self.ranks, special_tokens={}
+    )
 
   def encode_ordinary(self, text: str) -> list[int]:
     """Return the token IDs of a text without special tokens."""
     parts = LONG_WHITESPACE.split(text)
     ranks = [rank for part in parts for rank in self.encoding.encode_ordinary(part)]
-    return self.id_of_rank[ranks].tolist() if ranks else []
+    return [self.id_of_rank[rank] for rank in ranks]
 
   def tokenize(self, text: NormalizedString) -> Iterator[tuple[int, int, int]]:
     """Yield (ID, start, end) of each token of a text without special tokens."""
