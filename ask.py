@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   file_run.add_arguments(
     p,
-    ".jsonl or .csv, or for embeddings .npy",
+    ".jsonl, .csv or .parquet, or for embeddings .npy",
     "column that contains the text or the name of the picture; a "
     "question-answering model reads the columns question and passage",
   )

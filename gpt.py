@@ -109,7 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     action="store_true",
     help="recognize special tokens such as <|endoftext|> in the prompt (default: they are text)",
   )
-  file_run.add_arguments(p, ".jsonl or .csv", "column that contains the prompt")
+  file_run.add_arguments(p, ".jsonl, .csv or .parquet", "column that contains the prompt")
   p.add_argument(
     "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import errno
+import io
 import json
 import os
 import re
@@ -22,12 +23,12 @@ import ask
 import gpt
 import tinyformer
 from tinyformer import cli
-from tinyformer.cli import file_run
+from tinyformer.cli import file_run, parquet_file
 from tinyformer.cli.result_file import ResultFile
 from tinyformer.cli.result_formats import Npy, format_of, to_json
 from tinyformer.cli.row_reader import Part, RowReader
 from tinyformer.model import METHODS, Model
-from tinyformer.tasks import InputError, Prediction, nearest
+from tinyformer.tasks import Answer, Entity, InputError, Prediction, nearest
 
 TEXTS = ["paris", "", "the capital of france is paris .", 'rome , "x" ?', "wer ä lives in rome"]
 SUFFIXES = (".jsonl", ".csv", ".npy")
@@ -620,6 +621,139 @@ def test_a_full_disk_keeps_the_complete_rows(tmp_path, suffix):
   assert output.read_bytes() == complete
 
 
+# Parquet files, to which no row can be appended
+
+
+# The results of each kind for a text.
+RESULTS = {
+  "embedding": vector,
+  "text": str.upper,
+  "predictions": lambda text: [Prediction(text, 0.1), Prediction("x", 1 / 3)][: len(text) % 3],
+  "masks": lambda text: [[Prediction(text, 0.25)], []],
+  "answers": lambda text: [Answer(text, 0, len(text), 1e-9)],
+  "entities": lambda text: [Entity("PER", text, 1, 2, 0.5)] * (len(text) % 2),
+  "another": lambda text: {"text": text},
+}
+
+
+def read_parquet(path):
+  """Return the rows of a Parquet file, and the number of rows of each row group."""
+  parquet = pytest.importorskip("pyarrow.parquet")
+  with parquet.ParquetFile(path) as file:
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return file.read().to_pylist(), groups
+
+
+def expected_vectors(texts):
+  return [{"row": n, "embedding": vector(text).tolist()} for n, text in enumerate(texts, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_parquet_file_has_the_results_of_the_json_file(tmp_path, name):
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  task = file_run.RowTask(file_run.each(RESULTS[name]), name, {})
+  for suffix in (".jsonl", ".parquet"):
+    run_task(task, rows, tmp_path / f"out{suffix}", part=Part(2, 2))
+  lines = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+  results = read_parquet(tmp_path / "out.parquet")[0]
+  if name == "another":
+    results = [result | {name: json.loads(result[name])} for result in results]
+  elif name == "embedding":
+    lines = [line | {name: np.array(line[name], np.float32).tolist()} for line in lines]
+  assert results == lines
+  assert [line["row"] for line in lines] == [2, 4]
+  outputs = ["out.jsonl", "out.parquet"]
+  files = ["in.txt", *outputs, *(f"{output}.run.json" for output in outputs)]
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.slow
+def test_rows_are_added_to_a_parquet_file_in_groups(tmp_path, monkeypatch):
+  monkeypatch.setattr(parquet_file, "GROUP_ROWS", 4)
+  rows, output = tmp_path / "in.txt", tmp_path / "out.parquet"
+  for count in (0, 10, 13, 13, 14):
+    texts = [str(2**n) for n in range(count)]
+    write_rows(rows, texts)
+    run_task(VECTORS, rows, output)
+    results, groups = read_parquet(output)
+    assert results == expected_vectors(texts)
+    assert max(groups, default=0) <= 4
+  monkeypatch.setattr(parquet_file, "GROUP_BYTES", 1)
+  write_rows(rows, [*texts, "a", "b"])
+  run_task(VECTORS, rows, output)
+  assert read_parquet(output)[1][-2:] == [1, 1]
+
+
+@pytest.mark.slow
+def test_a_parquet_file_is_completed_after_a_kill_at_any_time(tmp_path):
+  parquet = pytest.importorskip("pyarrow.parquet")
+  rows, output = tmp_path / "in.txt", tmp_path / "out.parquet"
+  part, run_file = tmp_path / "out.parquet.part", tmp_path / "out.parquet.run.json"
+  write_rows(rows, TEXTS)
+  run_task(VECTORS, rows, tmp_path / "out.jsonl")
+  lines = (tmp_path / "out.jsonl").read_bytes()
+  with pytest.raises(InputError):
+    run_task(VECTORS._replace(function=file_run.each(int)), rows, output)
+  first_run = run_file.read_text()
+  for length in range(0, len(lines) + 1, 30):  # killed while rows were appended
+    output.unlink(missing_ok=True)
+    run_file.write_text(first_run)
+    part.write_bytes(lines[:length])
+    run_task(VECTORS, rows, output)
+    assert read_parquet(output)[0] == expected_vectors(TEXTS), length
+    assert not part.exists()
+  # Killed while the Parquet file was written, and after it was.
+  unfinished = tmp_path / ".out.parquet.1.part"
+  unfinished.write_bytes(b"PAR1")
+  part.write_bytes(lines)
+  run_task(VECTORS, rows, output)
+  assert read_parquet(output)[0] == expected_vectors(TEXTS)
+  assert not unfinished.exists() and not part.exists()
+  # Rows were added, and the process was killed before they were joined.
+  write_rows(rows, [*TEXTS, "more", "x"])
+  part.write_text(json.dumps({"row": 6, "embedding": to_json(vector("more"))}) + "\n")
+  run_task(VECTORS, rows, output)
+  assert read_parquet(output)[0] == expected_vectors([*TEXTS, "more", "x"])
+  for content in (b"PAR1", parquet_of_another_program(parquet)):
+    output.write_bytes(content)
+    with pytest.raises(cli.UsageError, match="not a Parquet file that this command wrote"):
+      run_task(VECTORS, rows, output)
+    assert output.read_bytes() == content
+
+
+def parquet_of_another_program(parquet):
+  file = io.BytesIO()
+  parquet.write_table(pytest.importorskip("pyarrow").table({"id": [1]}), file)
+  return file.getvalue()
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_rows_of_a_parquet_file(tmp_path, monkeypatch):
+  parquet = pytest.importorskip("pyarrow.parquet")
+  rows, output = write_rows(tmp_path / "in.txt", TEXTS), tmp_path / "out.parquet"
+
+  def write_table(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as patch:
+    patch.setattr(parquet.ParquetWriter, "write_table", write_table)
+    with pytest.raises(OSError, match=r"out.parquet does not fit .* full: .*run the same command"):
+      run_task(VECTORS, rows, output)
+  assert not output.exists()
+  never = VECTORS._replace(function=lambda _: pytest.fail("computed again"))
+  run_task(never, rows, output)
+  assert read_parquet(output)[0] == expected_vectors(TEXTS)
+
+
+def test_results_in_a_parquet_file_need_pyarrow(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  rows = write_rows(tmp_path / "in.txt", TEXTS)
+  with pytest.raises(cli.UsageError, match=r"needs pyarrow: pip install -e '\.\[parquet\]'"):
+    run_task(VECTORS, rows, tmp_path / "out.parquet")
+  assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
 def test_results_of_other_settings_or_texts_are_not_mixed(tmp_path):
   rows = write_rows(tmp_path / "in.txt", TEXTS)
   output = tmp_path / "out.jsonl"
@@ -663,7 +797,10 @@ def test_two_runs_cannot_write_to_one_file(tmp_path):
     (["--part", "3/2", "x"], "is not a part such as 2/8"),
     (["--input", "in.txt", "--output", "out.csv", "x"], "leave one of them out"),
     (["--input", "in.txt", "--output", "in.txt"], "would replace the input"),
-    (["--input", "in.txt", "--output", "out.txt"], "out.txt must be a .jsonl or .csv file"),
+    (
+      ["--input", "in.txt", "--output", "out.txt"],
+      "out.txt must be a .jsonl, .csv or .parquet file",
+    ),
     (["--input", "in.txt", "--output", "out.npy"], "only embeddings are written to .npy"),
     (
       ["--input", "in.pdf", "--output", "out.csv"],

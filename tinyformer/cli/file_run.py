@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinyformer.cli.errors import UsageError, describe
+from tinyformer.cli.parquet_file import ParquetResultFile
 from tinyformer.cli.progress import Bar, note
 from tinyformer.cli.result_file import ResultFile
 from tinyformer.cli.result_formats import format_of
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace, task: RowTask) -> None:
     "columns": task.columns,
     "part": f"{args.part.first}/{args.part.total}",
   }
-  with ResultFile(args.output, results_format, settings, args.input) as output:
+  kind = ParquetResultFile if args.output.suffix == ".parquet" else ResultFile
+  with kind(args.output, results_format, settings, args.input) as output:
     if output.rows and not args.quiet:
       note(f"{args.output} has {count_rows(output.rows)}: continuing after the last one")
     start = time.monotonic()
@@ -120,6 +122,7 @@ def run(args: argparse.Namespace, task: RowTask) -> None:
       for end in write_results(reader, output, task):
         rate = (output.rows - first_row) / max(time.monotonic() - start, 1e-9)
         bar(end, reader.size, f"{count_rows(output.rows)}, {rate:,.1f} rows/s")
+      output.join()
     finally:
       bar.clear()
     new_rows = output.rows - first_row

@@ -75,9 +75,11 @@ class ResultFile:
     if path.exists():
       check_regular(path)
     # Without a buffer, and not in append mode, in which a header cannot be replaced.
-    self.file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    flags = os.O_RDWR | os.O_CREAT
+    self.file = os.fdopen(os.open(self.appended_path, flags, 0o666), "r+b", buffering=0)
     try:
       self.lock()
+      self.joined_rows = self.count_joined_rows()
       self.read_run()
       self.rows = self.cut_off_incomplete_row()
       self.check_rows()
@@ -87,6 +89,18 @@ class ResultFile:
       self.file.close()
       raise
     self.last_update = time.monotonic()
+
+  @property
+  def appended_path(self) -> Path:
+    """The file to which results are appended."""
+    return self.path
+
+  def count_joined_rows(self) -> int:
+    """Return the number of rows that are in another file than the one that is appended to."""
+    return 0
+
+  def join(self) -> None:
+    """Complete the file, because all rows have results."""
 
   def __enter__(self) -> "ResultFile":
     return self
@@ -106,10 +120,14 @@ class ResultFile:
       raise UsageError(
         f"another run is writing to {self.path}: wait for its end, or name another file"
       ) from e
+    # The previous run may have deleted the file after it was opened here.
+    opened = os.fstat(self.file.fileno())
+    if not self.appended_path.exists() or not os.path.samestat(opened, self.appended_path.stat()):
+      raise UsageError(f"another run has just written to {self.path}: run the same command again")
 
   def read_run(self) -> None:
     """Read NAME.run.json, or write it for an empty file. Raises UsageError if settings differ."""
-    if os.fstat(self.file.fileno()).st_size == 0:
+    if os.fstat(self.file.fileno()).st_size == 0 and not self.joined_rows:
       self.write_run()
       return
     old = read_run(self.path)
@@ -140,7 +158,7 @@ class ResultFile:
     """Cut off an incomplete last row, and return the number of complete rows."""
     rows, end = self.format.complete(self.file)
     self.file.truncate(end)
-    return rows
+    return self.joined_rows + rows
 
   def add_to_hash(self, row: Row) -> None:
     """Add the texts of a row to the hash of the input.

@@ -186,12 +186,12 @@ class Npy:
 
 
 def format_of(path: Path, name: str, fields: Sequence[str] = (), width: int = 0) -> Format:
-  """Return the format for a file's suffix.
+  """Return the format for a file's suffix. Rows of a .parquet file are JSON Lines at first.
 
   name: what the results are, such as "predictions".  fields, width: see Csv.  Raises UsageError for
   another suffix, and for .npy unless the results are embeddings.
   """
-  if path.suffix == ".jsonl":
+  if path.suffix in (".jsonl", ".parquet"):
     return JsonLines(name)
   if path.suffix == ".csv":
     return Csv(name, fields, width)
@@ -199,4 +199,4 @@ def format_of(path: Path, name: str, fields: Sequence[str] = (), width: int = 0)
     return Npy()
   if path.suffix == ".npy":
     raise UsageError(f"{path}: only embeddings are written to .npy files: use .jsonl or .csv")
-  raise UsageError(f"{path} must be a .jsonl or .csv file, or .npy for embeddings")
+  raise UsageError(f"{path} must be a .jsonl, .csv or .parquet file, or .npy for embeddings")
