@@ -117,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     f"{folder} in {args.dtype} on {device}: {len(ids):,} documents, {count:,} tokens, "
     f"{words:,} words separated by white space, {num_bytes:,} bytes of UTF-8 (not detokenized)"
   )
-  first_token = "predicted from <|endoftext|>" if tokenizer.end is not None else "not predicted"
+  eos_token = tokenizer.eos_token
+  first_token = "not predicted" if eos_token is None else f"predicted from {eos_token}"
   cli.note(
     f"windows of {context} tokens with a stride of {stride}; "
     f"the first token of a document is {first_token}"

@@ -114,6 +114,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "--list-models", action="store_true", help="print the models that have a short name, and exit"
   )
   args = p.parse_args(argv)
+  args.has_default_limit = args.max_new_tokens is None
   args.max_new_tokens = args.max_new_tokens or (1000 if args.chat else 100)
   return args
 
@@ -234,7 +235,7 @@ class Session:
     args = self.args
     start = first_token = time.monotonic()
     first_position = self.engine.position + len(ids)
-    num_tokens = 0
+    num_tokens = 0  # of the first text
     for i, text in self.generator.generate(ids):
       if num_tokens == 0:
         first_token = time.monotonic()
@@ -250,6 +251,9 @@ class Session:
     num_steps = self.engine.position - first_position + 1
     if num_steps < args.max_new_tokens and context_is_full and not args.quiet:
       cli.note(f"\nthe context of {self.engine.context:,} tokens is full")
+    is_cut_off = self.is_chat and num_tokens == args.max_new_tokens
+    if is_cut_off and args.has_default_limit and not args.quiet:
+      cli.note(f"\n{cli.cut_off_note(num_tokens)}")
 
 
 def generate_once(session: Session, prompt: str) -> None:
@@ -348,7 +352,6 @@ def append_line(session: Session, line: str) -> None:
   if len(history) + min(session.args.max_new_tokens, half) > engine.context:
     # Truncate to half of the context, so that the next lines fit without another prefill.
     del history[:-half]
-    engine.position = 0
 
 
 def print_continuation(session: Session) -> None:
@@ -356,12 +359,13 @@ def print_continuation(session: Session) -> None:
   from tinyformer.generation import stop_at
 
   tokenizer = session.tokenizer
-  engine = session.engine
   history = session.history
   stops = session.args.stop
   start = len(history)
   shown = ""
-  texts = (text for _, text in session.generate(history[engine.position :]))
+  # Ctrl-C may have interrupted the last step, and the history may have been truncated.
+  remaining = session.engine.resume(history)
+  texts = (text for _, text in session.generate(remaining))
   for text in stop_at(texts, stops):
     cli.write(text)
     shown += text
@@ -369,9 +373,8 @@ def print_continuation(session: Session) -> None:
     return
   generated = b"".join(map(tokenizer.token, history[start:])).decode(errors="replace")
   if generated != shown:
-    # Remove the stop text, which was not shown, from the history and the KV cache.
+    # Remove the stop text, which was not shown.
     history[start:] = tokenizer.encode(shown)
-    engine.position = engine.cache.resume_position(start)
 
 
 def chat(session: Session, first_message: str | None) -> None:
@@ -389,7 +392,7 @@ def chat(session: Session, first_message: str | None) -> None:
   if args.system is not None:
     # Some templates refuse system messages.
     session.tokenizer.encode_chat([*conversation.messages, {"role": "user", "content": "Hello"}])
-  chat_loop(conversation, first_message, args.quiet, args.verbose)
+  chat_loop(conversation, first_message, args.quiet, args.verbose, args.has_default_limit)
 
 
 def list_models() -> None:

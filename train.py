@@ -73,9 +73,10 @@ def train_model(args: argparse.Namespace, device: str) -> int:
   if args.precision == "bfloat16" and device == "CPU":
     cli.note("a CPU rounds to bfloat16 and multiplies in float32, which is not faster than float32")
   parameters = sum(t.numel() for name, t in trainer.state.items() if name.startswith("model."))
+  all_bytes = " (with all 256 bytes)" if args.tokens == "characters" else ""
   cli.note(
     f"{len(corpus.train_ids):,} train tokens, {len(corpus.val_ids):,} validation tokens, "
-    f"vocabulary of {len(tokenizer):,}, {parameters:,} parameters"
+    f"vocabulary of {len(tokenizer):,}{all_bytes}, {parameters:,} parameters"
   )
   folder = ModelFolder(args, model, tokenizer, source)
   run = TextRun(args, progress, trainer, corpus, folder)

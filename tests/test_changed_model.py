@@ -65,6 +65,20 @@ def test_generation_follows_a_replaced_weight(load):
   assert generate(model) != original
 
 
+def test_generation_follows_a_weight_changed_in_place(load):
+  """The head has a copy of this weight. An optimizer changes weights in place, too."""
+  model = load()
+  original = generate(model)
+  weight = model.module.tokens.weight
+  for _ in range(2):
+    weight.assign(-weight).realize()
+    changed = generate(model)
+    model._runner = None
+    assert changed == generate(model)
+    weight.assign(-weight).realize()
+    assert generate(model) == original
+
+
 def test_inspection_follows_a_change_and_restores_it(load):
   model = load()
   original = tinyformer.inspect(model, PROMPT)

@@ -183,6 +183,24 @@ def test_replaced_weights_are_not_mixed_with_old_keys_and_values(folder):
   assert changed == model.chat(HELLO, max_new_tokens=6, temperature=0)
 
 
+def test_weights_changed_in_place_are_not_mixed_with_old_keys_and_values(folder, processed):
+  """A permutation of a matrix's rows changes the weights, too."""
+  model = tinyformer.load(folder)
+  model.chat(HELLO, max_new_tokens=6, temperature=0)
+  weight = model.module.blocks[0].ff.up.weight
+  weight.assign(weight.flip(0)).realize()
+  del processed[:]
+  changed = model.chat(HELLO, max_new_tokens=6, temperature=0)
+  assert processed[0] == model.tokenizer.encode_chat(HELLO)
+  model._runner = None
+  assert changed == model.chat(HELLO, max_new_tokens=6, temperature=0)
+  # The keys and values of another method's text have unknown weights.
+  model.generate("Once", max_new_tokens=2, temperature=0)
+  del processed[:]
+  model.chat(HELLO, max_new_tokens=6, temperature=0)
+  assert processed[0] == model.tokenizer.encode_chat(HELLO)
+
+
 def test_a_long_message_is_read_in_chunks_between_which_the_answer_can_be_stopped(
   tmp_path, processed
 ):

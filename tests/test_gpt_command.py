@@ -25,9 +25,11 @@ from gguf_files import bpe_metadata, folder_to_gguf
 import gpt
 import tinyformer
 from models.gpt2 import GPT2, GPT2Config
+from models.llama import Llama, LlamaConfig
 from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import hub, pypi
-from tinyformer.tasks.text_generation import TextGenerator
+from tinyformer.generation import Engine, KVCache
+from tinyformer.tasks.text_generation import SamplingConfig, TextGenerator
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 
 TEXT = "Once upon a time there was a king who had a daughter, and the daughter had a golden ball. "
@@ -160,6 +162,52 @@ def test_ctrl_c_stops_a_continuation_but_not_the_session(run, ctrl_c):
   assert complete.startswith(first)
   assert 0 < len(first) < len(complete)
   assert len(second) > 10
+
+
+class InterruptedList(list):
+  """The buffers of a KV cache. Ctrl-C interrupts a loop over them after the first one."""
+
+  def __add__(self, other):
+    yield self[0]
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_a_continuation_after_ctrl_c_in_a_sliding_window_is_that_of_a_new_session(
+  folder, monkeypatch, capsys
+):
+  """Ctrl-C interrupts the eviction of old keys."""
+  monkeypatch.setattr(KVCache, "CHUNK_SIZE", 8)
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", (1,))
+  tokenizer = BytePairEncoding.load(folder)
+  model = randomise(Llama(LlamaConfig(len(tokenizer), 200, 12, 3, 3, 4, 1, 16, window=8)))
+
+  def new_session():
+    session = gpt.Session.__new__(gpt.Session)
+    session.tokenizer, session.special = tokenizer, ()
+    session.args = gpt.parse_arguments(["-q", "-n", "30", "-t", "0"])
+    session.generator = TextGenerator(model, tokenizer, SamplingConfig(30, 0))
+    session.engine, session.history = session.generator.engine, session.generator.history
+    return session
+
+  session = new_session()
+  cache = session.engine.cache
+  gpt.append_line(session, "Once upon")
+  buffers = cache.k
+  cache.k = InterruptedList(buffers)
+  with pytest.raises(KeyboardInterrupt):
+    gpt.print_continuation(session)
+  cache.k = buffers
+  assert session.engine.position > 8
+  gpt.append_line(session, "a golden ball")
+  fresh = new_session()
+  fresh.history += session.history
+  capsys.readouterr()
+  texts = []
+  for each in (session, fresh):
+    gpt.print_continuation(each)
+    texts.append(capsys.readouterr().out)
+  assert texts[0] == texts[1] != ""
 
 
 def test_greedy_decoding_needs_no_seed(run):
@@ -327,6 +375,18 @@ def test_a_prompt_is_a_message_to_a_model_with_a_chat_template(run, chat_folder)
   assert (status, err) == (0, "")
   # The answer is what follows the rendered template.
   assert run("-p", "Once? ", *settings)[1] == "Once? " + answer
+
+
+def test_a_note_tells_that_the_default_limit_cut_an_answer_off(run, chat_folder, monkeypatch):
+  """Whoever chooses the limit knows it, and a text that is continued has no end."""
+  note = "the answer was cut off after 100 tokens: -n N allows more\n"
+  settings = ("-p", "Once", "-t", "0")
+  monkeypatch.setattr(TextGenerator, "generate", lambda *_: iter([(0, "x")] * 100))
+  assert run(*settings, model=chat_folder)[2] == f"\n{note}"
+  for options in (["-q"], ["-n", "100"], ["--raw"]):
+    assert run(*settings, *options, model=chat_folder)[2] == ""
+  monkeypatch.setattr(TextGenerator, "generate", lambda *_: iter([(0, "x")] * 99))
+  assert run(*settings, model=chat_folder)[2] == ""
 
 
 def test_raw_continues_the_bare_text_despite_a_chat_template(run, chat_folder):

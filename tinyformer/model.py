@@ -141,8 +141,7 @@ class Model:
     ids = self.tokenizer.single(self.tokenizer.encode(prompt, special_tokens))
     if not ids:
       raise InputError("the prompt has no tokens: pass at least one character")
-    generator = self._text_generator(config)
-    generator.engine.position = 0
+    generator = self._text_generator(config, keep_cache=False)
     if len(ids) >= generator.engine.context:
       raise InputError(
         f"the prompt has {len(ids):,} tokens, which leaves no room for new ones in this model's "
@@ -203,12 +202,16 @@ class Model:
     from tinyformer.tasks.text_generation import SamplingConfig
 
     self._require("text-generation", "chat")
-    generator = self._text_generator(SamplingConfig(max_new_tokens, **sampling))
+    config = SamplingConfig(max_new_tokens, **sampling)
+    generator = self._text_generator(config, keep_cache=True)
     special_tokens = self.tokenizer.special_tokens if special else ()
     return self._pieces(generator, stream_answer(generator, messages, stop, special_tokens))
 
-  def _text_generator(self, config):
-    """Return a text generator. If it fits, it is that of the last call, with the KV cache."""
+  def _text_generator(self, config, keep_cache: bool):
+    """Return a text generator. If it fits, it is that of the last call.
+
+    keep_cache: keep the tokens in the KV cache.
+    """
     from tinyformer.tasks.text_generation import TextGenerator
 
     self._generator = None
@@ -216,6 +219,7 @@ class Model:
       f"text generator, {config.num_candidates} candidates",
       lambda: TextGenerator(self.module, self.tokenizer, config, key=self.key),
     )
+    base.engine.follow_weights(keep_cache)
     # Create a new object, so that an unfinished stream can detect this call.
     generator = object.__new__(TextGenerator)
     generator.__dict__.update(base.__dict__, config=config, history=[])

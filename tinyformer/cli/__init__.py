@@ -11,7 +11,7 @@ from tinyformer.cli.arguments import (
   read_prompt,
 )
 from tinyformer.cli.errors import UsageError, run
-from tinyformer.cli.progress import Bar, clock, escape_controls, fancy, note, write
+from tinyformer.cli.progress import Bar, clock, cut_off_note, escape_controls, fancy, note, write
 from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
   "HelpFormatter",
   "UsageError",
   "clock",
+  "cut_off_note",
   "deferred_interrupt",
   "escape_controls",
   "fancy",

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from tinyformer.cli.errors import describe
-from tinyformer.cli.progress import note, write
+from tinyformer.cli.progress import cut_off_note, note, write
 from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
 from tinyformer.tasks import InputError
 from tinyformer.tasks.chat import Conversation
@@ -24,9 +24,11 @@ def chat_loop(
   first_message: str | None = None,
   quiet: bool = False,
   verbose: bool = False,
+  note_limit: bool = False,
 ) -> None:
   """Read messages from standard input and print the answers, until Ctrl-D or a second Ctrl-C.
 
+  note_limit: print a note if the maximum number of new tokens cuts an answer off, unless quiet.
   A message that cannot be answered, and a command that fails, is reported in one line.
   """
   with contextlib.suppress(ImportError):
@@ -35,7 +37,7 @@ def chat_loop(
     note(HELP)
   with raising_interrupt():
     if first_message is not None:
-      print_answer(conversation, first_message, quiet, verbose)
+      print_answer(conversation, first_message, quiet, verbose, note_limit)
     while True:
       try:
         message = read_message()
@@ -45,7 +47,7 @@ def chat_loop(
       if is_command(message):
         run_command(conversation, message, quiet)
       elif message.strip():
-        print_answer(conversation, message, quiet, verbose)
+        print_answer(conversation, message, quiet, verbose, note_limit)
 
 
 def read_line(prompt: str) -> str:
@@ -107,14 +109,18 @@ def run_command(conversation: Conversation, command: str, quiet: bool) -> None:
     note(report)
 
 
-def print_answer(conversation: Conversation, message: str, quiet: bool, verbose: bool) -> None:
+def print_answer(
+  conversation: Conversation, message: str, quiet: bool, verbose: bool, note_limit: bool = False
+) -> None:
   """Print the answer to a message as it is generated. An error is reported in one line.
 
   The first Ctrl-C ends the answer after the current token; another one raises KeyboardInterrupt.
   """
-  engine = conversation.generator.engine
+  generator = conversation.generator
+  engine = generator.engine
   start = first_token = time.monotonic()
   num_pieces = 0
+  earlier_tokens = len(generator.history)
   with deferred_interrupt() as received:
     pieces = conversation.reply(message)
     try:
@@ -139,5 +145,8 @@ def print_answer(conversation: Conversation, message: str, quiet: bool, verbose:
     seconds = time.monotonic() - first_token
     speed = f", then {(num_pieces - 1) / seconds:,.1f} tokens/s" if num_pieces > 1 else ""
     note(f"first token after {first_token - start:.2f} s{speed}")
+  num_tokens = len(generator.history) - earlier_tokens
+  if note_limit and num_tokens == generator.config.max_new_tokens and not quiet:
+    note(cut_off_note(num_tokens))
   if conversation.is_full and not quiet:
     note(f"the context of {engine.context:,} tokens is full: start a new conversation with /clear")

@@ -28,6 +28,11 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def cut_off_note(num_tokens: int) -> str:
+  """Return the note that an answer is incomplete because of a default."""
+  return f"the answer was cut off after {num_tokens:,} tokens: -n N allows more"
+
+
 def write(text: str) -> None:
   """Write to standard output at once. Control characters are escaped if it is a terminal."""
   sys.stdout.write(escape_controls(text) if sys.stdout.isatty() else text)

@@ -165,9 +165,10 @@ class ModelFolder:
     is_gpt2 = isinstance(tokenizer, BytePairEncoding) and not tokenizer.single([])
     if is_gpt2 and not (self.last / "tokenizer.json").exists():
       write_json(self.last / "tokenizer.json", tokenizer.to_json())
-      end = next((token for token, i in tokenizer.specials.items() if i == tokenizer.end), None)
       names = ("bos_token", "eos_token", "unk_token")
-      config = {"tokenizer_class": "GPT2Tokenizer"} | dict.fromkeys(names, end) | config
+      config = (
+        {"tokenizer_class": "GPT2Tokenizer"} | dict.fromkeys(names, tokenizer.eos_token) | config
+      )
     write_json(path, config | {"model_max_length": self.model.context})
     end_ids = sorted(tokenizer.stop_ids)
     generation_config = {

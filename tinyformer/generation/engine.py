@@ -8,7 +8,7 @@ from tinygrad import Tensor, nn
 
 from tinyformer.backend import is_minigrad
 from tinyformer.generation.kv_cache import KVCache, Size
-from tinyformer.kernels.compiled_step import CompiledStep, variable
+from tinyformer.kernels.compiled_step import CompiledStep, checksums, variable
 
 
 def generate_simple(model, ids: list[int], max_new_tokens: int) -> list[int]:
@@ -72,7 +72,8 @@ class Engine:
   """Process a batch of texts of the same length incrementally: each token is processed once.
 
   model: a decoder or an encoder-decoder, with the decoder's `embed`, `attention_inputs`, `blocks`,
-    `norm` and `head`, and with `parts` and `context`. Its weights must not be replaced later.
+    `norm` and `head`, and with `parts` and `context`. Its weights must not be replaced later. If
+    they are changed in place, call `follow_weights`.
   batch: the number of texts.
   key: a string, such as the model's config, that differs if the kernels differ. It need not cover
     the weights. The kernels are saved under this key for later processes; None does not save them.
@@ -107,12 +108,16 @@ class Engine:
     self.top_k = top_k or None
     captured_buffers = nn.state.get_state_dict(model)
     Tensor.realize(*captured_buffers.values())
+    self.weights = list(captured_buffers.values())
+    # Of the weights from which the keys and values in the cache were computed; empty if unknown.
+    self.weight_checksums: list[np.ndarray] = []
     for name, tensor in nn.state.get_state_dict(self.cache).items():
       captured_buffers[f"cache.{name}"] = tensor
     self.head = model.head
-    top_k_head = model.parts.top_k_head
-    if top_k and top_k_head and (head := top_k_head(model.unembedding, top_k, batch, key)):
-      self.head = head
+    self.top_k_head = None
+    make_head = model.parts.top_k_head
+    if top_k and make_head and (head := make_head(model.unembedding, top_k, batch, key)):
+      self.head = self.top_k_head = head
       captured_buffers |= {"top_k_head.copy": head.copy, "top_k_head.slack": head.slack}
       key = key and f"{key} {head.count}"
     start = variable("start", 0, self.cache.rows - 1)
@@ -181,6 +186,20 @@ class Engine:
       common += 1
     self.position = self.cache.resume_position(common)
     return list(ids[self.position :])
+
+  def follow_weights(self, keep_cache: bool) -> None:
+    """Follow changes of the weights in place, such as an optimizer makes, since the last call.
+
+    keep_cache: keep the processed tokens if no weight has changed, which takes about as long as
+      generating two tokens. Otherwise rewind to position 0.
+    """
+    if self.top_k_head:
+      self.top_k_head.update()
+    earlier = self.weight_checksums
+    self.weight_checksums = [checksums(weight) for weight in self.weights] if keep_cache else []
+    is_known = keep_cache and bool(earlier)
+    if not is_known or not all(map(np.array_equal, earlier, self.weight_checksums)):
+      self.position = 0
 
   def chunk_size(self, remaining: int) -> int:
     """Return the number of tokens to process next, of which some may be padding.

@@ -55,6 +55,30 @@ def memory_view(tensor: Tensor) -> np.ndarray | None:
   return np.frombuffer(memory, dtype).reshape(tensor.shape)
 
 
+# Checksums are sums of 64-bit words: of ROWS words, each LANES words after the last one. Because
+# LANES is a prime, two rows of a matrix that swap their places change the sums.
+LANES = 1021
+ROWS = 64
+
+
+def checksums(tensor: Tensor) -> np.ndarray:
+  """Return sums of a realized tensor's bytes, which change if its values or their order change.
+
+  The result has 1/64 of the tensor's size, so that an accidental collision is improbable. tinygrad
+  does not say whether `assign` has changed a tensor in place.
+  """
+  view = memory_view(tensor)
+  if view is None:
+    is_bfloat16 = tensor.dtype == dtypes.bfloat16
+    view = (tensor.bitcast(dtypes.uint16) if is_bfloat16 else tensor).numpy()
+  data = np.ascontiguousarray(view).reshape(-1).view(np.uint8)
+  end = len(data) // 8 * 8
+  words = data[:end].view(np.uint64)
+  blocks = words[: len(words) // (ROWS * LANES) * ROWS * LANES].reshape(-1, ROWS, LANES)
+  rest = words[blocks.size :]
+  return np.concatenate([blocks.sum(1).reshape(-1), rest, data[end:].astype(np.uint64)])
+
+
 def variable(name: str, minimum: int, maximum: int) -> Any:
   """Return a symbolic integer for CompiledStep, with its bounds."""
   return None if is_minigrad() else UOp.variable(name, minimum, maximum)

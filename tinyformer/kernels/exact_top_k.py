@@ -16,7 +16,7 @@ from tinyformer.kernels.c_kernel import (
   kernel,
   num_tasks,
 )
-from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.compiled_step import CompiledStep, memory_view
 from tinyformer.kernels.linear import MAX_GEMV_ROWS, PackedLinear
 
 # The largest top k for which ExactTopKHead is used.
@@ -49,8 +49,14 @@ class ExactTopKHead:
       return empty(N).custom_kernel(weight, copy, fxn=bound_kernel)[0].realize()
 
     buffers = {"weight": weight, "copy": self.copy}
-    error_bound = CompiledStep(copy_and_bound, captured_buffers=buffers, key=key)()
-    self.slack = Tensor(error_bound.copy(), device="CPU").realize()
+    self.copy_and_bound = CompiledStep(copy_and_bound, captured_buffers=buffers, key=key)
+    self.slack = Tensor(self.copy_and_bound().copy(), device="CPU").realize()
+
+  def update(self) -> None:
+    """Copy the head's weight again, which may have been changed in place."""
+    slack = memory_view(self.slack)
+    assert slack is not None  # it is on the CPU
+    slack[:] = self.copy_and_bound()
 
   @staticmethod
   def supports(weight: Tensor, batch: int, count: int) -> bool:

@@ -62,6 +62,11 @@ class Tokenizer:
     """Return the ID of EOS and those of the checkpoint's generation_config.json."""
     return {*self.generation_eos_ids, *([] if self.end is None else [self.end])}
 
+  @property
+  def eos_token(self) -> str | None:
+    """Return the text of EOS, or None if there is no such token."""
+    return next((token for token, i in self.specials.items() if i == self.end), None)
+
   def __len__(self) -> int:
     """Return the vocabulary size: the largest ID plus one."""
     return max(self.tokens) + 1
