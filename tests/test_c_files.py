@@ -224,10 +224,11 @@ FEW_CASES = [
   attention_backward(1, 2, 1, 5, 53, 7, 1),
   *exact_top_k(37, 19, 2, 4),
 ]
+GEMV_SIZES = [(1, 1, 1), (2, 9, 339), (3, 5, 257), (16, 7, 31)]
 SIZES = [(1, 1, 1, 1), (2, 3, 3, 70), (2, 4, 2, 65), (1, 2, 2, 64), (1, 3, 1, 113)]
 ALL_CASES = [
   *FEW_CASES,
-  *(gemv(*sizes, dtype, 0) for sizes in [(1, 1, 1), (16, 7, 31), (3, 5, 257)] for dtype in DTYPES),
+  *(gemv(*sizes, dtype, 0) for sizes in GEMV_SIZES for dtype in DTYPES),
   *(gemv(1, 50, 128, dtype, 1) for dtype in DTYPES),
   *(gemm(1, 23, 50, 400, dtype, 1) for dtype in DTYPES),
   *(gemm(1, 17, 100, 33, dtype, split=1) for dtype in DTYPES),

@@ -103,8 +103,8 @@ BUGS = [
     "ExactTopKHead drops NaN logits",
     "tinyformer/kernels/c/exact_logits.c",
     "",
-    "< threshold[m] ? -__builtin_inff() : dot(head + n*K, x, K)",
-    ">= threshold[m] ? dot(head + n*K, x, K) : -__builtin_inff()",
+    "< threshold[m] ? -__builtin_inff() : dot_in_parts(head + n*K, x)",
+    ">= threshold[m] ? dot_in_parts(head + n*K, x) : -__builtin_inff()",
     "exact_top_k",
   ),
   Bug(

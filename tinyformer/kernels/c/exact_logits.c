@@ -1,4 +1,4 @@
-#include "kernel.h"
+#include "partial_sums.h"
 
 // out[m][n] = dot(head[n], xs[m]) if this logit's upper bound reaches threshold[m], otherwise -inf.
 //
@@ -26,8 +26,7 @@ void naive(float *out, const float *xs, const float *approx, const float *error_
 }
 #endif
 
-// The kernel's order of summation is that of gemv.c, so the logits are equal to the full head's. A
-// task is a range of n.
+// A task is a range of n.
 KERNEL NAME(float *restrict out, const float *restrict xs, const float *restrict approx,
             const float *restrict error_bound, const float *restrict threshold,
             const float *restrict head, int task) {
@@ -38,6 +37,6 @@ KERNEL NAME(float *restrict out, const float *restrict xs, const float *restrict
     for (long n = N * task / NUM_TASKS; n < N * (task + 1) / NUM_TASKS; n++)
       out[m * N + n] = approx[m * N + n] + error_bound[n] * x_norm < threshold[m]
                            ? -__builtin_inff()
-                           : dot(head + n * K, x, K);
+                           : dot_in_parts(head + n * K, x);
   }
 }

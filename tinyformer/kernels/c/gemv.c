@@ -1,4 +1,5 @@
 #include "dtypes.h"
+#include "partial_sums.h"
 
 // Product of a weight matrix with the few rows of x in a step of generation:
 //
@@ -21,15 +22,20 @@ void naive(float *out, const float *x, const TYPE *w, const float *bias) {
 }
 #endif
 
-// The kernel reads each weight once, 8 KB after it was prefetched. ROWS_PER_ITER rows of w
-// are multiplied at the same time: as many as the registers can hold sums for, at most 4. Weights
-// are converted to float32 as they are loaded, and the sums are float32. A task is a range of n.
+// The kernel reads each weight once, 8 KB after it was prefetched. With one or two rows of x it
+// reads w in the order of memory, one row at a time: the memory delivers that fastest. With more
+// rows of x, it multiplies ROWS_PER_ITER rows of w at the same time, so that x is read less often:
+// as many as the registers can hold sums for, at most 4. Weights are converted to float32 as they
+// are loaded, and the sums are float32. A task is a range of n.
 enum { CACHE_LINE = 64 / sizeof(TYPE) }; // elements of w in 64 bytes
-enum { FIT = (REGISTERS - 1) / (M + 1), ROWS_PER_ITER = FIT > 4 ? 4 : FIT < 1 ? 1 : FIT };
+enum { STEP = CACHE_LINE > PARTS *W ? CACHE_LINE : PARTS * W };
+enum { FIT = PARTS > 1 ? 1 : (REGISTERS - 1) / (M + 1) };
+enum { ROWS_PER_ITER = FIT > 4 ? 4 : FIT < 1 ? 1 : FIT };
 enum { UNITS = (N + ROWS_PER_ITER - 1) / ROWS_PER_ITER };
 
-// Multiply the W columns from k on, and add the products to the sums s.
-INLINE void multiply_add(vec s[M][ROWS_PER_ITER], const float *x, const TYPE *const *row, long k) {
+// Multiply the W columns from k on, and add the products to the sums s[...][part].
+INLINE void multiply_add(vec s[M][ROWS_PER_ITER][PARTS], const float *x, const TYPE *const *row,
+                         long k, int part) {
   vec y[ROWS_PER_ITER];
   UNROLL
   for (int r = 0; r < ROWS_PER_ITER; r++)
@@ -39,7 +45,7 @@ INLINE void multiply_add(vec s[M][ROWS_PER_ITER], const float *x, const TYPE *co
     vec z = *(const vec *)(x + m * K + k);
     UNROLL
     for (int r = 0; r < ROWS_PER_ITER; r++)
-      s[m][r] += y[r] * z;
+      s[m][r][part] += y[r] * z;
   }
 }
 
@@ -57,23 +63,26 @@ KERNEL NAME(float *restrict out, const float *restrict x, const TYPE *restrict w
     const TYPE *row[ROWS_PER_ITER];
     for (int r = 0; r < ROWS_PER_ITER; r++)
       row[r] = w + min_int(n + r, N - 1) * (long)W_ROW;
-    vec s[M][ROWS_PER_ITER] = {};
+    vec s[M][ROWS_PER_ITER][PARTS] = {};
     long k = 0;
-    for (; k + CACHE_LINE <= K; k += CACHE_LINE) {
+    for (; k + STEP <= K; k += STEP) {
       UNROLL
-      for (int r = 0; r < ROWS_PER_ITER; r++)
-        __builtin_prefetch((const char *)(row[r] + k) + 8192);
+      for (int r = 0; r < ROWS_PER_ITER; r++) {
+        UNROLL
+        for (int l = 0; l < STEP; l += CACHE_LINE)
+          __builtin_prefetch((const char *)(row[r] + k + l) + 8192);
+      }
       UNROLL
-      for (int l = 0; l < CACHE_LINE; l += W)
-        multiply_add(s, x, row, k + l);
+      for (int i = 0; i < STEP / W; i++)
+        multiply_add(s, x, row, k + i * W, i % PARTS);
     }
     for (; k + W <= K; k += W)
-      multiply_add(s, x, row, k);
+      multiply_add(s, x, row, k, 0);
     UNROLL
     for (int m = 0; m < M; m++) {
       UNROLL
       for (int r = 0; r < ROWS_PER_ITER; r++) {
-        float y = hsum(s[m][r]);
+        float y = sum_parts(s[m][r]);
         for (long l = k; l < K; l++)
           y += to_float(row[r][l]) * x[m * K + l];
         if (n + r < N) {
