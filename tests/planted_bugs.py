@@ -31,7 +31,8 @@ class Bug(NamedTuple):
   title: what is wrong.  file: where, relative to the project.  name: the qualified name of the
   function, class or module-level variable that contains the code; "" for the whole file.
   old: the correct code, which occurs once under that name.  new: the bug.
-  tests: names of the test modules, one of which must fail, separated by blanks ("gpt2 kv_cache").
+  tests: the tests, one of which must fail, separated by blanks: whole modules ("gpt2 kv_cache") or
+  single functions, which are much faster ("gpt2::test_logits_equal_hugging_face").
 
   White space, line breaks, kinds of quotes and trailing commas of `old` do not matter.
   """
@@ -114,6 +115,12 @@ def find(bug: Bug, source: str) -> tuple[int, int]:
   return matches[0].span()
 
 
+def test_arguments(bug: Bug) -> list[str]:
+  """Return the bug's tests as arguments for pytest: tests/test_gpt2.py::test_logits..."""
+  names = (name.partition("::") for name in bug.tests.split())
+  return [f"tests/test_{module}.py{separator}{test}" for module, separator, test in names]
+
+
 def catch(bug: Bug) -> str | None:
   """Return the first test that fails with the bug planted, or None."""
   with tempfile.TemporaryDirectory() as folder:
@@ -123,8 +130,9 @@ def catch(bug: Bug) -> str | None:
     source = (copy / bug.file).read_text(encoding="utf-8")
     begin, end = find(bug, source)
     (copy / bug.file).write_text(source[:begin] + bug.new + source[end:], encoding="utf-8")
-    tests = [f"tests/test_{name}.py" for name in bug.tests.split()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider", *tests]
+    # Without --assert=plain, pytest spends minutes on the difference of two long values.
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--assert=plain"]
+    command = [sys.executable, "-m", "pytest", *options, *test_arguments(bug)]
     # An editable installation must not shadow the copy.
     environment = os.environ | {"PYTHONPATH": str(copy)}
     run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
@@ -139,7 +147,7 @@ def main(words: list[str]) -> int:
     if not words or any(word in bug.file or word in bug.title for word in words)
   ]
   missed = 0
-  with ThreadPoolExecutor(2) as pool:
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
     for bug, test in zip(bugs, pool.map(catch, bugs), strict=True):
       print(f"caught: {bug.title} by {test}" if test else f"MISSED: {bug.title}", flush=True)
       missed += test is None
