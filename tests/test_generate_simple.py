@@ -8,8 +8,11 @@ from conftest import FIXTURES
 from tinygrad import Tensor
 
 from layers.parts import PLAIN
+from models.gpt2 import GPT2, GPT2Config
 from tinyformer.checkpoints import load_module
-from tinyformer.generation import EncoderDecoderCache, Engine, generate, generate_simple
+from tinyformer.generation import EncoderDecoderCache, Engine, KVCache, generate, generate_simple
+from tinyformer.generation.engine import attention_inputs
+from tinyformer.kernels.parts import FUSED
 
 DECODERS = [
   "gpt1-a",
@@ -80,6 +83,54 @@ def test_the_engine_generates_the_same_tokens(case, way, monkeypatch):
     engine(chunk[None])
   tokens = generate(engine, last.tolist(), NEW_TOKENS, temperature=0)
   assert [token for [token] in tokens] == expected_tokens(case)
+
+
+@pytest.fixture
+def fixed_shapes(monkeypatch):
+  """Let the engine attend to buckets of 12 keys or to all rows, as it does off the CPU."""
+  monkeypatch.setattr(Engine, "bucket", lambda self, n: 12 if n <= 12 else self.cache.rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "case, chunk_sizes",
+  [("gpt2-a", (1,)), ("mistral-a", (10, 1)), ("gpt_neox-a", (10, 1)), ("t5-a", (10, 1))],
+)
+def test_the_engine_generates_the_same_tokens_with_fixed_shapes(
+  case, chunk_sizes, fixed_shapes, monkeypatch
+):
+  """Rows of the cache that are not in use must be hidden, and must not contain NaN."""
+  monkeypatch.setattr(Engine, "CHUNK_SIZES", chunk_sizes)
+  model = load_module(FIXTURES / case, parts=FUSED)
+  if case in ENCODER_DECODERS:
+    cache: KVCache = EncoderDecoderCache.for_source(model, Tensor([SOURCE]))
+  else:
+    cache = KVCache.for_model(model)
+  for buffer in cache.k + cache.v:
+    buffer.assign(Tensor.full(buffer.shape, np.nan)).realize()
+  engine = Engine(model, cache=cache)
+  tokens = generate(engine, PROMPT, NEW_TOKENS, temperature=0)
+  assert [token for [token] in tokens] == expected_tokens(case)
+  assert {bucket for _, bucket in engine.steps} == {12, engine.cache.rows}
+
+
+@pytest.mark.parametrize("start", [0, 4, 9])
+def test_the_mask_of_a_bucket_hides_the_keys_after_each_query(start):
+  model = GPT2(GPT2Config(13, 24, 12, 3, 1))
+  cache = KVCache.for_model(model)
+  cache.length, cache.bucket = start, 12
+  mask = attention_inputs(model, Tensor([[1, 2, 3]]), cache)["mask"].numpy()
+  queries = start + np.arange(3)[:, None]
+  np.testing.assert_array_equal(mask, np.where(np.arange(12) <= queries, 0, -np.inf))
+
+
+def test_a_short_prompt_is_read_in_one_padded_chunk_with_fixed_shapes(monkeypatch):
+  monkeypatch.setattr(Engine, "bucket", lambda self, rows: 600)
+  engine = object.__new__(Engine)
+  engine.context, engine.position = 600, 0
+  assert [engine.chunk_size(n) for n in (1, 2, 64, 65, 512, 590)] == [1, 64, 64, 512, 512, 512]
+  engine.position = 540  # no chunk of 64 fits into the rest of the context
+  assert engine.chunk_size(60) == 1
 
 
 def test_generated_tokens_depend_on_the_prompt_and_the_source():

@@ -1,14 +1,20 @@
 """The generation engine: a model with its KV cache and compiled steps."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, nn
+from tinygrad import Tensor, dtypes, nn
 
 from tinyformer.backend import is_minigrad
 from tinyformer.generation.kv_cache import KVCache, Size
-from tinyformer.kernels.compiled_step import CompiledStep, checksums, variable
+from tinyformer.kernels.compiled_step import (
+  CompiledStep,
+  checksums,
+  uses_graph_runner,
+  variable,
+)
 
 
 def generate_simple(model, ids: list[int], max_new_tokens: int) -> list[int]:
@@ -24,6 +30,42 @@ def generate_simple(model, ids: list[int], max_new_tokens: int) -> list[int]:
   return ids[len(ids) - max_new_tokens :]
 
 
+class EmptyCache:
+  """What a model reads of a cache without positions, to compute the mask of a whole text."""
+
+  length = 0
+  position = 0
+
+
+def attention_inputs(model, ids: Tensor, cache: KVCache) -> dict[str, Any]:
+  """Return the arguments of each block's attention besides x, for new tokens ids (B, T).
+
+  If the cache has a bucket of S rows, the mask's last axis is S, and all arguments are realized, so
+  that they are computed once for all blocks.
+  """
+  inputs = model.attention_inputs(ids, cache)
+  if cache.bucket is None:
+    return inputs
+  start = cache.length
+  T = ids.shape[1]
+  # A mask depends on distances only: that of these queries is a part of that of all queries.
+  all_ids = Tensor.zeros(1, cache.bucket, dtype=dtypes.int32)
+  mask = model.attention_inputs(all_ids, EmptyCache())["mask"]
+  return realize_inputs(inputs | {"mask": mask[..., start : start + T, :]})
+
+
+def realize_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+  """Realize the tensors among the inputs, and those in partial functions, such as RoPE's."""
+  realized: dict[str, Any] = {}
+  for name, value in inputs.items():
+    if isinstance(value, Tensor):
+      value = value.contiguous().realize()
+    elif isinstance(value, functools.partial):
+      value = functools.partial(value.func, *value.args, **realize_inputs(value.keywords))
+    realized[name] = value
+  return realized
+
+
 def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
   """Return the model's last hidden state (B, T, D) of new tokens ids (B, T).
 
@@ -31,7 +73,7 @@ def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
   block's schedule for all.
   """
   x = model.embed(ids, cache)
-  inputs = model.attention_inputs(ids, cache)
+  inputs = attention_inputs(model, ids, cache)
   for i, block in enumerate(model.blocks):
     x = block(x, **inputs, **cache.block_inputs(i)).realize()
   return model.norm(x)
@@ -45,13 +87,13 @@ def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:
   """
   start = cache.length
   x = model.embed(ids, cache)
-  inputs = model.attention_inputs(ids, cache)
+  inputs = attention_inputs(model, ids, cache)
   *blocks, last_block = model.blocks
   for i, block in enumerate(blocks):
     x = block(x, **inputs, **cache.block_inputs(i)).realize()
   store_keys_values(last_block, x, cache.layer(len(blocks)), inputs.get("rope"))
   cache.length = start + index
-  inputs = model.attention_inputs(ids[:, index : index + 1], cache)
+  inputs = attention_inputs(model, ids[:, index : index + 1], cache)
   x = last_block(x[:, index : index + 1], **inputs, **cache.block_inputs(len(blocks))).realize()
   return model.norm(x)
 
@@ -88,8 +130,13 @@ class Engine:
   """
 
   # The numbers of tokens that one step processes, each compiled on first use. The largest size is
-  # used of which the remaining tokens fill more than half; the rest of the chunk is padding.
+  # used of which the remaining tokens fill more than half; the rest of the chunk is padding. A GPU
+  # reads a padded chunk faster than a few tokens one by one.
   CHUNK_SIZES = (512, 64, 1)
+
+  # The numbers of cached keys that attention reads if shapes are fixed, besides the whole cache.
+  # Each has compiled steps of its own, so the lengths are few.
+  BUCKETS = (256, 1024, 4096, 16384, 65536)
 
   def __init__(
     self,
@@ -101,6 +148,8 @@ class Engine:
   ):
     self.model = model
     self.cache: KVCache = cache or KVCache.for_model(model, batch)
+    if self.bucket(0):
+      self.cache.clear()
     self.context = self.cache.context
     self.batch = batch
     self.position = 0
@@ -120,23 +169,48 @@ class Engine:
       self.head = self.top_k_head = head
       captured_buffers |= {"top_k_head.copy": head.copy, "top_k_head.slack": head.slack}
       key = key and f"{key} {head.count}"
-    start = variable("start", 0, self.cache.rows - 1)
-    self.steps: dict[int, CompiledStep] = {}  # by number of tokens
-    for size in self.CHUNK_SIZES:
-      if size > 1:
-        variables = (start, variable("last", 0, size - 1))
-        self.steps[size] = CompiledStep(self.process_chunk, variables, captured_buffers, key)
-      else:
-        self.steps[size] = CompiledStep(self.process_token, (start,), captured_buffers, key)
+    self.captured_buffers = captured_buffers
+    self.key = key
+    # By the number of tokens and the bucket.
+    self.steps: dict[tuple[int, int | None], CompiledStep] = {}
 
-  def process_chunk(self, ids: Tensor, start: Size, last: Size) -> Tensor:
+  def step(self, size: int, bucket: int | None) -> CompiledStep:
+    """Return the step for chunks of `size` tokens that attend to `bucket` rows of the cache.
+
+    minigrad compiles nothing, so all sizes of chunks share one step.
+    """
+    if is_minigrad():
+      size = min(size, 2)
+    if (size, bucket) not in self.steps:
+      function: Callable = self.process_token if size == 1 else self.process_chunk
+      variables = [variable("start", 0, self.cache.rows - 1)]
+      if size > 1:
+        variables.append(variable("last", 0, size - 1))
+      step = functools.partial(function, bucket=bucket)
+      buffers = self.captured_buffers
+      self.steps[size, bucket] = CompiledStep(step, tuple(variables), buffers, self.key)
+    return self.steps[size, bucket]
+
+  def bucket(self, rows: int) -> int | None:
+    """Return the number of cached keys that a step reads if it needs the first `rows` of them.
+
+    None reads exactly those. The CPU's kernels take a length that varies, but tinygrad's kernels
+    for other devices are much slower if a shape is symbolic.
+    """
+    if is_minigrad() or uses_graph_runner():
+      return None
+    return next((n for n in self.BUCKETS if rows <= n < self.cache.rows), self.cache.rows)
+
+  def process_chunk(self, ids: Tensor, start: Size, last: Size, bucket: int | None) -> Tensor:
     """Return the logits (B, 1, V) of position `last` of a chunk ids (B, T) from row `start` on."""
     self.cache.length = start
+    self.cache.bucket = bucket
     return self.head(hidden_state_at(self.model, ids, self.cache, last)).float().realize()
 
-  def process_token(self, ids: Tensor, start: Size) -> Tensor:
+  def process_token(self, ids: Tensor, start: Size, bucket: int | None) -> Tensor:
     """Return the logits (B, 1, V) of one token ids (B, 1) in row `start`."""
     self.cache.length = start
+    self.cache.bucket = bucket
     return self.head(last_hidden_state(self.model, ids, self.cache)).float().realize()
 
   def __call__(self, ids: np.ndarray) -> np.ndarray:
@@ -161,12 +235,12 @@ class Engine:
       ids = ids[:, size:]
       start = self.cache.reserve(self.position, size)
       tokens = chunk.shape[1]
+      step = self.step(size, self.bucket(start + size))
       if size == 1:
-        logits = self.steps[1](chunk, start=start)
+        logits = step(chunk, start=start)
       else:
         # Padding changes no result: its keys are masked here and overwritten by the next chunk.
         padded_chunk = np.pad(chunk, ((0, 0), (0, size - tokens)))
-        step = self.steps.get(size) or self.steps[max(self.CHUNK_SIZES)]
         logits = step(padded_chunk, start=start, last=tokens - 1)
       self.cache.length = start + tokens
       self.tokens[:, self.position : self.position + tokens] = chunk
@@ -209,5 +283,7 @@ class Engine:
     largest = max(self.CHUNK_SIZES)
     if is_minigrad():
       return min(remaining, largest)
-    fitting = (n for n in self.CHUNK_SIZES if self.position + n <= self.context)
+    fitting = [n for n in self.CHUNK_SIZES if self.position + n <= self.context]
+    if self.bucket(0) and remaining > 1:
+      return min((n for n in fitting if n >= min(remaining, fitting[0])), default=1)
     return next((n for n in fitting if remaining > n / 2), 1)

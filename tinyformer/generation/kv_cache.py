@@ -22,7 +22,9 @@ class KVCache:
     With a window, the buffers have rows for two windows and a chunk: `reserve` evicts older keys.
 
   Attributes: `length` is the number of rows in use. The last layer increases it when it has added
-  its keys and values. The generation engine may set it, also to a symbolic variable.
+  its keys and values. The generation engine may set it, also to a symbolic variable. `bucket` is
+  the number of rows that attention reads, of which the mask must hide those not in use; None reads
+  the rows in use. The engine sets it where fixed shapes are faster.
   """
 
   # The maximum number of positions written at once if there is a window.
@@ -40,6 +42,7 @@ class KVCache:
     self.context = context
     self.window = window
     self.length: Size = 0
+    self.bucket: int | None = None
     self.dropped = 0  # number of evicted positions
     self.rows = min(context, 2 * window + self.CHUNK_SIZE) if window else context
     # `dropped` as a buffer, because a compiled step reads it.
@@ -67,6 +70,15 @@ class KVCache:
     window = getattr(model, "window", None)
     context = context or model.context
     return cls(len(model.blocks), batch, attn.kv_heads, context, attn.head_dim, window)
+
+  def clear(self) -> None:
+    """Set all keys and values to 0.
+
+    If attention reads a bucket of rows, those not in use must be finite: a weight of 0 times NaN
+    would be NaN.
+    """
+    for buffer in self.k + self.v:
+      buffer.assign(Tensor.zeros_like(buffer)).realize()
 
   def reserve(self, position: int, count: int) -> int:
     """Return the first row for `count` tokens from `position` on, and set `length` to it.
@@ -108,8 +120,8 @@ class KVCache:
   def layer(self, i: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the `cache` argument of layer i's attention.
 
-    The returned function adds k and v (B, G, T, K), and returns those of all positions. It raises
-    ValueError if the cache is full, unless `length` is symbolic.
+    The returned function adds k and v (B, G, T, K), and returns those of all positions, or of the
+    bucket. It raises ValueError if the cache is full, unless `length` is symbolic.
     """
 
     def extend(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,6 +135,7 @@ class KVCache:
         buffer[:, :, start:end].assign(new)
       if i == len(self.k) - 1:
         self.length = end
+      end = end if self.bucket is None else self.bucket
       return self.k[i][:, :, :end], self.v[i][:, :, :end]
 
     return extend
