@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tinyformer import cli
-from tinyformer.cli import file_run, nearest
+from tinyformer.cli import file_run, nearest, pair_tasks
 from tinyformer.device import select_device
 from tinyformer.model import Model
 from tinyformer.tasks import Answer, Prediction
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     metavar="K",
     type=cli.number(int, 1, cli.MAX_COUNT),
     default=5,
-    help="number of candidates, labels or answers to print",
+    help="number of candidates, labels, answers or ranked texts to print",
   )
   p.add_argument(
     "-n",
@@ -62,6 +62,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     "question-answering model reads the columns question and passage",
   )
   nearest.add_arguments(p)
+  pair_tasks.add_arguments(p)
   return p.parse_args(argv)
 
 
@@ -96,13 +97,18 @@ def fill_mask(model: Model, text: str, top: int) -> Iterator[str]:
     yield from format_predictions(predictions)
 
 
+def format_scores(predictions: Sequence[Prediction], is_probability: bool) -> Iterator[str]:
+  """Yield a line for each label and its score, which may be a value of a regression model."""
+  if is_probability:
+    yield from format_predictions(predictions)
+  else:
+    for label, value in predictions:
+      yield f"{value:.4f}  {label}"
+
+
 def classify(model: Model, text: str, top: int) -> Iterator[str]:
   """Yield the most probable labels; for a regression model, each value with its label."""
-  if model.module.head.problem == "regression":
-    for label, value in model.classify(text):
-      yield f"{value:.4f}  {label}"
-  else:
-    yield from format_predictions(model.classify(text, top))
+  yield from format_scores(model.classify(text, top), model.scores_are_probabilities)
 
 
 def tag(model: Model, text: str, _: int) -> Iterator[str]:
@@ -143,6 +149,12 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
     raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
   if args.nearest:
     return (search(args, model, text) for text in texts)
+
+  def lines(predictions: list[Prediction]) -> Iterator[str]:
+    return format_scores(predictions, args.labels is not None or model.scores_are_probabilities)
+
+  if (results := pair_tasks.results(args, model, texts, lines)) is not None:
+    return results
   if model.task == "text2text-generation":
     return (translate(model, text, args) for text in texts)
   if model.task == "image-classification":
@@ -170,6 +182,8 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
   common = {"model": file_run.model_name(args.model, model.folder), "dtype": args.dtype}
   with_top = common | {"top": top}
   text = (args.column,)
+  if (pair_task := pair_tasks.row_task(args, model, common)) is not None:
+    return pair_task
   if model.task == "feature-extraction":
 
     def embed(rows: Sequence[tuple[str, ...]]) -> list[np.ndarray]:
@@ -177,14 +191,16 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
 
     return file_run.RowTask(embed, "embedding", common, text, is_batched=True)
   if model.task == "text-classification":
+    columns = (*text, args.pair_column or "text_pair") if args.pair else text
 
     def classify_rows(rows: Sequence[tuple[str, ...]]) -> list[list[Prediction]]:
-      return model.classify_many([row[0] for row in rows], top)
+      texts = [(row[0], row[1]) if args.pair else row[0] for row in rows]
+      return model.classify_many(texts, top)
 
     # A regression model returns all its values.
     num_labels = len(model.module.labels)
-    width = num_labels if model.module.head.problem == "regression" else min(top, num_labels)
-    task = file_run.RowTask(classify_rows, "predictions", with_top, text, is_batched=True)
+    width = min(top, num_labels) if model.scores_are_probabilities else num_labels
+    task = file_run.RowTask(classify_rows, "predictions", with_top, columns, is_batched=True)
     return task._replace(fields=Prediction._fields, width=width)
   if model.task == "image-classification":
     function = file_run.each(lambda path: model.classify_image(path, top))
@@ -228,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
   file_run.check_arguments(args, bool(args.text))
   nearest.check_arguments(args)
+  pair_tasks.check_arguments(args)
   texts = [] if args.input else read_texts(args)
   start = time.monotonic()
   device = select_device(args.device)

@@ -8,6 +8,7 @@ import doctest
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import FIXTURES, ROOT, with_head
 from PIL import Image
 from test_ask import WORDS, unigram
 from test_chat import save_model
+from tinygrad import Tensor, nn
 
 import tinyformer
 from tinyformer.checkpoints import hub
@@ -41,6 +43,19 @@ def small_models(tmp_path, monkeypatch):
     (tmp_path / head).mkdir()
     folders[name] = with_head("bert-a", head, tmp_path / head)
     (tmp_path / head / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+  # Other labels, and a head with one label.
+  nli = {"id2label": {"0": "contradiction", "1": "neutral", "2": "entailment", "3": "other"}}
+  one_label = {"id2label": {"0": "LABEL_0"}}
+  names = ("cross-encoder/nli-MiniLM2-L6-H768", "cross-encoder/ms-marco-MiniLM-L6-v2")
+  for name, keys in zip(names, (nli, one_label), strict=True):
+    folders[name] = tmp_path / Path(name).name
+    shutil.copytree(folders["textattack/bert-base-uncased-SST-2"], folders[name])
+    with_head("bert-a", "ForSequenceClassification", folders[name], **keys)
+  weights = folders[name] / "model.safetensors"
+  tensors = {key: tensor.numpy() for key, tensor in nn.state.safe_load(weights).items()}
+  for key in ("classifier.weight", "classifier.bias"):
+    tensors[key] = tensors[key][:1]
+  nn.state.safe_save({key: Tensor(tensor) for key, tensor in tensors.items()}, str(weights))
   folders["google-t5/t5-small"] = tmp_path / "t5"
   shutil.copytree(FIXTURES / "t5-a", tmp_path / "t5")
   unigram(tmp_path / "t5", 61)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from tinyformer.inspected_run import InspectedRun, inspect
   from tinyformer.model import Model, load
-  from tinyformer.tasks import Answer, Entity, InputError, Prediction
+  from tinyformer.tasks import Answer, Entity, InputError, Prediction, RankedText
 
 __version__ = "0.1.0"
 # The public names, and the modules that are imported when a name is first used.
@@ -23,11 +23,12 @@ MODULES = {
   "InspectedRun": "tinyformer.inspected_run",
   "Model": "tinyformer.model",
   "Prediction": "tinyformer.tasks",
+  "RankedText": "tinyformer.tasks",
   "inspect": "tinyformer.inspected_run",
   "load": "tinyformer.model",
 }
 __all__ = ["Answer", "Entity", "InputError", "InspectedRun", "Model", "Prediction"]
-__all__ += ["inspect", "load"]
+__all__ += ["RankedText", "inspect", "load"]
 
 
 def __getattr__(name: str) -> Any:

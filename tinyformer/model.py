@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from tinyformer.tasks import Answer, Entity, InputError, Prediction
+from tinyformer.tasks import Answer, Entity, InputError, Prediction, RankedText, TextOrPair
 
 
 def load(
@@ -270,22 +270,30 @@ class Model:
 
     return fill_mask(self._encoder("fill-mask", "fill_mask"), text, top_k)
 
-  def classify(self, text: str, top_k: int | None = None) -> list[Prediction]:
+  def classify(self, text: TextOrPair, top_k: int | None = None) -> list[Prediction]:
     """Return the top_k most probable labels of a text, or all if None.
 
-    A regression model returns all its values, in the order of the labels.
+    A regression model returns all its values, in the order of the labels. The score of a model with
+    one label is a sigmoid, unless config.json names another activation_fn.
+    text: a text, or a pair of texts such as (premise, hypothesis).
 
     >>> model = tinyformer.load("textattack/bert-base-uncased-SST-2")
     >>> predictions = model.classify("A touching, funny and clever film.")
     >>> round(sum(p.score for p in predictions), 4)
     1.0
     """
-    from tinyformer.tasks.text_classification import classify_text
+    from tinyformer.tasks.text_classification import classify_texts
 
-    return classify_text(self._encoder("text-classification", "classify"), text, top_k)
+    encoder = self._encoder("text-classification", "classify")
+    [predictions] = classify_texts(encoder, [text], top_k, self._score_function)
+    return predictions
 
-  def classify_many(self, texts: Sequence[str], top_k: int | None = None) -> list[list[Prediction]]:
+  def classify_many(
+    self, texts: Sequence[TextOrPair], top_k: int | None = None
+  ) -> list[list[Prediction]]:
     """Return what `classify` returns for each text. Texts of similar length form batches.
+
+    texts: a list of texts, or of pairs of texts.
 
     >>> model = tinyformer.load("textattack/bert-base-uncased-SST-2")
     >>> [a, b] = model.classify_many(["A clever film.", "Dull."], top_k=1)
@@ -296,7 +304,67 @@ class Model:
 
     if isinstance(texts, str):
       raise InputError("classify_many takes a list of texts: use classify for one")
-    return classify_texts(self._encoder("text-classification", "classify_many"), texts, top_k)
+    encoder = self._encoder("text-classification", "classify_many")
+    return classify_texts(encoder, texts, top_k, self._score_function)
+
+  @property
+  def scores_are_probabilities(self) -> bool:
+    """Whether `classify` returns probabilities, not values of a regression model or a reranker."""
+    from tinyformer.tasks.text_classification import is_probability
+
+    self._require("text-classification", "classify")
+    return is_probability(self._score_function)
+
+  def classify_zero_shot(
+    self,
+    text: str,
+    labels: Sequence[str],
+    hypothesis_template: str = "This example is {}.",
+    multi_label: bool = False,
+  ) -> list[Prediction]:
+    """Classify a text into labels of your choice, with a model for natural-language inference.
+
+    The probabilities are those of transformers' zero-shot-classification pipeline. A text that
+    exceeds the context is truncated.
+    hypothesis_template: a hypothesis about the text, with {} for the label.
+    multi_label: several labels may fit the text, so each has a probability of its own.
+
+    >>> model = tinyformer.load("cross-encoder/nli-MiniLM2-L6-H768")
+    >>> predictions = model.classify_zero_shot("Rome is a city.", ["travel", "sports"])
+    >>> sorted(p.label for p in predictions), round(sum(p.score for p in predictions), 4)
+    (['sports', 'travel'], 1.0)
+    """
+    from tinyformer.tasks.zero_shot import EntailmentClassifier
+
+    encoder = self._encoder("text-classification", "classify_zero_shot")
+    options = (hypothesis_template, multi_label, self._sentence_config.max_length)
+    return EntailmentClassifier(encoder, labels, *options)(text)
+
+  def rerank(self, query: str, texts: Sequence[str], top_k: int | None = None) -> list[RankedText]:
+    """Return the top_k texts that are most relevant to a query, or all if None.
+
+    The scores are those of sentence-transformers' CrossEncoder: the activation_fn that config.json
+    names, or a sigmoid, of the model's only logit. Longer texts are truncated.
+
+    >>> model = tinyformer.load("cross-encoder/ms-marco-MiniLM-L6-v2")
+    >>> texts = ["Rome is a city.", "Ann is a painter."]
+    >>> ranking = model.rerank("What is Rome?", texts)
+    >>> [texts[found.corpus_id] == found.text for found in ranking]
+    [True, True]
+    >>> ranking[0].score >= ranking[1].score
+    True
+    """
+    from tinyformer.tasks.embedding import find_prompt
+    from tinyformer.tasks.reranking import rank_texts
+    from tinyformer.tasks.text_classification import sigmoid
+
+    if isinstance(texts, str):
+      raise InputError("rerank takes a list of texts: pass [text] for one")
+    encoder = self._encoder("text-classification", "rerank")
+    function = self._activation or sigmoid
+    max_length = self._sentence_config.max_length
+    prompt = find_prompt(self._sentence_config, None)
+    return rank_texts(encoder, prompt + query, texts, function, max_length)[:top_k]
 
   def tag(self, text: str) -> list[Entity]:
     """Return the entities of a text, such as names: spans with a label other than O.
@@ -426,6 +494,23 @@ class Model:
     if checkpoints.is_gguf(self.folder):
       return SentenceConfig(poolings=(checkpoints.read_pooling(self.folder),))
     return read_sentence_config(self.folder)
+
+  @functools.cached_property
+  def _activation(self) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The function that a checkpoint of sentence-transformers applies to the logits, if any."""
+    from tinyformer import checkpoints
+    from tinyformer.checkpoints.sentence_modules import read_score_activation
+
+    return read_score_activation(self.folder, checkpoints.read_config(self.folder))
+
+  @functools.cached_property
+  def _score_function(self) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from the logits of a text classifier to the scores of its labels."""
+    from tinyformer import checkpoints
+    from tinyformer.tasks.text_classification import score_function
+
+    config = checkpoints.read_config(self.folder)
+    return score_function(config, len(self.module.labels), self._activation)
 
   def _translator(self):
     from tinyformer.tasks.translation import Translator

@@ -187,4 +187,20 @@ BUGS = [
     "0",
     "embedding",
   ),
+  Bug(
+    "zero-shot classification compares entailment with the neutral label",
+    "tinyformer/tasks/zero_shot.py",
+    "EntailmentClassifier.__init__",
+    "self.contradiction = -1 if self.entailment == 0 else 0",
+    "self.contradiction = 1",
+    "pairs",
+  ),
+  Bug(
+    "the longer of two texts is not the one that is truncated",
+    "tinyformer/tasks/reranking.py",
+    "truncate_pair",
+    "if len(first) > len(second):",
+    "if len(first) < len(second):",
+    "pairs",
+  ),
 ]

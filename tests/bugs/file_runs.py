@@ -62,10 +62,10 @@ BUGS = [
   Bug(
     "predictions of a batch are in the order of the texts' lengths",
     "tinyformer/tasks/text_classification.py",
-    "classify_texts",
-    "for i in range(len(texts))",
+    "logits_of",
+    "for i in range(len(inputs))",
     "for i in outputs",
-    "file_runs",
+    "pairs",
   ),
   Bug(
     "a prompt of a file is appended to the prompt before it",

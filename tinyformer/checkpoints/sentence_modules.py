@@ -40,11 +40,18 @@ POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   "lasttoken": lambda hidden: hidden[-1],
 }
 
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+  """Return 1 / (1 + exp(-x)), computed so that no exponential overflows."""
+  exponential = np.exp(-np.abs(x))
+  return np.where(x < 0, exponential, 1) / (1 + exponential)
+
+
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   "torch.nn.modules.linear.Identity": lambda x: x,
   "torch.nn.modules.activation.Tanh": np.tanh,
   "torch.nn.modules.activation.ReLU": lambda x: np.maximum(x, 0),
-  "torch.nn.modules.activation.Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+  "torch.nn.modules.activation.Sigmoid": sigmoid,
 }
 
 
@@ -156,6 +163,25 @@ def read_prompts(path: Path) -> tuple[dict[str, str], str | None]:
   if "default_prompt_name" in settings:
     default_prompt = settings.choice("default_prompt_name", prompts)
   return prompts, default_prompt
+
+
+def read_score_activation(
+  folder: Path, config: HFConfig
+) -> Callable[[np.ndarray], np.ndarray] | None:
+  """Return the function that sentence-transformers' CrossEncoder applies to the logits.
+
+  config: the model's config.json.  The result is None if the checkpoint names no function.
+  """
+  sources = (
+    (read_optional(folder / "config_sentence_transformers.json"), "activation_fn"),
+    (config.section("sentence_transformers"), "activation_fn"),
+    # The name before version 4.
+    (config, "sbert_ce_default_activation_function"),
+  )
+  for settings, key in sources:
+    if key in settings:
+      return ACTIVATIONS[settings.choice(key, ACTIVATIONS)]
+  return None
 
 
 def read_pooling(path: Path) -> dict[str, Any]:

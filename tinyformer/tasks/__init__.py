@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+# A text, or a pair of texts such as a premise and a hypothesis.
+TextOrPair = str | tuple[str, str]
+
 
 class InputError(ValueError):
   """The input does not fit the model or its task. The message says what to do."""
@@ -14,6 +17,14 @@ class Prediction(NamedTuple):
   """
 
   label: str
+  score: float
+
+
+class RankedText(NamedTuple):
+  """A text, its index in the list of texts, and how relevant it is to a query."""
+
+  corpus_id: int
+  text: str
   score: float
 
 

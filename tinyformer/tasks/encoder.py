@@ -47,12 +47,17 @@ class Encoder:
     length = self.padded_length(len(ids), self.LENGTH_MULTIPLE)
     return self.run_batch([ids], [segments or [0] * len(ids)], 1, length)[0].copy()
 
-  def run_many(self, texts: Sequence[list[int]]) -> Iterator[tuple[int, np.ndarray]]:
+  def run_many(
+    self, texts: Sequence[list[int]], segments: Sequence[list[int]] | None = None
+  ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the index and the output of each of N texts, as `__call__` returns it.
 
     Texts of similar length are processed in one batch, so the indices are not in order. Raises
     InputError before the first output if a text exceeds the context.
+    segments: the segment IDs of each text, all 0 if None.
     """
+    if segments is None:
+      segments = [[0] * len(text) for text in texts]
 
     def length_of(i: int) -> int:
       return self.padded_length(len(texts[i]), self.SMALL_MULTIPLE)
@@ -61,22 +66,26 @@ class Encoder:
       indices = list(group)
       size = max(1, self.BATCH_TOKENS // length)
       for start in range(0, len(indices), size):
-        yield from self.run_group(texts, indices[start : start + size], size, length)
+        group_indices = indices[start : start + size]
+        rows = [texts[i] for i in group_indices]
+        outputs = self.run_group(rows, [segments[i] for i in group_indices], size, length)
+        yield from zip(group_indices, outputs, strict=True)
 
   def run_group(
-    self, texts: Sequence[list[int]], indices: list[int], size: int, length: int
-  ) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the index and the output of some texts, in one batch unless there are few."""
-    if len(indices) < self.MIN_BATCH:
-      yield from ((i, self(texts[i])) for i in indices)
+    self, texts: list[list[int]], segments: list[list[int]], size: int, length: int
+  ) -> Iterator[np.ndarray]:
+    """Yield the output of each of some texts, in one batch of at most `size` unless there are few.
+
+    length: the length to which they are padded in a batch.
+    """
+    if len(texts) < self.MIN_BATCH:
+      yield from map(self, texts, segments)
       return
-    rows = [texts[i] for i in indices]
-    segments = [[0] * len(row) for row in rows]
     # Powers of two: the last batch of a file does not need kernels of its own.
-    batch = size if len(rows) > size // 2 else 1 << (len(rows) - 1).bit_length()
-    output = self.run_batch(rows, segments, min(batch, size), length)
-    for row, i in enumerate(indices):
-      yield i, output[row].copy()
+    batch = size if len(texts) > size // 2 else 1 << (len(texts) - 1).bit_length()
+    output = self.run_batch(texts, segments, min(batch, size), length)
+    for row in range(len(texts)):
+      yield output[row].copy()
 
   def padded_length(self, length: int, multiple: int) -> int:
     """Return the length to which a text is padded. Raises InputError if it exceeds the context."""
@@ -85,7 +94,7 @@ class Encoder:
         f"the text has {length:,} tokens, more than this model's context of {self.context:,}: "
         "shorten the text"
       )
-    return min(self.context, -(-length // multiple) * multiple)
+    return min(self.context, -(-max(1, length) // multiple) * multiple)
 
   def run_batch(
     self, texts: list[list[int]], segments: list[list[int]], batch: int, length: int
