@@ -10,8 +10,8 @@ import sys
 import pytest
 from conftest import FIXTURES
 
-from tinyformer import cli, files
-from tinyformer.cli import errors, progress
+from tinyformer import cli, files, progress
+from tinyformer.cli import errors
 
 
 def test_remaining_time_is_estimated_from_the_progress_since_the_first_call(monkeypatch, capsys):

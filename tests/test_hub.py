@@ -6,12 +6,14 @@ The hub is a folder served on 127.0.0.1. A test can make it truncate, redirect o
 import contextlib
 import hashlib
 import http.server
+import io
 import json
 import multiprocessing
 import os
 import shutil
 import ssl
 import subprocess
+import sys
 import threading
 import time
 
@@ -19,6 +21,7 @@ import pytest
 from chaos.hostile_hub import PAGE, HostileHub, requested_file
 from conftest import FIXTURES, ROOT
 
+import tinyformer.model
 from tinyformer.checkpoints import download, file_formats, hub, load_module
 
 FILES = {
@@ -123,6 +126,24 @@ def test_model_is_downloaded_once(server):
   assert hub.find("someone/model") == folder
   assert len(server.requests) == num_requests
   assert load_module(folder).vocab_size == 97
+
+
+def test_python_shows_the_progress_of_a_download_in_a_terminal_only(server, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return name == "someone/terminal"
+
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.delenv("NO_COLOR", raising=False)
+  monkeypatch.setattr(tinyformer.model, "Model", lambda *_: None)
+  outputs = []
+  for name in ("someone/terminal", "someone/file"):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    tinyformer.load(name)
+    outputs.append(sys.stderr.getvalue())
+  assert "100% model.safetensors" in outputs[0]
+  assert outputs[0].endswith("\r\x1b[K")
+  assert outputs[1] == ""
 
 
 def test_short_name_selects_openais_model_at_a_pinned_revision(server):
@@ -489,6 +510,22 @@ def test_file_that_changes_during_the_download_is_downloaded_again(hostile, beha
   assert len(old) == len(new) and old != new
   behave(hostile, "model.safetensors", "cut", behavior)
   assert has_weights(hub.find("someone/model"), new)
+
+
+def test_files_are_from_one_commit_although_the_branch_moves(hostile):
+  """The branch moves after the first file, and again between two runs."""
+  old, new = hostile.versions
+  old["config.json"] += b" "
+  hostile.identity = "git"
+  hostile.choose = lambda file: "new_version" if file in ("vocab.json", "merges.txt") else "honest"
+  folder = hub.find("someone/model", weights=False)
+  hostile.version = 1
+  hostile.choose = lambda file: "honest"
+  assert hub.find("someone/model") == folder
+  other = hub.find("other/model")
+  # pytest takes minutes to show how long bytes differ.
+  assert [name for name, data in old.items() if (folder / name).read_bytes() != data] == []
+  assert [name for name, data in new.items() if (other / name).read_bytes() != data] == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import functools
 import gc
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -23,6 +24,7 @@ def load(
 
   name: a short name such as "tiny" or "gpt2", owner/repo on the Hugging Face hub, a folder as
     `save_pretrained` writes it, or a GGUF file. A model that is not on this machine is downloaded.
+    If standard error is a terminal, it shows the progress.
   device: tinygrad's device, such as "CPU", "METAL" or "CUDA"; None uses the best one.
   dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation is
     in float32.
@@ -40,8 +42,11 @@ def load(
 
   select_device(device)
   from tinyformer.checkpoints import hub
+  from tinyformer.progress import download_progress
 
-  return Model(hub.find(str(name), offline), dtype)
+  with download_progress(quiet=not sys.stderr.isatty()) as report:
+    folder = hub.find(str(name), offline, report)
+  return Model(folder, dtype)
 
 
 class Sampling(TypedDict, total=False):

@@ -5,7 +5,7 @@ from planted_bugs import Bug
 BUGS = [
   Bug(
     "the remaining time ignores that a run was resumed",
-    "tinyformer/cli/progress.py",
+    "tinyformer/progress.py",
     "Bar.__call__",
     "/ (done - self.initial) * (total - done)",
     "/ max(1, done) * (total - done)",

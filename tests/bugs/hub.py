@@ -4,6 +4,14 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
+    "a branch that moves mixes the files of two commits",
+    "tinyformer/checkpoints/hub.py",
+    "download",
+    'if revision == "main" and commit:',
+    "if False:",
+    "hub",
+  ),
+  Bug(
     "a resumed download ignores a change of the file",
     "tinyformer/checkpoints/download.py",
     "Attempt.resumed_total",

@@ -18,6 +18,11 @@ PAGE = b"<!DOCTYPE html><html><body>Log in to use this network</body></html>"
 IDENTITIES = ("sha256", "git", "etag", "weak", "none")
 
 
+def commit_of(version: int) -> str:
+  """Return the commit of a version of the repository."""
+  return f"{version:040x}"
+
+
 def requested_file(path: str) -> str:
   """Return the file of a model that a URL's path names, such as 1_Pooling/config.json."""
   match = re.search(r"/resolve/[^/]+/(.+)", path)
@@ -70,11 +75,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.file = requested_file(self.path)
     behavior = hub.choose(self.file)
     hub.requests.append((behavior, self.file, dict(self.headers.items())))
-    self.data = hub.versions[hub.version].get(self.file)
+    self.version = self.requested_version()
+    self.data = hub.versions[self.version].get(self.file)
     if self.data is None:
       return self.send("404 Not Found", {"Content-Length": 0})
     with contextlib.suppress(OSError):
       BEHAVIORS[behavior](self)
+
+  def requested_version(self) -> int:
+    """Return the version that a URL names by its commit, or the latest one."""
+    versions = range(len(self.server.versions))
+    commits = {commit_of(version): version for version in versions}
+    revision = re.search(r"/resolve/([^/]+)/", self.path)
+    return commits.get(revision[1] if revision else "", self.server.version)
 
   def send(self, status: str, headers: dict, body: bytes = b"") -> None:
     """Send a response without any check."""
@@ -89,7 +102,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       "sha256": {"ETag": f'"{digest}"', "X-Linked-Etag": f'"{sha256(self.data)}"'},
       "git": {
         "ETag": f'"{hashlib.sha1(blob, usedforsecurity=False).hexdigest()}"',
-        "X-Repo-Commit": "0" * 40,
+        "X-Repo-Commit": commit_of(self.version),
       },
       "etag": {"ETag": f'"{digest}"'},
       "weak": {"ETag": f'W/"{digest}"'},
@@ -292,10 +305,11 @@ def if_range_ignored(self):
 
 
 def new_version(self):
-  """Change all files before the response."""
+  """Change all files of the branch before the response."""
   hub = self.server
   hub.version = (hub.version + 1) % len(hub.versions)
-  self.data = hub.versions[hub.version][self.file]
+  self.version = self.requested_version()
+  self.data = hub.versions[self.version][self.file]
   self.send(*self.range())
 
 

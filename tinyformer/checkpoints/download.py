@@ -125,11 +125,10 @@ class PartialFile:
     self.total = None
 
 
-def fetch(
-  url: str, path: Path, sha256: str | None = None, report: Report = lambda *_: None
-) -> None:
+def fetch(url: str, path: Path, sha256: str | None = None, report: Report = lambda *_: None) -> str:
   """Download a file to path.part, and rename it to path when it is complete.
 
+  Return the commit to which the file belongs, or "" if the server does not name it.
   A later call resumes an interrupted download if the hub states with an ETag that the file has not
   changed. `sha256`, or the checksum that the hub announces, is verified.
   Raises FileNotFoundError or PermissionError if the hub refuses the file, Unreachable if no attempt
@@ -142,13 +141,16 @@ def fetch(
   for attempt in range(limits.attempts):
     is_last = attempt == limits.attempts - 1
     try:
-      return Attempt(url, path, part, sha256 or "", limits).run(report, is_last)
+      current = Attempt(url, path, part, sha256 or "", limits)
+      current.run(report, is_last)
+      return current.commit
     except Incomplete as e:
       if is_last or e.wait > limits.retry_after:
         raise give_up(url, part, e) from e
       time.sleep(max(e.wait, limits.pause * 2**attempt))
     except Unreachable as e:
       raise give_up(url, part, e) from e
+  raise AssertionError("the last attempt returns or raises")
 
 
 def give_up(url: str, part: PartialFile, problem: Exception) -> Unreachable:
@@ -172,6 +174,7 @@ class Attempt:
     self.total: int | None = None  # the file's stated size
     self.has_stated_end = False  # whether the hub states the size, or marks the last byte
     self.problem = ""  # why the body ended early
+    self.commit = ""  # to which the file belongs, if the hub names it
     self.digest = hashlib.sha256()
 
   def run(self, report: Report, is_last: bool) -> None:
@@ -237,6 +240,7 @@ class Attempt:
     etag = response.headers.get("ETag", "").strip()
     etag = etag if re.fullmatch(r'"[!#-~]+"', etag) else ""  # a weak one does not identify bytes
     checksum = self.sha256 or announced_checksum(hops)
+    self.commit = announced_commit(hops)
     if response.status == 200:
       self.start, self.total = 0, response.length
       self.part.begin(etag, checksum, self.total)
@@ -486,6 +490,12 @@ def announced_checksum(hops: list[Headers]) -> str:
   tag = (linked[0] if linked else hops[-1].get("ETag", "")).strip().strip('W/"')
   is_git = re.fullmatch(r"[0-9a-f]{40}", tag) and any("X-Repo-Commit" in h for h in hops)
   return tag if is_git or re.fullmatch(r"[0-9a-f]{64}", tag) else ""
+
+
+def announced_commit(hops: list[Headers]) -> str:
+  """Return the commit that the hub's headers name, or ""."""
+  commits = [headers.get("X-Repo-Commit", "").strip() for headers in hops]
+  return next((commit for commit in commits if re.fullmatch(r"[0-9a-f]{40}", commit)), "")
 
 
 def git_blob_id(path: Path) -> str:

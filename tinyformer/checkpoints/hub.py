@@ -22,13 +22,13 @@ from tinyformer.checkpoints.download import (
 )
 from tinyformer.checkpoints.file_formats import read_module_list
 from tinyformer.checkpoints.gguf import is_gguf
-from tinyformer.files import read_json
+from tinyformer.files import read_json, read_text, write_text
 
 WEIGHTS = Path(__file__).parent.parent.parent / "weights"
 SHORT_NAMES = {
   name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 }
-# Pinned revisions. All other models are downloaded from the branch main.
+# Pinned revisions. Of all other models, the branch main is downloaded.
 REVISIONS = {"openai-community/gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e"}
 GPT2_WEIGHTS = ("openai-community/gpt2", "model.safetensors")
 SHA256 = {GPT2_WEIGHTS: "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"}
@@ -53,6 +53,8 @@ OPTIONAL_FILES = (
 )
 # Settings of sentence-transformers, beside modules.json.
 SENTENCE_FILES = ("sentence_bert_config.json", "config_sentence_transformers.json")
+# The file in which a model's folder stores its commit.
+COMMIT = ".commit"
 INDEX = "model.safetensors.index.json"
 SMALL_FILES = ("config.json", "modules.json", INDEX, *OPTIONAL_FILES, *SENTENCE_FILES)
 DOWNLOADED = {*SMALL_FILES, *(f for s in PROCESSOR_FILES for f in s)}
@@ -272,14 +274,31 @@ def download_sentence_modules(folder: Path, get: Callable[[str], None]) -> None:
       get(f"{path}/model.safetensors")
 
 
+def stored_commit(folder: Path) -> str:
+  """Return the commit from which the files of a folder were downloaded, or "" if it is unknown."""
+  try:
+    commit = read_text(folder / COMMIT).strip()
+  except (OSError, ValueError):
+    return ""
+  return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else ""
+
+
 def download(repo: str, folder: Path, report: Report, weights: bool) -> None:
-  """Download the files of a model that its folder lacks, the weights last."""
-  revision = REVISIONS.get(repo, "main")
+  """Download the files of a model that its folder lacks, the weights last.
+
+  If the hub names the commit of the first file, all files are from this commit, also in later runs:
+  the branch may move between two files.
+  """
+  revision = REVISIONS.get(repo) or stored_commit(folder) or "main"
 
   def get(file: str) -> None:
+    nonlocal revision
     if not (folder / file).is_file() or damage_of(folder / file):
       url = f"{endpoint()}/{repo}/resolve/{revision}/{file}"
-      fetch(url, folder / file, SHA256.get((repo, file)), report)
+      commit = fetch(url, folder / file, SHA256.get((repo, file)), report)
+      if revision == "main" and commit:
+        revision = commit
+        write_text(folder / COMMIT, f"{commit}\n")
 
   get("config.json")
   is_openai_gpt2 = repo in SHORT_NAMES.values()

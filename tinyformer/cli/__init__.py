@@ -11,8 +11,8 @@ from tinyformer.cli.arguments import (
   read_prompt,
 )
 from tinyformer.cli.errors import UsageError, run
-from tinyformer.cli.progress import Bar, clock, cut_off_note, escape_controls, fancy, note, write
 from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
+from tinyformer.progress import Bar, clock, cut_off_note, escape_controls, fancy, note, write
 
 __all__ = [
   "MAX_COUNT",

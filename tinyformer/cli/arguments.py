@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tinyformer import __version__
 from tinyformer.cli.errors import UsageError
-from tinyformer.cli.progress import Bar, note
+from tinyformer.progress import download_progress
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -110,18 +110,5 @@ def find_model(args: argparse.Namespace, name: str, weights: bool = True) -> Pat
   """
   from tinyformer.checkpoints import hub
 
-  bar = Bar("download", getattr(args, "quiet", False))
-
-  announced: set[str] = set()
-
-  def report(file: str, done: int, total: int) -> None:
-    if file not in announced and total > 1e6 and not getattr(args, "quiet", False):
-      bar.clear()
-      note(f"Downloading {file} ({total / 1e6:,.0f} MB) into {hub.WEIGHTS}")
-    announced.add(file)
-    bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-
-  try:
+  with download_progress(getattr(args, "quiet", False)) as report:
     return hub.find(name, args.offline, report, weights)
-  finally:
-    bar.clear()

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from tinyformer.cli.errors import describe
-from tinyformer.cli.progress import cut_off_note, note, write
 from tinyformer.cli.signals import deferred_interrupt, raising_interrupt
+from tinyformer.progress import cut_off_note, note, write
 from tinyformer.tasks import InputError
 from tinyformer.tasks.chat import Conversation
 

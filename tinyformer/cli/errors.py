@@ -4,9 +4,9 @@ import errno
 import sys
 from collections.abc import Callable
 
-from tinyformer.cli.progress import note
 from tinyformer.cli.signals import ending_process
 from tinyformer.cli.streams import discard_unwritten_output, replace_closed_streams
+from tinyformer.progress import note
 from tinyformer.tasks import InputError
 
 

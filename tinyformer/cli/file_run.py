@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from tinyformer.cli.errors import UsageError, describe
 from tinyformer.cli.parquet_file import ParquetResultFile
-from tinyformer.cli.progress import Bar, note
 from tinyformer.cli.result_file import ResultFile
 from tinyformer.cli.result_formats import format_of
 from tinyformer.cli.row_reader import Part, Row, RowReader
+from tinyformer.progress import Bar, note
 from tinyformer.tasks import InputError
 
 # The largest number of rows and of characters that are read before their results are written.

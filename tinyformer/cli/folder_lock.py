@@ -11,7 +11,7 @@ import weakref
 from pathlib import Path
 
 from tinyformer.cli.errors import UsageError
-from tinyformer.cli.progress import note
+from tinyformer.progress import note
 
 try:
   import fcntl

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 # The control characters C0, DEL and C1, except tab and line feed.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -93,3 +94,27 @@ class Bar:
     """Erase the bar."""
     if self.visible and self.last_update:
       print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def download_progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+  """Yield a function that reports how much of a file is here: a note per large file, and a bar.
+
+  The function is called with the file's name, the bytes received so far, and its size in bytes.
+  """
+  from tinyformer.checkpoints import hub
+
+  bar = Bar("download", quiet)
+  announced: set[str] = set()
+
+  def report(file: str, done: int, total: int) -> None:
+    if file not in announced and total > 1e6 and not quiet:
+      bar.clear()
+      note(f"Downloading {file} ({total / 1e6:,.0f} MB) into {hub.WEIGHTS}")
+    announced.add(file)
+    bar(done, total, f"{file} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+  try:
+    yield report
+  finally:
+    bar.clear()
