@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tinyformer import backend, cli
 from tinyformer.cli import file_run
@@ -192,30 +193,77 @@ def find_model(args: argparse.Namespace) -> Path:
 
 
 class Session:
-  """A text generator with its command's arguments. Raises UsageError if the model is no decoder."""
+  """A text generator with its command's arguments.
 
-  def __init__(self, args: argparse.Namespace, folder: Path):
-    from tinyformer.model import Model
+  The engine is that of a snapshot (tinyformer/snapshots) if there is one. Otherwise the model is
+  loaded. Raises UsageError if the model is no decoder.
+  """
+
+  def __init__(self, args: argparse.Namespace):
     from tinyformer.tasks.text_generation import SamplingConfig, TextGenerator
 
-    model = Model(folder, args.dtype)
-    if model.task != "text-generation":
-      raise cli.UsageError(
-        f"{args.model} is a model for {model.task}, not for text-generation: use ask.py"
-      )
     config = SamplingConfig(
       args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed
     )
     self.args = args
-    self.folder = folder
-    self.tokenizer = model.tokenizer
-    self.special = model.tokenizer.special_tokens if args.special else ()
-    self.is_chat = model.tokenizer.chat_template is not None and not args.raw
-    self.generator = TextGenerator(
-      model.module, model.tokenizer, config, args.num_samples, model.key
-    )
-    self.engine = self.generator.engine
+    self.candidates = config.num_candidates
+    self.device = "CPU"
+    self.loaded: Any = None  # the engine that `load` made
+    self.snapshot = self.open_snapshot()
+    engine = self.snapshot or self.load()
+    self.special = self.tokenizer.special_tokens if args.special else ()
+    self.is_chat = self.tokenizer.chat_template is not None and not args.raw
+    self.generator = TextGenerator(engine, self.tokenizer, config)
+    self.engine = engine
     self.history = self.generator.history
+
+  def open_snapshot(self) -> Any:
+    """Return the engine of a snapshot, or None, and remember how to save one."""
+    from tinyformer.snapshots import engine, identity
+    from tinyformer.tokenization import load_tokenizer
+
+    args = self.args
+    self.request = self.identity = None
+    folder = identity.local_folder(args.model or ("smollm2" if args.chat else "gpt2"))
+    device = args.device or os.environ.get("TINYFORMER_DEVICE")
+    if folder is None or backend.is_numpy(device) or not identity.is_supported():
+      return None
+    request = identity.Request(folder, args.dtype, args.device, args.num_samples, self.candidates)
+    try:
+      self.identity = request.identity()
+    except (OSError, ImportError):
+      return None
+    self.request = request
+    snapshot = engine.open_snapshot(request, self.identity, self.load)
+    if snapshot is not None:
+      self.folder = folder
+      self.tokenizer = load_tokenizer(folder, snapshot.vocab_size)
+    return snapshot
+
+  def load(self) -> Any:
+    """Select the device, load the model, and return its engine."""
+    self.device = select_device_or_numpy(self.args)
+    self.folder = find_model(self.args)
+    from tinyformer.generation import Engine
+    from tinyformer.model import Model
+
+    model = Model(self.folder, self.args.dtype)
+    if model.task != "text-generation":
+      raise cli.UsageError(
+        f"{self.args.model} is a model for {model.task}, not for text-generation: use ask.py"
+      )
+    self.tokenizer = model.tokenizer
+    self.vocab_size = model.module.vocab_size
+    batch = self.args.num_samples
+    self.loaded = Engine(model.module, batch, key=model.key, top_k=self.candidates)
+    return self.loaded
+
+  def save_snapshot(self) -> None:
+    """Save a snapshot for later processes, if the model has been loaded."""
+    if self.loaded is not None and self.request is not None and self.device == "CPU":
+      from tinyformer.snapshots import capture
+
+      capture.save(self.loaded, self.request, self.identity, self.vocab_size)
 
   def encode(self, prompt: str) -> list[int]:
     """Return the ids of a prompt, or of a message. Raises InputError if there are too many."""
@@ -412,11 +460,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
   prompt = read_prompt(args)
   start = time.monotonic()
-  device = select_device_or_numpy(args)
-  folder = find_model(args)
-  session = Session(args, folder)
+  session = Session(args)
   if args.verbose:
-    cli.note(f"{folder} in {args.dtype} on {device}, loaded in {time.monotonic() - start:.1f} s")
+    what = f"{session.folder} in {args.dtype} on {session.device}"
+    cli.note(f"{what}, loaded in {time.monotonic() - start:.1f} s")
   if args.chat:
     chat(session, prompt)
   elif args.input:
@@ -426,6 +473,7 @@ def main(argv: list[str] | None = None) -> int:
       interactive_loop(session)
   else:
     generate_once(session, prompt)
+  session.save_snapshot()
   return 0
 
 

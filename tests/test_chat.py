@@ -87,7 +87,8 @@ def processed(monkeypatch):
 def conversation(model, n=6, **arguments):
   """Return an empty conversation whose answers are greedy and have up to n tokens."""
   config = SamplingConfig(n, temperature=0)
-  return Conversation(TextGenerator(model.module, model.tokenizer, config), **arguments)
+  engine = Engine(model.module, top_k=1)
+  return Conversation(TextGenerator(engine, model.tokenizer, config), **arguments)
 
 
 def answers(chat, questions=QUESTIONS):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tinygrad import Context, Device, Tensor, UOp, dtypes
 
-from tinyformer.kernels import compiled_step, graph_runner, step_cache
+from tinyformer.kernels import compiled_step, graph_runner, step_cache, step_runner
 from tinyformer.kernels.compiled_step import CompiledStep, memory_view, source_digest
 from tinyformer.kernels.tinygrad_internals import num_cpu_threads
 
@@ -79,14 +79,9 @@ def test_inputs_of_another_shape_are_rejected():
 @on_cpu
 @pytest.mark.parametrize("workers", [0, 1, 5])
 def test_each_task_of_a_kernel_runs_once_with_any_number_of_workers(monkeypatch, workers):
-  if workers == 0:
-
-    class NoQueue:
-      def put(self, step):
-        pass
-
-    monkeypatch.setattr(graph_runner, "worker_queue", NoQueue)
-  monkeypatch.setattr(graph_runner, "num_workers", lambda: workers)
+  compiled = graph_runner.runtime()
+  runtime = step_runner.Runtime(compiled.run, compiled.work, workers)
+  monkeypatch.setattr(graph_runner, "runtime", lambda: runtime)
   array = normal(600, 700)
   step = CompiledStep(lambda x: (x.exp() + x).realize())
   # tinygrad splits a kernel into tasks only if it optimizes.
@@ -94,7 +89,7 @@ def test_each_task_of_a_kernel_runs_once_with_any_number_of_workers(monkeypatch,
     for i in range(30):
       x = array + i / 10
       np.testing.assert_allclose(step(x), np.exp(x) + x, rtol=1e-4, atol=1e-5)
-  num_tasks = step.graph_runner.table[graph_runner.HEADER_WORDS + 1 :: graph_runner.COMMAND_WORDS]
+  num_tasks = step.graph_runner.table[step_runner.HEADER_WORDS + 1 :: step_runner.COMMAND_WORDS]
   assert max(num_tasks) > 1 or num_cpu_threads() == 1
 
 
@@ -120,8 +115,8 @@ def test_a_cached_step_contains_no_weights(cache):
 
 def test_aligned_buffers_begin_at_a_cache_line():
   for size in (0, 1, 64, 5000):
-    assert graph_runner.aligned_buffer(size).ctypes.data % 64 == 0
-    assert len(graph_runner.aligned_buffer(size)) == max(1, size)
+    assert step_runner.aligned_buffer(size).ctypes.data % 64 == 0
+    assert len(step_runner.aligned_buffer(size)) == max(1, size)
 
 
 @on_cpu
@@ -185,7 +180,7 @@ def test_a_step_that_reads_a_tensor_of_its_own_is_not_cached(cache):
 
 @on_cpu
 def test_the_oldest_cached_steps_are_deleted(cache):
-  recording = graph_runner.Recording([], [], [], (0, 0, (), "f"))
+  recording = step_runner.Recording([], [], [], (0, 0, (), "f"))
   for i in range(3):
     step_cache.save(cache / str(i), recording, max_files=2)
   assert len(list(cache.iterdir())) == 2
@@ -249,7 +244,7 @@ def test_arbitrary_bytes_are_no_recording(data):
 
 def test_a_recording_is_restored_from_its_bytes():
   arguments = [("workspace", 0, 64), ("captured", "cache.k.0", 0), ("task", None, 0)]
-  recording = graph_runner.Recording(
+  recording = step_runner.Recording(
     [("gemm", b"\x00\xff"), ("gemv", b"")], [(1, 4, arguments)], [128], (0, 64, (1, 5), "f")
   )
   assert step_cache.from_bytes(step_cache.to_bytes(recording)) == recording
@@ -260,7 +255,7 @@ def test_a_recording_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(step_cache, "to_bytes", full)
-  step_cache.save(tmp_path / "step", graph_runner.Recording([], [], [], (0, 0, (), "f")), 4)
+  step_cache.save(tmp_path / "step", step_runner.Recording([], [], [], (0, 0, (), "f")), 4)
   assert not list(tmp_path.iterdir())
 
 

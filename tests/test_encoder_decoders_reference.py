@@ -9,7 +9,8 @@ from conftest import PARTS
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
-from tinyformer.generation import Engine, beam_search, generate_seq2seq
+from tinyformer.generation import Engine, generate_seq2seq
+from tinyformer.generation.beam_search import beam_search
 from tinyformer.generation.generation_config import GenerationConfig
 from tinyformer.generation.kv_cache import EncoderDecoderCache
 

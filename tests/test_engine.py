@@ -8,7 +8,8 @@ import pytest
 from conftest import randomise
 
 from models.gpt2 import GPT2, GPT2Config
-from tinyformer.generation import Engine, beam_search, generate, probabilities, stop_at
+from tinyformer.generation import Engine, generate, probabilities, stop_at
+from tinyformer.generation.beam_search import beam_search
 
 V, C = 13, 24
 LOGITS = np.random.default_rng(3).standard_normal(V).astype(np.float32) * 2

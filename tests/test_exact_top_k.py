@@ -9,7 +9,8 @@ from tinygrad import Device, Tensor, dtypes
 
 from models.gpt2 import GPT2, GPT2Config
 from models.llama import Llama, LlamaConfig
-from tinyformer.generation import Engine, beam_search, generate
+from tinyformer.generation import Engine, generate
+from tinyformer.generation.beam_search import beam_search
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
 

@@ -17,7 +17,8 @@ from layers.positions import alibi, rope_inv_freq, rope_scale
 from models import gpt2
 from tinyformer import checkpoints
 from tinyformer.checkpoints import architecture, load_module, read_config
-from tinyformer.generation import Engine, beam_search, generate
+from tinyformer.generation import Engine, generate
+from tinyformer.generation.beam_search import beam_search
 from tinyformer.kernels.parts import CPU_KERNELS
 from tinyformer.tokenization.byte_level_bpe import BytePairEncoding
 from tinyformer.tokenization.wordpiece import WordPiece

@@ -217,12 +217,14 @@ class Model:
 
     keep_cache: keep the tokens in the KV cache.
     """
+    from tinyformer.generation import Engine
     from tinyformer.tasks.text_generation import TextGenerator
 
     self._generator = None
+    top_k = config.num_candidates
     base = self._compiled(
-      f"text generator, {config.num_candidates} candidates",
-      lambda: TextGenerator(self.module, self.tokenizer, config, key=self.key),
+      f"text generator, {top_k} candidates",
+      lambda: TextGenerator(Engine(self.module, key=self.key, top_k=top_k), self.tokenizer, config),
     )
     base.engine.follow_weights(keep_cache)
     # Create a new object, so that an unfinished stream can detect this call.

@@ -5,9 +5,9 @@ from planted_bugs import Bug
 BUGS = [
   Bug(
     "sampling uses an engine that computes the largest logit only",
-    "tinyformer/tasks/text_generation.py",
-    "TextGenerator.__init__",
-    "top_k=config.num_candidates",
+    "gpt.py",
+    "Session.load",
+    "top_k=self.candidates",
     "top_k=1",
     "gpt_command",
   ),

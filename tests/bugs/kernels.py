@@ -247,8 +247,8 @@ BUGS = [
   ),
   Bug(
     "GraphRunner does not update a variable after the first run",
-    "tinyformer/kernels/graph_runner.py",
-    "GraphRunner.__call__",
+    "tinyformer/kernels/step_runner.py",
+    "StepRunner.__call__",
     "self.table[words] = variables[name]",
     "self.table[words] = self.table[words] or variables[name]",
     "compiled_step",
@@ -263,7 +263,7 @@ BUGS = [
   ),
   Bug(
     "GraphRunner's buffers are not aligned to cache lines",
-    "tinyformer/kernels/graph_runner.py",
+    "tinyformer/kernels/step_runner.py",
     "aligned_buffer",
     "begin = -block.ctypes.data % 64",
     "begin = 1",

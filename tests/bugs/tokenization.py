@@ -119,8 +119,8 @@ BUGS = [
     "gpt.py recognizes special tokens in every prompt",
     "gpt.py",
     "Session.__init__",
-    "model.tokenizer.special_tokens if args.special else ()",
-    "model.tokenizer.special_tokens",
+    "self.tokenizer.special_tokens if args.special else ()",
+    "self.tokenizer.special_tokens",
     "gpt_command",
   ),
   Bug(

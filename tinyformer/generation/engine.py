@@ -1,7 +1,7 @@
 """The generation engine: a model with its KV cache and compiled steps."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ from tinygrad import Tensor, dtypes, nn
 
 from tinyformer.backend import is_minigrad
 from tinyformer.generation.kv_cache import KVCache, Size
+from tinyformer.generation.step_engine import StepEngine
 from tinyformer.kernels.compiled_step import (
   CompiledStep,
   checksums,
+  memory_view,
   uses_graph_runner,
   variable,
 )
@@ -110,8 +112,8 @@ def store_keys_values(block, x: Tensor, cache: Callable, rope: Callable | None) 
   block.residual(x, store, block.attn_norm)
 
 
-class Engine:
-  """Process a batch of texts of the same length incrementally: each token is processed once.
+class Engine(StepEngine):
+  """A StepEngine whose steps compute a model.
 
   model: a decoder or an encoder-decoder, with the decoder's `embed`, `attention_inputs`, `blocks`,
     `norm` and `head`, and with `parts` and `context`. Its weights must not be replaced later. If
@@ -122,17 +124,7 @@ class Engine:
   cache: a cache for `batch` texts; None creates a KVCache.
   top_k: only the top_k largest logits of a decoder are needed. The engine may then set all other
     logits to -inf, which can take less time. None or 0 computes all logits.
-
-  Attributes: `position` is the number of tokens of each text processed so far; `context` is the
-  maximum. To rewind the texts, set `position` to what KVCache.resume_position returns, or call
-  `resume`. `tokens` (B, context) contains the processed tokens, unless beam search has reordered
-  the texts.
   """
-
-  # The numbers of tokens that one step processes, each compiled on first use. The largest size is
-  # used of which the remaining tokens fill more than half; the rest of the chunk is padding. A GPU
-  # reads a padded chunk faster than a few tokens one by one.
-  CHUNK_SIZES = (512, 64, 1)
 
   # The numbers of cached keys that attention reads if shapes are fixed, besides the whole cache.
   # Each has compiled steps of its own, so the lengths are few.
@@ -146,15 +138,12 @@ class Engine:
     cache: KVCache | None = None,
     top_k: int | None = None,
   ):
+    cache = cache or KVCache.for_model(model, batch)
+    super().__init__(batch, cache.context, top_k)
     self.model = model
-    self.cache: KVCache = cache or KVCache.for_model(model, batch)
+    self.cache: KVCache = cache
     if self.bucket(0):
       self.cache.clear()
-    self.context = self.cache.context
-    self.batch = batch
-    self.position = 0
-    self.tokens = np.zeros((batch, self.context), dtype=np.int32)
-    self.top_k = top_k or None
     captured_buffers = nn.state.get_state_dict(model)
     Tensor.realize(*captured_buffers.values())
     self.weights = list(captured_buffers.values())
@@ -213,54 +202,6 @@ class Engine:
     self.cache.bucket = bucket
     return self.head(last_hidden_state(self.model, ids, self.cache)).float().realize()
 
-  def __call__(self, ids: np.ndarray) -> np.ndarray:
-    """Process the next tokens ids (B, T) of each text; return the logits (B, V) of the last one.
-
-    Raises ValueError if T is 0, B is not the batch size, or the tokens exceed the context.
-    """
-    ids = np.asarray(ids, dtype=np.int32)
-    if ids.ndim != 2 or ids.shape[0] != self.batch or not ids.size:
-      raise ValueError(
-        f"ids of shape {ids.shape} are not {self.batch} texts of at least one token: "
-        f"pass the shape ({self.batch}, T)"
-      )
-    if self.position + ids.shape[1] > self.context:
-      raise ValueError(
-        f"{self.position + ids.shape[1]:,} tokens are more than the context of {self.context:,}: "
-        "shorten the text"
-      )
-    while remaining := ids.shape[1]:
-      size = self.chunk_size(remaining)
-      chunk = ids[:, :size]
-      ids = ids[:, size:]
-      start = self.cache.reserve(self.position, size)
-      tokens = chunk.shape[1]
-      step = self.step(size, self.bucket(start + size))
-      if size == 1:
-        logits = step(chunk, start=start)
-      else:
-        # Padding changes no result: its keys are masked here and overwritten by the next chunk.
-        padded_chunk = np.pad(chunk, ((0, 0), (0, size - tokens)))
-        logits = step(padded_chunk, start=start, last=tokens - 1)
-      self.cache.length = start + tokens
-      self.tokens[:, self.position : self.position + tokens] = chunk
-      self.position += tokens
-    return logits[:, -1].copy()
-
-  def resume(self, ids: Sequence[int]) -> list[int]:
-    """Rewind to the longest prefix of ids (T) in the cache, and return the tokens that remain.
-
-    At least one token remains, because a call returns the logits of the last token that it
-    processes. Only for a batch of one text.
-    """
-    common = 0
-    for processed, token in zip(self.tokens[0, : self.position], ids[:-1], strict=False):
-      if processed != token:
-        break
-      common += 1
-    self.position = self.cache.resume_position(common)
-    return list(ids[self.position :])
-
   def follow_weights(self, keep_cache: bool) -> None:
     """Follow changes of the weights in place, such as an optimizer makes, since the last call.
 
@@ -275,15 +216,8 @@ class Engine:
     if not is_known or not all(map(np.array_equal, earlier, self.weight_checksums)):
       self.position = 0
 
-  def chunk_size(self, remaining: int) -> int:
-    """Return the number of tokens to process next, of which some may be padding.
-
-    minigrad compiles nothing, so each chunk has the size that remains.
-    """
-    largest = max(self.CHUNK_SIZES)
-    if is_minigrad():
-      return min(remaining, largest)
-    fitting = [n for n in self.CHUNK_SIZES if self.position + n <= self.context]
-    if self.bucket(0) and remaining > 1:
-      return min((n for n in fitting if n >= min(remaining, fitting[0])), default=1)
-    return next((n for n in fitting if remaining > n / 2), 1)
+  def set_cached_rows(self, name: str, rows: np.ndarray) -> None:
+    """Set the first rows (B, G, T, K) of a buffer of the KV cache, by its captured name."""
+    view = memory_view(self.captured_buffers[name])
+    assert view is not None
+    view[:, :, : rows.shape[2]] = rows

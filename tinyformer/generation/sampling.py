@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from tinyformer.generation.engine import Engine
 from tinyformer.generation.logits_processors import LogitsProcessor, process_logits
+from tinyformer.generation.step_engine import StepEngine
 
 
 def probabilities(
@@ -35,7 +35,7 @@ def probabilities(
 
 
 def generate(  # noqa: PLR0913
-  engine: Engine,
+  engine: StepEngine,
   ids: Sequence[int],
   max_new_tokens: int,
   temperature: float = 0.8,

@@ -1,13 +1,15 @@
 """Optional speed: faster parts for models, and compiled steps."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import transformer
-from layers.parts import Parts
 from tinyformer.backend import is_minigrad
 
+if TYPE_CHECKING:
+  from layers.parts import Parts
 
-def default_parts() -> Parts:
+
+def default_parts() -> "Parts":
   """Return the fastest parts for the backend and its default device."""
   if is_minigrad():
     from tinyformer.kernels.numpy_parts import NUMPY
@@ -18,7 +20,7 @@ def default_parts() -> Parts:
   return parts.default_parts()
 
 
-def training_parts(precision: str) -> Parts:
+def training_parts(precision: str) -> "Parts":
   """Return the fastest parts for training with matrix products in float32 or bfloat16."""
   if precision == "float32":
     return default_parts()
@@ -30,6 +32,8 @@ def training_parts(precision: str) -> Parts:
 def loss_function() -> Callable:
   """Return transformer.loss, or a faster function with the same arguments and result."""
   if is_minigrad():
+    import transformer
+
     return transformer.loss
   from tinyformer.kernels import cross_entropy
 

@@ -119,6 +119,7 @@ class CompiledStep:
     self.variables = {v.expr: v for v in variables}
     self.shapes: list[tuple] | None = None
     self.graph_runner: graph_runner.GraphRunner | None = None
+    self.is_new = False  # whether the function was traced by this process
 
   def __call__(self, *arrays: np.ndarray, **values: int) -> np.ndarray:
     """Return the function's result for these arrays and values of the variables.
@@ -146,6 +147,7 @@ class CompiledStep:
       return self.graph_runner(list(arrays), values)
     tensors = [Tensor(a).realize() for a in arrays]
     bound = {name: v.bind(values[name]) for name, v in self.variables.items()}
+    self.is_new = True
     result = self.jit(*tensors, **bound).numpy()
     if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
       self.build_graph_runner(arrays, tensors)

@@ -11,8 +11,9 @@ import json
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
-from tinyformer.kernels.graph_runner import Recording
+from tinyformer.kernels.step_runner import Recording
 
 DIGEST_BYTES = 32
 LENGTH_BYTES = 8
@@ -89,20 +90,29 @@ def save(file: Path, recording: Recording, max_files: int) -> None:
       old.unlink()
 
 
+def open_private(file: Path) -> BinaryIO:
+  """Open a regular file that only this user can have written.
+
+  Raises OSError if there is no such file, or if others could have written it.
+  """
+  if not is_private(file.parent.lstat()):
+    raise PermissionError(f"others can write to {file.parent}")
+  # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
+  descriptor = os.open(file, os.O_RDONLY | OPEN_FLAGS)
+  status = os.fstat(descriptor)
+  if not stat.S_ISREG(status.st_mode) or not is_private(status):
+    os.close(descriptor)
+    raise PermissionError(f"{file} is not a regular file, or others can write to it")
+  return open(descriptor, "rb")
+
+
 def load(file: Path) -> Recording | None:
   """Return the recording that an earlier process saved.
 
   The result is None if the file is missing or damaged, or if others could have written it.
   """
   try:
-    if not is_private(file.parent.lstat()):
-      return None
-    # O_NONBLOCK: opening a FIFO would otherwise wait for a writer.
-    flags = os.O_RDONLY | OPEN_FLAGS
-    with open(os.open(file, flags), "rb") as f:
-      status = os.fstat(f.fileno())
-      if not stat.S_ISREG(status.st_mode) or not is_private(status):
-        return None
+    with open_private(file) as f:
       return from_bytes(f.read())
   except (OSError, ValueError):
     return None

@@ -21,6 +21,10 @@ with contextlib.suppress(ImportError):
   from tinygrad.engine.realize import get_call_arg_uops, resolve_params
   from tinygrad.runtime.ops_cpu import CPUProgram
 
+jit_loader: Any = None
+with contextlib.suppress(ImportError):
+  from tinygrad.runtime.support.elf import jit_loader
+
 __all__ = [
   "Buffer",
   "CPUProgram",
@@ -32,6 +36,7 @@ __all__ = [
   "get_call_arg_uops",
   "num_cpu_threads",
   "opencl_is_on_cpu",
+  "position_independent",
   "resolve_params",
 ]
 
@@ -54,3 +59,15 @@ def opencl_is_on_cpu(device: str) -> bool:
   size = ctypes.sizeof(kind)
   opencl.clGetDeviceInfo(opened.cl_dev, opencl.CL_DEVICE_TYPE, size, ctypes.byref(kind), None)
   return bool(kind.value & opencl.CL_DEVICE_TYPE_CPU)
+
+
+def position_independent(code: bytes) -> bytes | None:
+  """Return machine code linked to run at any address, or None if that is impossible.
+
+  Code that depends on its address, or calls a library, differs if it is linked for another one.
+  """
+  if jit_loader is None:
+    return None
+  libraries: Any = [CPUProgram.libm, CPUProgram.rt_lib]
+  low, high = (bytes(jit_loader(code, base, libraries)) for base in (0, 1 << 40))
+  return low if low == high else None

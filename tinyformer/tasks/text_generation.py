@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tinyformer.generation import Engine, generate
+from tinyformer.generation import generate
+from tinyformer.generation.step_engine import StepEngine
 from tinyformer.tokenization.byte_level_bpe import Stream
 
 
@@ -29,18 +30,15 @@ class SamplingConfig:
 
 
 class TextGenerator:
-  """A decoder-only model, its tokenizer, and an engine for `batch` texts.
+  """The engine of a decoder-only model, its tokenizer, and how to choose the next tokens.
 
-  key: identifies what determines the kernels, apart from the weights (see CompiledStep).
   history: the token ids of the first text.
   """
 
-  def __init__(
-    self, module, tokenizer, config: SamplingConfig, batch: int = 1, key: str | None = None
-  ):
+  def __init__(self, engine: StepEngine, tokenizer, config: SamplingConfig):
     self.tokenizer = tokenizer
     self.config = config
-    self.engine = Engine(module, batch, key=key, top_k=config.num_candidates)
+    self.engine = engine
     self.history: list[int] = []
 
   def generate(self, ids: Sequence[int]) -> Iterator[tuple[int, str]]:
