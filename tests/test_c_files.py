@@ -23,7 +23,7 @@ from tinygrad import dtypes
 
 from tinyformer.kernels.attention import QUERIES
 from tinyformer.kernels.c_kernel import C_FOLDER, define, dtype_macros, read_source
-from tinyformer.kernels.quantization import quantize_int8
+from tinyformer.kernels.quantization import quantize_int8, quantized_row_size
 
 C_FILES = sorted(C_FOLDER.glob("*.c"))
 DRIVERS = ROOT / "tests" / "c"
@@ -33,6 +33,16 @@ TARGETS = {
   "x86-64 with AVX2": ["-target", "x86_64-linux-gnu", "-march=x86-64-v3"],
   "x86-64": ["-target", "x86_64-linux-gnu", "-march=x86-64"],
   "aarch64": ["-target", "aarch64-linux-gnu"],
+}
+# More targets, with instructions for dot products of bytes and bfloat16, for gemm_dot.c.
+DOT_TARGETS = {
+  "x86-64 with AVX512-VNNI and AVX512-BF16": [
+    *TARGETS["x86-64 with AVX-512"],
+    "-mavx512vnni",
+    "-mavx512bf16",
+  ],
+  "x86-64 with AVX-VNNI": [*TARGETS["x86-64 with AVX2"], "-mavxvnni"],
+  "aarch64 with dot products": ["-target", "aarch64-linux-gnu", "-march=armv8.6-a"],
 }
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 # As tinygrad compiles, but the naive loops call expf.
@@ -107,6 +117,35 @@ def gemm(batch, M, N, K, dtype=dtypes.float32, bias=0, transpose=(0, 1), split=0
   )
   inputs = (normal(batch, M, K), b, normal(N, seed=2) if bias else None)
   return Case("gemm.c", macros, inputs, batch * M * N)
+
+
+def quantize_rows(M, K, group) -> Case:
+  x = normal(M, K) * np.float32(10) ** np.arange(-3, M - 3, dtype=np.float32)[:, None]
+  x[M // 2] = 0
+  size = M * quantized_row_size(K, group)
+  return Case("quantize_rows.c", dict(M=M, K=K, GROUP=group), (x,), size, np.int8)
+
+
+def gemm_dot(M, N, K, dtype, bias=0, split=0, group=16) -> Case:
+  macros = dict(M=M, N=N, K=K, SPLIT_COLUMNS=split, HAS_BIAS=bias, **dtype_macros(dtype))
+  x = normal(M, K)
+  if dtype == dtypes.int8:
+    macros["GROUP"] = group
+    x = int8_rows(x, group)
+  inputs = (x, weights((N, K), dtype), normal(N, seed=2) if bias else None)
+  return Case("gemm_dot.c", macros, inputs, M * N)
+
+
+def int8_rows(x, group) -> np.ndarray:
+  """Return activations quantized to int8, laid out as quantize_rows.c writes them."""
+  M, K = x.shape
+  groups = -(-K // group)
+  padded = np.pad(x, ((0, 0), (0, groups * group - K))).reshape(M, groups, group)
+  scale = np.abs(padded).max(-1) / np.float32(127)
+  q = np.rint(padded / scale[..., None]).astype(np.int8)
+  sums = q.sum(-1, dtype=np.int32)
+  values = np.pad(q.reshape(M, -1), ((0, 0), (0, 4)))[:, : -(-K // 4) * 4]
+  return np.concatenate([values, scale.view(np.int8), sums.view(np.int8)], 1)
 
 
 def gelu(N, backward) -> Case:
@@ -212,6 +251,9 @@ DTYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8)
 FEW_CASES = [
   gemv(3, 7, 67, dtypes.float16, 1),
   gemm(1, 19, 53, 389, bias=1),
+  quantize_rows(5, 37, 16),
+  gemm_dot(19, 53, 389, dtypes.bfloat16, 1),
+  gemm_dot(19, 53, 389, dtypes.int8, 1),
   column_sums(7, 33),
   gelu(37, 0),
   gelu(37, 1),
@@ -225,6 +267,16 @@ FEW_CASES = [
   *exact_top_k(37, 19, 2, 4),
 ]
 GEMV_SIZES = [(1, 1, 1), (2, 9, 339), (3, 5, 257), (16, 7, 31)]
+DOT_CASES = [
+  gemm_dot(M, N, K, dtype, bias, split, group)
+  for dtype in (dtypes.bfloat16, dtypes.int8)
+  for M, N, K, bias, split, group in [
+    (1, 1, 1, 0, 0, 4),
+    (17, 100, 33, 1, 1, 20),
+    (50, 131, 770, 0, 0, 256),
+    (101, 401, 67, 1, 1, 64),
+  ]
+]
 SIZES = [(1, 1, 1, 1), (2, 3, 3, 70), (2, 4, 2, 65), (1, 2, 2, 64), (1, 3, 1, 113)]
 ALL_CASES = [
   *FEW_CASES,
@@ -236,6 +288,8 @@ ALL_CASES = [
   *(gemm(1, 50, 131, 389, transpose=pair) for pair in itertools.product((0, 1), repeat=2)),
   gemm(4, 48, 16, 1),
   gemm(1, 1, 1, 1),
+  *(quantize_rows(*sizes) for sizes in [(1, 1, 4), (7, 256, 256), (3, 301, 256), (6, 83, 20)]),
+  *DOT_CASES,
   column_sums(1, 1),
   column_sums(60, 130),
   *(gelu(N, backward) for N in (1, 64, 301) for backward in (0, 1)),
@@ -390,11 +444,20 @@ def check(case: Case, program: Path):
   np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5 * finite)
 
 
+# The features of a target, as they are called in /proc/cpuinfo.
+FEATURES = {
+  "x86-64 with AVX-512": {"avx512vl"},
+  "x86-64 with AVX2": {"avx2"},
+  "x86-64": {"sse2"},
+  "x86-64 with AVX512-VNNI and AVX512-BF16": {"avx512_vnni", "avx512_bf16"},
+  "x86-64 with AVX-VNNI": {"avx_vnni"},
+}
+
+
 def cpu_supports(target: str) -> bool:
   if platform.machine() != "x86_64":
     return False
-  features = {"x86-64 with AVX-512": "avx512vl", "x86-64 with AVX2": "avx2", "x86-64": "sse2"}
-  return features[target] in Path("/proc/cpuinfo").read_text().split()
+  return set(Path("/proc/cpuinfo").read_text().split()) >= FEATURES[target]
 
 
 # tests
@@ -477,3 +540,17 @@ def test_a_kernel_equals_its_naive_loop_under_sanitizers(case, target, build):
   if not cpu_supports(target):
     pytest.skip(f"this CPU is no {target}")
   check(case, build(case, "-O1", *TARGETS[target], *SANITIZE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", DOT_TARGETS)
+@pytest.mark.parametrize("case", DOT_CASES, ids=name_of)
+def test_each_form_of_the_dot_product_equals_the_naive_loop_under_sanitizers(
+  case, target, build, tmp_path
+):
+  (tmp_path / "macros.h").write_text(define(NUM_TASKS=case.tasks, **case.macros))
+  flags = [*DOT_TARGETS[target], *WARNINGS, *FLAGS, "-O2", "-include", tmp_path / "macros.h"]
+  compile_file(C_FOLDER / case.file, tmp_path / "kernel.o", *flags)
+  if target not in FEATURES or not cpu_supports(target):
+    pytest.skip(f"this CPU is no {target}")
+  check(case, build(case, "-O1", *DOT_TARGETS[target], *SANITIZE))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes
 
 from layers.parts import plain_linear
+from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.fused import FusedEmbedding
-from tinyformer.kernels.linear import PackedLinear, matmul
+from tinyformer.kernels.linear import INT8_GROUP, MAX_GEMV_ROWS, PackedLinear, matmul
 from tinyformer.kernels.quantization import quantize_int8, to_float32
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")
@@ -63,11 +64,64 @@ def weights_of(array, dtype):
   return Tensor(array).cast(dtype).realize()
 
 
+def round_to_bfloat16(x):
+  """Return the nearest bfloat16 of each value, as float32: its upper 16 bits, ties to even."""
+  bits = x.view(np.uint32)
+  return (bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000).view(np.float32)
+
+
+def quantize_groups(x):
+  """Return x with each group of a row rounded to a multiple of its largest value / 127."""
+  result = x.copy()
+  for start in range(0, x.shape[1], INT8_GROUP):
+    group = x[:, start : start + INT8_GROUP]
+    scale = np.abs(group).max(1, keepdims=True) / 127
+    result[:, start : start + INT8_GROUP] = np.rint(group / scale) * scale
+  return result
+
+
+def multiplied_activations(x, dtype):
+  """Return what is multiplied by weights of a dtype. GEMM rounds x to the weights' width."""
+  if len(x) > MAX_GEMV_ROWS and has_clang(Device.DEFAULT):
+    if dtype == dtypes.int8:
+      return quantize_groups(x)
+    if dtype == dtypes.bfloat16:
+      return round_to_bfloat16(x)
+  return x
+
+
 def check_product(rows, inputs, outputs, dtype):
-  x = Tensor(normal(rows, inputs))
+  x = normal(rows, inputs)
   weight = weights_of(normal(outputs, inputs, seed=1), dtype)
-  expected = x.numpy() @ to_float32(weight).numpy().T
-  np.testing.assert_allclose(PackedLinear.product(x, weight).numpy(), expected, atol=1e-4)
+  expected = multiplied_activations(x, dtype) @ to_float32(weight).numpy().T
+  np.testing.assert_allclose(PackedLinear.product(Tensor(x), weight).numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [dtypes.bfloat16, dtypes.int8])
+def test_rounding_of_activations_is_within_the_documented_bound(dtype):
+  x = normal(18, 300) * np.geomspace(0.01, 100, 300, dtype=np.float32)
+  weight = weights_of(normal(40, 300, seed=1), dtype)
+  exact = to_float32(weight).numpy().astype(np.float64)
+  bound = np.abs(x) / 2**9 @ np.abs(exact).T
+  if dtype == dtypes.int8:
+    bound = sum(
+      np.abs(x[:, group]).max(1, keepdims=True) / 254 * np.abs(exact[:, group]).sum(1)
+      for group in (slice(0, INT8_GROUP), slice(INT8_GROUP, None))
+    )
+  float32_error = 300 * 2.0**-24 * (np.abs(x) @ np.abs(exact).T)
+  actual = PackedLinear.product(Tensor(x), weight).numpy()
+  assert (np.abs(actual - x @ exact.T) <= bound + float32_error).all()
+
+
+@on_cpu
+def test_only_rows_of_int8_activations_with_an_infinity_or_nan_become_nan():
+  x = normal(18, 300)
+  x[[0, 2, 17], [290, 3, 299]] = (np.inf, -np.inf, np.nan)
+  x[5] = 0
+  y = PackedLinear.product(Tensor(x), Tensor(quantize_int8(normal(6, 300, seed=1)))).numpy()
+  assert (np.isnan(y).all(1) == np.isin(np.arange(18), (0, 2, 17))).all()
+  assert np.isnan(y).sum() == 3 * 6
+  assert not y[5].any()
 
 
 @settings(max_examples=10, deadline=None)
@@ -133,7 +187,7 @@ def test_embeddings_of_any_dtype_are_the_rows_of_the_table(dtype):
 def test_gemv_multiplies_up_to_16_float32_rows_and_gemm_more():
   def used_kernel(x, weight):
     schedule = str(PackedLinear.product(x, weight).schedule_linear())
-    names = set(re.findall(r"\b(gemm|gemv)_\d", schedule))
+    names = set(re.findall(r"\b(gemm|gemv|gemm_dot)_\d", schedule))
     assert len(names) <= 1
     return names.pop() if names else None
 
@@ -145,6 +199,7 @@ def test_gemv_multiplies_up_to_16_float32_rows_and_gemm_more():
   assert used_kernel(Tensor(normal(1, 1, 6)), weight_16_bit) == "gemv"
   assert used_kernel(Tensor(normal(20, 6)).half(), weight) is None
   assert used_kernel(Tensor(normal(20, 6)), weight_16_bit) == "gemm"
+  assert used_kernel(Tensor(normal(20, 6)), weight.cast(dtypes.bfloat16).realize()) == "gemm_dot"
 
 
 def test_an_empty_input_gives_an_empty_output():

@@ -18,9 +18,12 @@ from tinyformer.kernels.c_kernel import (
   static_size,
 )
 from tinyformer.kernels.fused import Size, linear
+from tinyformer.kernels.quantization import quantized_row_size
 
 # PackedLinear multiplies up to this many rows of x by GEMV, and more by GEMM.
 MAX_GEMV_ROWS = 16
+# GEMM quantizes each row of x to int8 in groups of this size, each with its own scale.
+INT8_GROUP = 256
 
 
 def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
@@ -69,6 +72,28 @@ def matmul_kernel(
   return kernel("gemm", 3 + bias, tasks, **macros)
 
 
+def dot_kernel(sizes: tuple[Size, Size, Size], weight: Tensor, bias: bool) -> Callable:
+  """Return the kernel that multiplies int8_rows or float32 x (M, K) by an int8 or bfloat16 weight.
+
+  sizes: M, N and K. The kernel rounds x to bfloat16 if the weight is bfloat16.
+  """
+  M, N, K = (static_size(n) for n in sizes)
+  macros = dtype_macros(weight.dtype) | dict(M=M, N=N, K=K, HAS_BIAS=int(bias))
+  if weight.dtype == dtypes.int8:
+    macros["GROUP"] = INT8_GROUP
+  split_columns = N >= 192
+  tasks = min(num_tasks(M * N * K), 16 if split_columns else -(-M // 32))
+  return kernel("gemm_dot", 3 + bias, tasks, SPLIT_COLUMNS=int(split_columns), **macros)
+
+
+def int8_rows(x: Tensor) -> Tensor:
+  """Quantize the rows of x (M, K) to int8, as c/quantize_rows.c describes."""
+  M, K = (static_size(n) for n in x.shape)
+  out = Tensor.empty(M, quantized_row_size(K, INT8_GROUP), dtype=dtypes.int8, device="CPU")
+  function = kernel("quantize_rows", 2, num_tasks(10 * M * K), M=M, K=K, GROUP=INT8_GROUP)
+  return out.custom_kernel(contiguous_buffer(x), fxn=function)[0]
+
+
 def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
   """Return the gradients of y = x w^T + bias: dx = dy w, dw = dy^T x, dbias = the sum of dy's rows.
 
@@ -98,6 +123,7 @@ class PackedLinear(transformer.Linear):
     N = weight.shape[0]
     M = math.prod(x.shape[:-1])
     K = x.shape[-1]
+    shape = x.shape[:-1]
     supported = (
       isinstance(M, int)
       and M
@@ -109,15 +135,20 @@ class PackedLinear(transformer.Linear):
     if not supported:
       return linear(x, weight, bias)
     biases = [] if bias is None else [contiguous_buffer(bias)]
-    if M > MAX_GEMV_ROWS:
+    x = x.reshape(M, K)
+    if M > MAX_GEMV_ROWS and weight.dtype in (dtypes.int8, dtypes.bfloat16):
+      function = dot_kernel((M, N, K), weight, bool(biases))
+      if weight.dtype == dtypes.int8:
+        x = int8_rows(x)
+    elif M > MAX_GEMV_ROWS:
       function = matmul_kernel((1, M, N, K), weight, transpose_b=True, bias=bool(biases))
     else:
       macros = dtype_macros(weight.dtype) | {"HAS_BIAS": len(biases)}
       tasks = num_tasks(5 * N * K)
       function = kernel("gemv", 3 + len(biases), tasks, M=M, N=N, K=K, **macros)
-    inputs = (contiguous_buffer(x.reshape(M, K)), contiguous_buffer(weight), *biases)
+    inputs = (contiguous_buffer(x), contiguous_buffer(weight), *biases)
     y = empty(M, N).custom_kernel(*inputs, fxn=function, grad_fxn=linear_backward)[0]
-    return y.reshape(*x.shape[:-1], N)
+    return y.reshape(*shape, N)
 
   def __call__(self, x: Tensor) -> Tensor:
     """Return x W^T + bias: (..., inputs) -> (..., outputs)."""

@@ -16,6 +16,11 @@ def quantize_int8(weight: np.ndarray) -> np.ndarray:
   return np.concatenate([quantized, scale.view(np.int8)], 1)
 
 
+def quantized_row_size(K: int, group: int) -> int:
+  """Return the bytes in a row of K activations in int8, as c/int8_rows.h lays it out."""
+  return -(-K // 4) * 4 + 8 * -(-K // group)
+
+
 def to_float32(weight: Tensor) -> Tensor:
   """Return weights in float32. Int8 weights (..., K + 4) of quantize_int8 become (..., K)."""
   if weight.dtype != dtypes.int8:

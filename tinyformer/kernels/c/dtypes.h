@@ -33,3 +33,12 @@ INLINE float to_float(TYPE value) {
 INLINE float row_scale(const TYPE *end) {
   return IS_INT8 ? *(const unaligned_float *)end : 1;
 }
+
+// Round x to the nearest bfloat16, ties to even, and keep NaN.
+INLINE unsigned short round_bf16(float x) {
+  union {
+    float f;
+    unsigned u;
+  } value = {x};
+  return x != x ? 0x7fc0 : (value.u + 0x7fff + (value.u >> 16 & 1)) >> 16;
+}
