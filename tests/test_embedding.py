@@ -182,6 +182,27 @@ def test_embedding_no_text_is_refused(model):
     model.embed([])
 
 
+def test_batches_of_similar_texts_have_little_padding(monkeypatch):
+  """Count the tokens of batches of 1,000 texts whose lengths vary as those of sentences do."""
+  encoder = Encoder.__new__(Encoder)
+  encoder.context = 512
+  shapes = []
+
+  def run_batch(texts, segments, batch, length):
+    shapes.append((batch, length))
+    return np.array([[len(text)] for text in texts])
+
+  monkeypatch.setattr(encoder, "run_batch", run_batch)
+  lengths = np.random.default_rng(0).lognormal(2.9, 0.6, 1000).astype(int) + 2
+  texts = [[1] * length for length in lengths]
+  outputs = list(encoder.run_many(texts))
+  assert sorted(i for i, _ in outputs) == list(range(1000))
+  assert all(output[0] == lengths[i] for i, output in outputs)
+  assert all(batch * length <= max(length, Encoder.BATCH_TOKENS) for batch, length in shapes)
+  assert sum(batch * length for batch, length in shapes) < 1.15 * sum(lengths)
+  assert len(set(shapes)) <= 20, "each shape has kernels of its own"
+
+
 @pytest.mark.parametrize("batch_tokens", [64, 2048])
 def test_embeddings_in_batches_equal_those_of_single_texts(model, monkeypatch, batch_tokens):
   monkeypatch.setattr(Encoder, "BATCH_TOKENS", batch_tokens)

@@ -44,6 +44,14 @@ BUGS = [
     "ask",
   ),
   Bug(
+    "the embeddings of a batch are in the wrong order",
+    "tinyformer/tasks/encoder.py",
+    "Encoder.run_many",
+    "yield from zip(indices, outputs, strict=True)",
+    "yield from zip(sorted(indices), outputs, strict=True)",
+    "embedding",
+  ),
+  Bug(
     "the validation loss is smoothed",
     "train.py",
     "make_trainer",

@@ -1,7 +1,6 @@
 """Run an encoder with a head, in compiled steps: one text at a time, or many in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 
 import numpy as np
 from tinygrad import Tensor, nn
@@ -16,12 +15,10 @@ class Encoder:
   key: identifies what determines the kernels, apart from the weights (see CompiledStep).
   """
 
-  # Texts are padded to multiples of this length, so that different texts use the same kernels.
+  # A single text is padded to a multiple of this length: different texts use the same kernels.
   LENGTH_MULTIPLE = 32
-  # Many texts are padded less, because the time to compile more kernels is then small.
-  SMALL_MULTIPLE = 8
-  # The largest number of tokens in a batch.
-  BATCH_TOKENS = 2048
+  # The largest number of tokens in a batch. Larger batches are not faster, and need more padding.
+  BATCH_TOKENS = 512
   # Fewer texts of a similar length are processed one at a time.
   MIN_BATCH = 4
 
@@ -52,40 +49,47 @@ class Encoder:
   ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the index and the output of each of N texts, as `__call__` returns it.
 
-    Texts of similar length are processed in one batch, so the indices are not in order. Raises
-    InputError before the first output if a text exceeds the context.
+    Texts of similar length are processed in one batch, the longest texts first. Raises InputError
+    before the first output if a text exceeds the context.
     segments: the segment IDs of each text, all 0 if None.
     """
     if segments is None:
       segments = [[0] * len(text) for text in texts]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    lengths = [len(texts[i]) for i in order]
+    start = 0
+    while start < len(order):
+      longest = lengths[start]
+      length = self.padded_length(longest, length_multiple(longest))
+      remaining = lengths[start : start + self.BATCH_TOKENS]
+      indices = order[start : start + self.batch_size(remaining, length)]
+      rows = [texts[i] for i in indices]
+      outputs = self.run_group(rows, [segments[i] for i in indices], length)
+      yield from zip(indices, outputs, strict=True)
+      start += len(indices)
 
-    def length_of(i: int) -> int:
-      return self.padded_length(len(texts[i]), self.SMALL_MULTIPLE)
+  def batch_size(self, lengths: Sequence[int], length: int) -> int:
+    """Return how many of the next texts form a batch: a power of two.
 
-    for length, group in groupby(sorted(range(len(texts)), key=length_of), length_of):
-      indices = list(group)
-      size = max(1, self.BATCH_TOKENS // length)
-      for start in range(0, len(indices), size):
-        group_indices = indices[start : start + size]
-        rows = [texts[i] for i in group_indices]
-        outputs = self.run_group(rows, [segments[i] for i in group_indices], size, length)
-        yield from zip(group_indices, outputs, strict=True)
+    lengths: those of the texts, the largest first.  length: the one to which they are padded.
+    """
+    limit = max(1, self.BATCH_TOKENS // length)
+    # A text that would be padded to more than twice its length waits for a shorter batch.
+    similar = sum(2 * n >= length for n in lengths[:limit])
+    # With powers of two, the last batches of a file need few kernels of their own.
+    batch = 1 << (max(1, similar).bit_length() - 1)
+    return batch if batch >= self.MIN_BATCH else 1
 
   def run_group(
-    self, texts: list[list[int]], segments: list[list[int]], size: int, length: int
-  ) -> Iterator[np.ndarray]:
-    """Yield the output of each of some texts, in one batch of at most `size` unless there are few.
+    self, texts: list[list[int]], segments: list[list[int]], length: int
+  ) -> list[np.ndarray]:
+    """Return the output of each of some texts, in one batch if there are several.
 
     length: the length to which they are padded in a batch.
     """
-    if len(texts) < self.MIN_BATCH:
-      yield from map(self, texts, segments)
-      return
-    # Powers of two: the last batch of a file does not need kernels of its own.
-    batch = size if len(texts) > size // 2 else 1 << (len(texts) - 1).bit_length()
-    output = self.run_batch(texts, segments, min(batch, size), length)
-    for row in range(len(texts)):
-      yield output[row].copy()
+    if len(texts) == 1:
+      return [self(texts[0], segments[0])]
+    return list(self.run_batch(texts, segments, len(texts), length).copy())
 
   def padded_length(self, length: int, multiple: int) -> int:
     """Return the length to which a text is padded. Raises InputError if it exceeds the context."""
@@ -116,6 +120,14 @@ class Encoder:
     if shape not in self.steps:
       self.steps[shape] = CompiledStep(self.forward, captured_buffers=self.parameters, key=self.key)
     return self.steps[shape](ids, attention_mask, all_segments)
+
+
+def length_multiple(length: int) -> int:
+  """Return the multiple to which the longest text of a batch is padded: an eighth or less of it.
+
+  Fewer lengths need fewer kernels, but more padding.
+  """
+  return max(4, 1 << max(0, (length - 1).bit_length() - 3))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -183,7 +183,8 @@ def from_json(config: Settings | None) -> list[PreTokenizer]:
   elif kind == "CharDelimiterSplit":
     splits = [Split(escape(config.get("delimiter", str)), "Removed")]
   elif kind == "BertPreTokenizer":
-    splits = [Split(f"[{WHITE_SPACE}]", "Removed"), Split(f"[{PUNCTUATION}]")]
+    words = f"[^{WHITE_SPACE}{PUNCTUATION}]+|[{PUNCTUATION}]"
+    splits = [Split(words, "Removed", invert=True)]
   else:
     raise config.refuse()
   return [*splits]
