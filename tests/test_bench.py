@@ -1,16 +1,26 @@
-"""Test bench.py's table and its handling of a peer that fails.
+"""Test bench.py's table, its random weights, and its handling of a peer that fails.
 
 A full benchmark takes half an hour, so no test runs one.
 """
 
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import bench
+from benchmarks import embeddings, llama_cpp, weights
+from benchmarks.first_token import first_token_code, first_token_command
+from benchmarks.measurements import batch_and_length
+from benchmarks.report import ratio, table
+from benchmarks.rounds import Process, Schedule, measure_in_rounds
+from benchmarks.systems import PEERS, missing
+from tinyformer import checkpoints
+from tinyformer.checkpoints import safetensors
 
 OURS = "tinyformer float32"
 PEER = "torch float32"
@@ -27,12 +37,12 @@ PEER = "torch float32"
 )
 def test_ratio_compares_medians_and_exceeds_one_if_ours_is_better(figure, ours, peer, expected):
   results = {OURS: {figure: ours} if ours else {}, PEER: {figure: peer}}
-  assert bench.ratio(figure, results, [OURS], [PEER]) == expected
+  assert ratio(figure, results, [OURS], [PEER]) == expected
 
 
 def test_table_shows_medians_ranges_and_percentages_of_the_limit():
   machine = {"all cores read, GB/s": 20.0, "matrix product, GFLOP/s": 250.0}
-  table = bench.table(
+  text = table(
     {
       OURS: {"decode after 8 tokens": [20, 10, 30], "installed, MB": 123.0},
       PEER: {"installed, MB": 1120.0},
@@ -40,53 +50,161 @@ def test_table_shows_medians_ranges_and_percentages_of_the_limit():
     machine,
   )
   # Each decoding step reads 0.498 GB of weights.
-  assert "| decode after 8 tokens | 20.0 (10.0–30.0) 50% | – | – |" in table
-  assert "| installed, MB | 123 | 1,120 | 9.11 |" in table
+  assert "| decode after 8 tokens | 20.0 (10.0–30.0) 50% | – | – |" in text
+  assert "| installed, MB | 123 | 1,120 | 9.11 |" in text
 
 
 def test_minigrad_runs_every_measurement_on_numpy(tmp_path):
   """Run the real measurements in processes of their own, with a small model."""
   name, folder = "minigrad float32", ROOT / "weights" / "tiny"
   code = f"""
-import bench, pathlib
-bench.NEW_TOKENS, bench.random_ids = 2, lambda b, n: bench.np.zeros((b, n), int)
-measure = bench.speeds({name!r}, pathlib.Path({str(folder)!r}), 1)
+import numpy, pathlib
+from benchmarks import measurements, systems
+systems.NEW_TOKENS, systems.random_ids = 2, lambda b, n: numpy.zeros((b, n), int)
+measure = measurements.speeds({name!r}, pathlib.Path({str(folder)!r}), 1)
 print(measure("decode, batch 8"), measure("prefill 9"))
 import tinygrad, minigrad
 assert tinygrad is minigrad
 """
   result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
-  first_token = bench.first_token_code("minigrad", "float32", folder)
+  first_token = first_token_code("minigrad", "float32", folder)
   result = subprocess.run([sys.executable, "-c", first_token], cwd=ROOT, capture_output=True)
   assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_a_training_step_on_minigrad_takes_milliseconds():
   code = (
-    "import bench\nprint(bench.training('minigrad float32', bench.Path(), 1)('training step, ms'))"
+    "from benchmarks.measurements import training\n"
+    "print(training('minigrad float32', None, 1)('training step, ms'))"
   )
   result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert len(json.loads(result.stdout)) == 4, result.stderr
 
 
 def test_failing_peer_is_reported_and_other_peers_are_still_measured(tmp_path, capsys, monkeypatch):
-  monkeypatch.setitem(bench.PEERS, "nosuch float32", ("nosuch", [], [1]))
-  measure = bench.Process.measure
+  monkeypatch.setitem(PEERS, "nosuch float32", ("nosuch", [], [1]))
+  measure = Process.measure
   calls = []
 
   def measure_or_count(process, figure):
     calls.append(process.name)
     return measure(process, figure) if "nosuch" in process.name else [float(len(calls))]
 
-  monkeypatch.setattr(bench.Process, "measure", measure_or_count)
+  monkeypatch.setattr(Process, "measure", measure_or_count)
   names = ["nosuch float32", OURS]
   figures = ["decode after 8 tokens"]
-  schedule = bench.Schedule(repeat=3, warmup=1)
-  results = bench.measure_in_rounds("speeds", names, tmp_path, figures, schedule)
+  schedule = Schedule(repeat=3, warmup=1)
+  results = measure_in_rounds("speeds", names, tmp_path, figures, schedule)
   assert calls == ["nosuch float32", *[OURS] * 4]
   assert results == {
     "nosuch float32": {},
     OURS: {"decode after 8 tokens": [3.0, 4.0, 5.0]},
   }
   assert "nosuch float32: KeyError: 'nosuch'\n" in capsys.readouterr().err
+
+
+def test_each_width_has_a_table_with_its_own_ratio():
+  speeds = {
+    "tinyformer int8": 30,
+    "llama.cpp int8": 20,
+    "tinyformer int4": 30,
+    "llama.cpp int4": 60,
+  }
+  results = {name: {"prefill 512": speed} for name, speed in speeds.items()}
+  tables = table(results | {"torch float32": {}}, {}, "llama-1b").split("\n\n")
+  assert [text.splitlines()[-1] for text in tables] == [
+    "| prefill 512 | 30.0 | 20.0 | 1.50 |",
+    "| prefill 512 | 30.0 | 60.0 | 0.50 |",
+  ]
+
+
+@pytest.mark.parametrize(
+  "task, expected",
+  [("decode after 8 tokens", (1, 8)), ("decode, batch 8", (8, 8)), ("prefill 1000", (1, 1000))],
+)
+def test_a_task_names_its_batch_size_and_the_length_of_its_prompt(task, expected):
+  assert batch_and_length(task) == expected
+
+
+def test_a_peer_that_is_not_installed_is_named_with_the_remedy(tmp_path, monkeypatch):
+  reason = missing("llama.cpp int8", tmp_path)
+  assert reason is not None and "build_llama_cpp.py" in reason
+  for program in llama_cpp.PROGRAMS:
+    file = llama_cpp.program(tmp_path, program)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+  assert missing("llama.cpp int8", tmp_path) is None
+  assert missing("tinyformer int8", tmp_path) is None
+  monkeypatch.delitem(safetensors.DTYPES, "int8")
+  assert missing("tinyformer int8", tmp_path) is not None
+
+
+SMALL_LLAMA = weights.LLAMA_1B | {
+  "vocab_size": 50,
+  "hidden_size": 12,
+  "intermediate_size": 20,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "num_key_value_heads": 1,
+  "head_dim": 6,
+}
+SMALL_MINILM = weights.MINILM | {
+  "vocab_size": 300,
+  "hidden_size": 12,
+  "intermediate_size": 20,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+}
+
+
+def test_random_llama_is_a_valid_sharded_checkpoint(tmp_path):
+  weights.make_llama(tmp_path, SMALL_LLAMA)
+  assert len(list(tmp_path.glob("*.safetensors"))) == 3
+  model = checkpoints.load_module(tmp_path, "bfloat16")
+  values = model.blocks[1].ff.up.weight.float().numpy()
+  assert values.shape == (20, 12) and 0.015 < values.std() < 0.025
+
+
+@pytest.mark.slow
+def test_random_minilm_embeds_the_generated_sentences(tmp_path):
+  weights.make_minilm(tmp_path, SMALL_MINILM)
+  texts = embeddings.sentences(tmp_path)
+  assert len(texts) == 1000 and len(set(map(len, texts))) > 50
+  vectors = embeddings.tinyformer_embedder(tmp_path)(texts[:3], 0)
+  np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+FAKE = """#!{python}
+import sys
+print('[{{"avg_ts": 5.0}}, {{"avg_ts": 7.5}}]' if "json" in sys.argv else
+      '{{"speed_tg": 40.0}}')
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the programs are scripts")
+def test_the_best_result_of_llama_bench_counts(tmp_path):
+  for program in llama_cpp.PROGRAMS:
+    file = llama_cpp.program(tmp_path / "llama.cpp", program)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(FAKE.format(python=sys.executable))
+    file.chmod(0o755)
+  system = llama_cpp.LlamaCpp(tmp_path, "int8", 1)
+  assert system.speed("decode after 8 tokens", 1, 8) == 7.5
+  assert system.speed("prefill 512", 1, 512) == 7.5
+  assert system.speed("decode, batch 8", 8, 8) == 40.0
+  assert system.memory() > 1
+  command = first_token_command("llama.cpp", "int4", tmp_path)
+  assert str(tmp_path / "llama.cpp-int4.gguf") in command
+
+
+def test_quick_measures_fewer_rounds_and_no_slow_peer(tmp_path):
+  args = bench.parse_arguments(["--quick", "--llama-cpp", str(tmp_path)])
+  assert args.repeat < bench.parse_arguments([]).repeat
+  assert not any(name.startswith("torch.compile") for name in bench.measurable(args))
+
+
+def test_a_large_model_is_not_measured_in_32_bits(tmp_path):
+  args = bench.parse_arguments(["--model", "llama-1b", "--llama-cpp", str(tmp_path)])
+  names = bench.measurable(args)
+  assert "tinyformer bfloat16" in names and not any("float32" in name for name in names)

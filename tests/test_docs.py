@@ -156,7 +156,8 @@ def test_pictures_are_small_png_files_with_a_description():
     assert all(len(a or b) > 15 for a, b in described), name
 
 
-FOLDERS = ("layers/", "models/", "tinyformer/", "experiments/", "tests/", "docs/", "weights/tiny")
+FOLDERS = ("layers/", "models/", "tinyformer/", "experiments/", "benchmarks/", "tests/", "docs/")
+FOLDERS += ("weights/tiny",)
 
 
 def test_files_and_folders_that_are_named_in_code_exist():
@@ -341,7 +342,7 @@ def test_the_command_draws_such_a_picture_and_a_page(tmp_path):
 
 def sources() -> dict[str, str]:
   """Return the text of the project's Python files, without tests, by their path."""
-  folders = ("layers", "models", "tinyformer", "experiments")
+  folders = ("layers", "models", "tinyformer", "experiments", "benchmarks")
   files = [*ROOT.glob("*.py"), *(f for name in folders for f in (ROOT / name).rglob("*.py"))]
   return {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in sorted(files)}
 

@@ -67,7 +67,7 @@ ALLOWED = {
   },
   "tinyformer.interpret": REFERENCE | {"tinyformer.kernels.compiled_step", "tinyformer.files"},
 }
-OURS = {*REFERENCE, "minigrad", "tinyformer", "experiments"}
+OURS = {*REFERENCE, "minigrad", "tinyformer", "experiments", "benchmarks"}
 # transformer.py and minigrad, run as programs, hand over to their walkthroughs.
 EXCEPTIONS = {
   ("transformer.py", "tinyformer.walkthrough"),
@@ -205,7 +205,7 @@ def test_lines_have_at_most_100_columns(name):
 
 COMMANDS = ["gpt", "ask", "attend", "train", "evaluate", "convert", "bench"]
 COMMANDS += ["tinyformer.walkthrough", "tinyformer.minigrad_walkthrough"]
-COMMANDS += ["tinyformer.cli.plot_loss"]
+COMMANDS += ["tinyformer.cli.plot_loss", "benchmarks.build_llama_cpp"]
 COMMANDS += sorted(
   f"experiments.{path.stem}"
   for path in Path(ROOT / "experiments").glob("*.py")
