@@ -1,7 +1,8 @@
 """The generation engine: a model with its KV cache and compiled steps."""
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,32 +54,50 @@ def attention_inputs(model, ids: Tensor, cache: KVCache) -> dict[str, Any]:
   # A mask depends on distances only: that of these queries is a part of that of all queries.
   all_ids = Tensor.zeros(1, cache.bucket, dtype=dtypes.int32)
   mask = model.attention_inputs(all_ids, EmptyCache())["mask"]
-  return realize_inputs(inputs | {"mask": mask[..., start : start + T, :]})
+  return realize_inputs(inputs | {"mask": mask[..., start : start + T, :]}, cache.k[0].device)
 
 
-def realize_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+def realize_inputs(inputs: dict[str, Any], device: Any) -> dict[str, Any]:
   """Realize the tensors among the inputs, and those in partial functions, such as RoPE's."""
   realized: dict[str, Any] = {}
   for name, value in inputs.items():
     if isinstance(value, Tensor):
-      value = value.contiguous().realize()
+      # A function of constants has no device, and tinygrad realizes it only if it is assigned.
+      value = Tensor.empty(*value.shape, device=device).assign(value.float()).realize()
     elif isinstance(value, functools.partial):
-      value = functools.partial(value.func, *value.args, **realize_inputs(value.keywords))
+      value = functools.partial(value.func, *value.args, **realize_inputs(value.keywords, device))
     realized[name] = value
   return realized
 
 
-def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
-  """Return the model's last hidden state (B, T, D) of new tokens ids (B, T).
+def with_materialized_sums(block):
+  """Return a copy of a block that materializes the sum of each residual connection.
 
-  Unlike the model's own method, it realizes the output of each block, which lets tinygrad reuse one
-  block's schedule for all.
+  A norm and the next sum read it. tinygrad would otherwise compute it for both.
   """
-  x = model.embed(ids, cache)
-  inputs = attention_inputs(model, ids, cache)
-  for i, block in enumerate(model.blocks):
+  copied = copy.copy(block)
+  copied.residual = lambda *args: block.residual(*args).contiguous()
+  return copied
+
+
+def run_blocks(blocks: Sequence, x: Tensor, inputs: dict[str, Any], cache: KVCache) -> Tensor:
+  """Return the output of the first blocks of a model for x (B, T, D).
+
+  inputs: what attention_inputs returns. Each block's output is realized, which lets tinygrad reuse
+  one block's schedule for all.
+  """
+  for i, block in enumerate(blocks):
+    if cache.bucket is not None:
+      x = x.contiguous()
+      block = with_materialized_sums(block)
     x = block(x, **inputs, **cache.block_inputs(i)).realize()
-  return model.norm(x)
+  return x
+
+
+def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
+  """Return the model's last hidden state (B, T, D) of new tokens ids (B, T)."""
+  inputs = attention_inputs(model, ids, cache)
+  return model.norm(run_blocks(model.blocks, model.embed(ids, cache), inputs, cache))
 
 
 def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:
@@ -88,11 +107,9 @@ def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:
   of all T positions are stored in the cache before, because that query attends to them.
   """
   start = cache.length
-  x = model.embed(ids, cache)
   inputs = attention_inputs(model, ids, cache)
   *blocks, last_block = model.blocks
-  for i, block in enumerate(blocks):
-    x = block(x, **inputs, **cache.block_inputs(i)).realize()
+  x = run_blocks(blocks, model.embed(ids, cache), inputs, cache)
   store_keys_values(last_block, x, cache.layer(len(blocks)), inputs.get("rope"))
   cache.length = start + index
   inputs = attention_inputs(model, ids[:, index : index + 1], cache)

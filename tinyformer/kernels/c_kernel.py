@@ -17,6 +17,7 @@ from tinygrad import Device, Tensor, UOp, dtypes
 
 from tinyformer.kernels.fused import Size
 from tinyformer.kernels.tinygrad_internals import Buffer, KernelInfo, Ops, ProgramInfo
+from tinyformer.kernels.workgroup import contiguous_buffer as contiguous_buffer
 
 C_FOLDER = Path(__file__).parent / "c"
 
@@ -123,14 +124,6 @@ def num_tasks(work: Size) -> int:
 def has_clang(device: str) -> bool:
   """Return whether C can be compiled for the device: the CPU, with clang as tinygrad's compiler."""
   return device == "CPU" and type(Device[device].renderer).__name__ == "ClangRenderer"
-
-
-def contiguous_buffer(x: Tensor) -> Tensor:
-  """Return x as a contiguous buffer, copied only if x is not one already. Reshapes are free."""
-  u = x.uop
-  while u.op is Ops.RESHAPE:
-    u = u.src[0]
-  return x if u.op in (Ops.CONTIGUOUS, Ops.AFTER, Ops.BUFFER) else x.contiguous()
 
 
 def buffer_of(t: Tensor) -> Buffer:

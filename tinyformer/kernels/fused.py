@@ -13,7 +13,9 @@ import transformer
 from layers.attention import repeat_kv
 from layers.moe import MixtureOfExperts
 from layers.positions import apply_rope_half
-from tinyformer.kernels.quantization import gather_rows, to_float32
+from tinyformer.kernels import decode_linear, decode_norm
+from tinyformer.kernels.quantization import gather_rows, row_scales
+from tinyformer.kernels.workgroup import contiguous_buffer
 from transformer import attention_weights, scaled_dot_product
 
 Size = int | UOp  # A dimension: an int, or a symbolic variable bound on each call of a step.
@@ -24,10 +26,37 @@ def materialize(x: Tensor) -> Tensor:
   return x.contiguous_backward().contiguous()
 
 
+def is_single_token(x: Tensor) -> bool:
+  """Return whether x (B, 1, D) has one position, as when the engine decodes."""
+  return x.ndim == 3 and isinstance(x.shape[1], int) and x.shape[1] == 1
+
+
+def materialize_activation(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+  """Return activation(x), materialized for a single token.
+
+  A gated feed-forward network multiplies it by another product, which would otherwise be computed
+  in the same kernel. tinygrad parallelizes only one product per kernel.
+  """
+  y = activation(x)
+  return y.contiguous() if is_single_token(x) else y
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-  """Return x W^T + b: (..., in), (out, in), (out) -> (..., out). W may have any dtype."""
-  y = materialize(x) @ (to_float32(weight) if weight.dtype == dtypes.int8 else weight).T
-  return materialize(y if bias is None else y + bias)
+  """Return x W^T + b: (..., in), (out, in), (out) -> (..., out). W may have any dtype.
+
+  The result for a single token is not materialized, so that what follows, such as an activation or
+  a residual connection, is computed in the same kernel.
+  """
+  if is_single_token(x) and decode_linear.supports(x, weight) and bias is None:
+    return decode_linear.product(x, weight)
+  x = contiguous_buffer(x) if is_single_token(x) else materialize(x)
+  if weight.dtype == dtypes.int8:
+    # The scale multiplies each sum, not each weight.
+    y = x @ weight[..., :-4].float().T * row_scales(weight)
+  else:
+    y = x @ weight.T
+  y = y if bias is None else y + bias
+  return y if is_single_token(x) else materialize(y)
 
 
 class FusedLinear(transformer.Linear):
@@ -44,7 +73,8 @@ class FusedEmbedding(transformer.Embedding):
   def __call__(self, ids: Tensor) -> Tensor:
     """ids (...) -> vectors (..., D) in float32."""
     is_float32 = self.weight.dtype == dtypes.float32
-    return materialize(super().__call__(ids) if is_float32 else gather_rows(self.weight, ids))
+    x = super().__call__(ids) if is_float32 else gather_rows(self.weight, ids)
+    return x if is_single_token(x) else materialize(x)
 
   def as_linear(self, x: Tensor) -> Tensor:
     """Return the dot product with each token's vector: (..., D) -> (..., V)."""
@@ -55,14 +85,28 @@ class FusedLayerNorm(nn.LayerNorm):
   """An nn.LayerNorm whose output is materialized."""
 
   def __call__(self, x: Tensor) -> Tensor:
-    return materialize(super().__call__(x))
+    """(..., D) -> (..., D)."""
+    if self.weight is None or not decode_norm.supports(x, self.weight):
+      return materialize(super().__call__(x))
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+      return x.layernorm(eps=self.eps) * weight + bias
+
+    return decode_norm.norm(x, self.weight, self.bias, self.eps, plain)
 
 
 class FusedRMSNorm(nn.RMSNorm):
   """An nn.RMSNorm whose output is materialized."""
 
   def __call__(self, x: Tensor) -> Tensor:
-    return materialize(super().__call__(x))
+    """(..., D) -> (..., D)."""
+    if self.weight is None or not decode_norm.supports(x, self.weight):
+      return materialize(super().__call__(x))
+
+    def plain(x: Tensor, weight: Tensor) -> Tensor:
+      return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt() * weight
+
+    return decode_norm.norm(x, self.weight, None, self.eps, plain)
 
 
 def attention(

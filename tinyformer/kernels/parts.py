@@ -1,12 +1,13 @@
 """Faster parts for models (layers/parts.py): FUSED for any device, CPU_KERNELS for the CPU."""
 
 from dataclasses import replace
+from functools import partial
 
 from tinygrad import Device, Tensor
 
 from layers.activations import ACTIVATIONS
 from layers.parts import PLAIN, Parts
-from tinyformer.kernels import fused
+from tinyformer.kernels import decode_attention, fused
 from tinyformer.kernels.attention import attention
 from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.exact_top_k import ExactTopKHead
@@ -20,11 +21,14 @@ FUSED = replace(
   linear=fused.FusedLinear,
   linear_fn=fused.linear,
   embedding=fused.FusedEmbedding,
-  attention=fused.attention,
+  attention=decode_attention.attention,
   layer_norm=fused.FusedLayerNorm,
   rms_norm=fused.FusedRMSNorm,
   moe=fused.FusedMixtureOfExperts,
   rope=fused.apply_rope,
+  activations={
+    name: partial(fused.materialize_activation, function) for name, function in ACTIVATIONS.items()
+  },
   dtypes=("float32", "float16", "bfloat16", "int8"),
 )
 

@@ -28,6 +28,16 @@ def to_float32(weight: Tensor) -> Tensor:
   return weight[..., :-4].float() * weight[..., -4:].contiguous().bitcast(dtypes.float32)
 
 
+def row_scales(weight: Tensor) -> Tensor:
+  """Return the scales (N) of quantize_int8's weights (N, K + 4), without copying them first.
+
+  tinygrad copies the bytes before it reads them as float32 numbers. The sum of shifted bytes has
+  the same bits.
+  """
+  parts = [weight[:, i - 4].bitcast(dtypes.uint8).cast(dtypes.uint32) * 256**i for i in range(4)]
+  return sum(parts[1:], parts[0]).bitcast(dtypes.float32)
+
+
 def gather_rows(weight: Tensor, ids: Tensor) -> Tensor:
   """Return weight[ids] in float32, for weights in float32, float16, bfloat16 or quantize_int8's.
 

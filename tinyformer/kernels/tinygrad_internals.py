@@ -11,7 +11,8 @@ from typing import Any
 import tinygrad.helpers
 from tinygrad import Device
 from tinygrad.device import Buffer
-from tinygrad.uop.ops import KernelInfo, Ops, ProgramInfo
+from tinygrad.dtype import AddrSpace
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ProgramInfo
 
 # Only the graph runner needs these. Without them it cannot be imported, and CompiledStep uses
 # tinygrad's TinyJit instead.
@@ -26,6 +27,8 @@ with contextlib.suppress(ImportError):
   from tinygrad.runtime.support.elf import jit_loader
 
 __all__ = [
+  "AddrSpace",
+  "AxisType",
   "Buffer",
   "CPUProgram",
   "CapturedJit",

@@ -1,0 +1,86 @@
+"""Kernels for devices with workgroups, on tinygrad's emulated device: equal to the definitions."""
+
+import numpy as np
+import pytest
+from conftest import close, normal
+from tinygrad import Tensor, nn
+
+from layers.attention import grouped_attention
+from tinyformer.kernels import decode_attention, decode_linear, fused, workgroup
+from tinyformer.kernels.quantization import quantize_int8, row_scales, to_float32
+from transformer import dot_product, scaled_dot_product
+
+DEVICE = "PYTHON"
+
+
+def on_device(array: np.ndarray) -> Tensor:
+  return Tensor(array, device=DEVICE).realize()
+
+
+def to_cpu(x: Tensor) -> Tensor:
+  return Tensor(x.numpy())
+
+
+def attention_case(B, H, G, S, rows, K, mask_shape):
+  """Return q, the first S rows of buffers of k and v, and a mask that hides the last keys."""
+  q, k, v = normal(B, H, 1, K), normal(B, G, rows, K, seed=1), normal(B, G, rows, K, seed=2)
+  mask = np.where(np.arange(S) <= S // 2, normal(*mask_shape, S, seed=3), -np.inf)
+  k, v = (on_device(x)[:, :, :S] for x in (k, v))
+  return on_device(q), k, v, on_device(mask.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+  "sizes, max_keys, similarity",
+  [
+    # Two texts, grouped queries; fewer keys than work items.
+    ((2, 4, 2, 7, 9, 4, (1,)), 1024, scaled_dot_product),
+    # A head width that is no multiple of 4; a bias per head.
+    pytest.param((1, 3, 3, 13, 13, 5, (3, 1)), 1024, dot_product, marks=pytest.mark.slow),
+    # Three parts, of which the mask hides the last ones.
+    ((2, 2, 1, 11, 12, 4, (2, 1, 1)), 4, dot_product),
+  ],
+)
+def test_attention_of_single_queries_equals_its_definition(
+  sizes, max_keys, similarity, monkeypatch
+):
+  monkeypatch.setattr(decode_attention, "MAX_KEYS", max_keys)
+  monkeypatch.setattr(decode_attention, "MAX_THREADS", 8)
+  q, k, v, mask = attention_case(*sizes)
+  assert decode_attention.supports(q, k, v, mask, similarity)
+  actual = decode_attention.attention(q, k, v, mask, similarity)
+  expected = grouped_attention(*map(to_cpu, (q, k, v, mask)), similarity)
+  close(actual.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("norm", [fused.FusedLayerNorm, fused.FusedRMSNorm])
+def test_a_norm_of_single_tokens_equals_its_definition(norm, monkeypatch):
+  """The width is no multiple of the number of work items."""
+  monkeypatch.setattr(workgroup, "MAX_THREADS", 4)
+  plain = norm.__bases__[0](10, 1e-3)
+  module = norm(10, 1e-3)
+  for i, (name, tensor) in enumerate(nn.state.get_state_dict(plain).items()):
+    tensor.replace(Tensor(normal(10, seed=i)))
+    getattr(module, name).replace(on_device(tensor.numpy()))
+  x = normal(2, 1, 10, seed=5) + 3
+  close(module(on_device(x)).numpy(), plain(Tensor(x)).numpy())
+
+
+def test_the_scales_of_int8_weights_are_read_exactly():
+  weight = normal(5, 7)
+  expected = np.abs(weight).max(1) / np.float32(127)
+  actual = row_scales(Tensor(quantize_int8(weight))).numpy()
+  np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("float16", marks=pytest.mark.slow)])
+def test_the_logits_of_single_tokens_equal_their_definition(dtype, monkeypatch):
+  """The width is no multiple of the number of work items."""
+  monkeypatch.setattr(decode_linear, "MAX_FUSED_ROWS", 2)
+  monkeypatch.setattr(decode_linear, "THREADS", 4)
+  weight = normal(5, 7)
+  weight = quantize_int8(weight) if dtype == "int8" else weight.astype(dtype)
+  x = normal(2, 1, 7, seed=1)
+  matrix = on_device(weight)
+  assert decode_linear.supports(on_device(x), matrix)
+  expected = Tensor(x) @ to_float32(Tensor(weight)).T
+  close(fused.linear(on_device(x), matrix).numpy(), expected.numpy())
