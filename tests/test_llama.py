@@ -112,6 +112,7 @@ def test_too_few_values_of_no_rope_layers_raise_an_error():
 @pytest.mark.parametrize("module", [models.qwen2, models.qwen3, models.smollm3])
 def test_the_size_of_a_sliding_window_that_is_switched_off_is_ignored(module):
   config = {"sliding_window": 5, "use_sliding_window": False, "num_hidden_layers": 1}
+  config["model_type"] = module.__name__.removeprefix("models.")
   sizes = {"vocab_size": V, "hidden_size": 12, "num_attention_heads": 3, "intermediate_size": 8}
   assert module.from_hf(HFConfig(sizes | config)).window is None
   with pytest.raises(ValueError, match="use_sliding_window"):

@@ -135,7 +135,7 @@ BUGS = [
     "from_hf",
     '| hf.values | {"sliding_window": None}',
     "| hf.values",
-    "llama",
+    "llama::test_the_size_of_a_sliding_window_that_is_switched_off_is_ignored",
   ),
   Bug(
     "SmolLM3's no_rope_layers is read as a list of layers without RoPE",
