@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from tinyformer import cli
-from tinyformer.cli import file_run, nearest, pair_tasks
+from tinyformer.cli import file_run, nearest, pair_tasks, ray_run
 from tinyformer.device import select_device
 from tinyformer.model import Model
 from tinyformer.tasks import Answer, Prediction
@@ -222,6 +222,15 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
   raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
 
 
+def load_task(args: argparse.Namespace) -> file_run.RowTask:
+  """Load the model, and return what to compute for each row of --input. An actor of --ray calls it.
+
+  Raises UsageError if there is no such task.
+  """
+  select_device(args.device)
+  return row_task(args, Model(cli.find_model(args, args.model), args.dtype))
+
+
 def search(args: argparse.Namespace, model: Model, text: str) -> Iterator[str]:
   """Yield the texts of --corpus that are most similar to a text: the similarity and the text."""
   corpus = nearest.Corpus(args.corpus, args.texts, file_run.model_name(args.model, model.folder))
@@ -245,6 +254,9 @@ def main(argv: list[str] | None = None) -> int:
   file_run.check_arguments(args, bool(args.text))
   nearest.check_arguments(args)
   pair_tasks.check_arguments(args)
+  if args.ray is not None:
+    ray_run.run(args, "ask")
+    return 0
   texts = [] if args.input else read_texts(args)
   start = time.monotonic()
   device = select_device(args.device)

@@ -362,6 +362,14 @@ def row_task(session: Session) -> file_run.RowTask:
   return file_run.RowTask(file_run.each(continuation), "text", settings, (args.column,))
 
 
+def load_task(args: argparse.Namespace) -> file_run.RowTask:
+  """Load the model, and return what to compute for each row of --input. An actor of --ray calls it.
+
+  Raises UsageError if the model is no decoder.
+  """
+  return row_task(Session(args))
+
+
 def interactive_loop(session: Session) -> None:
   """Read lines and print their continuations, each conditioned on the whole session.
 
@@ -459,6 +467,11 @@ def main(argv: list[str] | None = None) -> int:
     list_models()
     return 0
   prompt = read_prompt(args)
+  if args.ray is not None:
+    from tinyformer.cli import ray_run
+
+    ray_run.run(args, "gpt")
+    return 0
   start = time.monotonic()
   session = Session(args)
   if args.verbose:

@@ -57,6 +57,12 @@ def open_output(path):
   return ResultFile(path, format_of(path, "embedding"), settings, path)
 
 
+def write_vectors(path, result_file):
+  """Yield the progress of VECTORS on a file."""
+  reader = RowReader(path, ["text"])
+  return file_run.write_results(reader, result_file, VECTORS, file_run.compute_chunks)
+
+
 def read_vectors(path):
   """Return the vectors in an output file. Each row must have its number once, in order."""
   if path.suffix == ".npy":
@@ -609,7 +615,7 @@ def test_a_full_disk_keeps_the_complete_rows(tmp_path, suffix):
   with open_output(output) as result_file:
     result_file.file = FullDisk(result_file.file, third_row + 5)
     with pytest.raises(OSError, match=r"row \d: .*out.* which is full: .*run the same") as raised:
-      list(file_run.write_results(RowReader(rows, ["text"]), result_file, VECTORS))
+      list(write_vectors(rows, result_file))
   if suffix == ".npy":  # Its header is not updated before the next run.
     assert output.stat().st_size == third_row
     next_row = 4
@@ -628,6 +634,7 @@ def test_a_full_disk_keeps_the_complete_rows(tmp_path, suffix):
 RESULTS = {
   "embedding": vector,
   "text": str.upper,
+  "score": lambda text: len(text) / 7,
   "predictions": lambda text: [Prediction(text, 0.1), Prediction("x", 1 / 3)][: len(text) % 3],
   "masks": lambda text: [[Prediction(text, 0.25)], []],
   "answers": lambda text: [Answer(text, 0, len(text), 1e-9)],

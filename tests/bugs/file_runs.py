@@ -99,4 +99,20 @@ BUGS = [
     "if False:",
     "file_runs",
   ),
+  Bug(
+    "an actor of Ray has more cores than its machine",
+    "tinyformer/cli/ray_run.py",
+    "divide",
+    "cpus = cpus or min(sizes, default=1)",
+    "cpus = cpus or max(sizes, default=1)",
+    "ray",
+  ),
+  Bug(
+    "an address is not checked before Ray tries it for minutes",
+    "tinyformer/cli/ray_run.py",
+    "check_address",
+    "socket.create_connection((host.strip(\"[]\"), int(port)), CONNECT_TIMEOUT).close()",
+    "pass",
+    "ray",
+  ),
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinyformer.cli.arguments import number
 from tinyformer.cli.errors import UsageError, describe
 from tinyformer.cli.parquet_file import ParquetResultFile
 from tinyformer.cli.result_file import ResultFile
@@ -17,6 +18,15 @@ from tinyformer.tasks import InputError
 # The largest number of rows and of characters that are read before their results are written.
 CHUNK_ROWS = 1024
 CHUNK_CHARACTERS = 4_000_000
+
+
+class InvalidRowError(Exception):
+  """A row has no result. problem: the reason."""
+
+  def __init__(self, row: Row, problem: str):
+    super().__init__(row, problem)
+    self.row = row
+    self.problem = problem
 
 
 class RowTask(NamedTuple):
@@ -37,6 +47,10 @@ class RowTask(NamedTuple):
   fields: tuple[str, ...] = ()
   width: int = 0
   is_batched: bool = False
+
+
+# Yields some rows and their results, in order. Raises InvalidRowError for a row without a result.
+ComputeRows = Callable[[Iterable[Row], RowTask], Iterator[tuple[Sequence[Row], Sequence[Any]]]]
 
 
 def each(function: Callable[..., Any]) -> Callable[[Sequence[tuple[str, ...]]], list[Any]]:
@@ -79,6 +93,20 @@ def add_arguments(p: argparse.ArgumentParser, formats: str, columns: str) -> Non
     default=Part(),
     help="process every N-th row only, starting with row I, such as 2/8 (default: all rows)",
   )
+  group.add_argument(
+    "--ray",
+    metavar="ADDRESS",
+    nargs="?",
+    const="",
+    help="distribute the rows over the Ray cluster at HOST:PORT; without an address, over one that "
+    "runs on this machine, or over a new one with all its cores",
+  )
+  group.add_argument(
+    "--ray-cpus",
+    metavar="N",
+    type=number(int, 1, 10_000),
+    help="CPU cores per copy of the model (default: those of the cluster's smallest machine)",
+  )
 
 
 def part_argument(text: str) -> Part:
@@ -95,15 +123,22 @@ def check_arguments(args: argparse.Namespace, other_input: bool) -> None:
   if args.input is None:
     if args.part != Part():
       raise UsageError("--part needs a file: pass --input and --output")
+    if args.ray is not None:
+      raise UsageError("--ray needs a file: pass --input and --output")
     return
+  if args.ray_cpus and args.ray is None:
+    raise UsageError("--ray-cpus needs --ray")
   if other_input:
     raise UsageError("--input replaces texts from elsewhere: leave one of them out")
   if args.output.exists() and args.input.exists() and args.output.samefile(args.input):
     raise UsageError(f"--output {args.output} would replace the input: name another file")
 
 
-def run(args: argparse.Namespace, task: RowTask) -> None:
-  """Write the result of each row of --input to --output, and continue an earlier run."""
+def run(args: argparse.Namespace, task: RowTask, compute_rows: ComputeRows | None = None) -> None:
+  """Write the result of each row of --input to --output, and continue an earlier run.
+
+  compute_rows: computes the results; None computes them in this process.
+  """
   results_format = format_of(args.output, task.name, task.fields, task.width)
   reader = RowReader(args.input, task.columns, args.part)
   settings = {
@@ -119,7 +154,7 @@ def run(args: argparse.Namespace, task: RowTask) -> None:
     first_row = output.rows
     bar = Bar(str(args.input), args.quiet)
     try:
-      for end in write_results(reader, output, task):
+      for end in write_results(reader, output, task, compute_rows or compute_chunks):
         rate = (output.rows - first_row) / max(time.monotonic() - start, 1e-9)
         bar(end, reader.size, f"{count_rows(output.rows)}, {rate:,.1f} rows/s")
       output.join()
@@ -141,7 +176,9 @@ def count_rows(count: int) -> str:
   return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
-def write_results(reader: RowReader, output: ResultFile, task: RowTask) -> Iterator[int]:
+def write_results(
+  reader: RowReader, output: ResultFile, task: RowTask, compute_rows: ComputeRows
+) -> Iterator[int]:
   """Append the results of the rows after the existing ones.
 
   Yield the end of the last finished row in the input, in bytes, at the start and after each chunk.
@@ -157,21 +194,41 @@ def write_results(reader: RowReader, output: ResultFile, task: RowTask) -> Itera
       )
     output.add_to_hash(row)
   yield reader.end
+  try:
+    for part, results in compute_rows(rows, task):
+      if part:
+        output.append(part, results)
+        yield part[-1].end
+  except InvalidRowError as e:
+    raise reader.row_error(e.row.number, e.row.line, e.problem) from e
+
+
+def compute_chunks(
+  rows: Iterable[Row], task: RowTask
+) -> Iterator[tuple[Sequence[Row], Sequence[Any]]]:
+  """Yield some rows and their results, in order.
+
+  Raises InvalidRowError for a row without a result.
+  """
   for chunk in chunks(rows, CHUNK_ROWS if task.is_batched else 1):
-    for part, results in compute(reader, chunk, task.function):
-      output.append(part, results)
-    yield chunk[-1].end
+    yield from compute(chunk, task.function)
 
 
-def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-  """Yield lists of at most `size` rows. The rows before an invalid row are yielded first."""
+def chunks(
+  rows: Iterable[Row], size: int, max_characters: int | None = None
+) -> Iterator[list[Row]]:
+  """Yield lists of at most `size` rows. The rows before an invalid row are yielded first.
+
+  max_characters: a list has at most one row more than as many characters; None is CHUNK_CHARACTERS.
+  """
+  max_characters = max_characters or CHUNK_CHARACTERS
   chunk: list[Row] = []
   characters = 0
   try:
     for row in rows:
       chunk.append(row)
       characters += sum(map(len, row.values))
-      if len(chunk) == size or characters > CHUNK_CHARACTERS:
+      if len(chunk) == size or characters > max_characters:
         yield chunk
         chunk = []
         characters = 0
@@ -184,23 +241,21 @@ def chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
 
 
 def compute(
-  reader: RowReader,
-  rows: list[Row],
-  function: Callable[[Sequence[tuple[str, ...]]], Sequence[Any]],
+  rows: list[Row], function: Callable[[Sequence[tuple[str, ...]]], Sequence[Any]]
 ) -> Iterator[tuple[list[Row], Sequence[Any]]]:
   """Yield some rows and their results, in order.
 
   A row may be invalid, such as too long. Halve the rows then until it is found: the rows before it
-  are yielded first.
+  are yielded first. Raises InvalidRowError then.
   """
   try:
     results = function([row.values for row in rows])
   except (ValueError, OSError) as e:
     if len(rows) == 1:
-      raise reader.row_error(rows[0].number, rows[0].line, describe(e)) from e
+      raise InvalidRowError(rows[0], describe(e)) from e
   else:
     yield rows, results
     return
   middle = len(rows) // 2
-  yield from compute(reader, rows[:middle], function)
-  yield from compute(reader, rows[middle:], function)
+  yield from compute(rows[:middle], function)
+  yield from compute(rows[middle:], function)

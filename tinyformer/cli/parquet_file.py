@@ -41,6 +41,7 @@ def result_type(pyarrow: Any, name: str) -> Any:
   span = {"text": text, "start": integer, "end": integer, "score": number}
   types = {
     "text": text,
+    "score": number,
     "embedding": pyarrow.list_(pyarrow.float32()),
     "predictions": pyarrow.list_(prediction),
     "masks": pyarrow.list_(pyarrow.list_(prediction)),
