@@ -251,3 +251,11 @@ def test_scores_ignore_special_tokens_around_the_repeated_sequence():
   assert scores["induction"] == 1
   assert scores["duplicate"] == 0
   assert scores["first"] == 0
+
+
+def test_texts_of_all_lengths_are_padded_to_a_few_lengths_within_the_context():
+  lengths = [len(activations.padded(range(n), 100)) for n in range(1, 101)]
+  assert all(n <= length <= 100 for n, length in enumerate(lengths, 1))
+  assert len(set(lengths)) == 4
+  assert activations.padded([7, 8], None)[:3] == [7, 8, 0]
+  assert len(activations.padded(range(120), 100)) == 120  # the model refuses such a text

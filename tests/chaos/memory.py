@@ -88,6 +88,16 @@ def evaluate_rows(folder: Path, count: int) -> Iterator[None]:
     yield
 
 
+def inspect_lengths(folder: Path, count: int) -> Iterator[None]:
+  """Inspect texts of 60 lengths."""
+  import tinyformer
+
+  model = tinyformer.load("tiny")
+  for i in range(count):
+    tinyformer.inspect(model, " the" * (2 + 7 * i % 60))
+    yield
+
+
 # The workload, and the number of tokens, prompts or rows.
 WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "generate 20,000 tokens": (generate_tokens, 20_000),
@@ -95,6 +105,7 @@ WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "fill masks in 10,000 rows": (fill_rows, 10_000),
   "embed 10,000 rows": (embed_rows, 10_000),
   "evaluate 10,000 documents": (evaluate_rows, 10_000),
+  "inspect 240 texts of 60 lengths": (inspect_lengths, 240),
 }
 
 

@@ -15,6 +15,11 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer.interpret.recorder import Recorder, ResidualCall, StreamRecorder
+from transformer import padding_mask
+
+# tinygrad keeps the kernels for each length that a text has had in this process. Padding to a
+# multiple of this number of tokens bounds their memory, and saves compiling them for each length.
+LENGTH_MULTIPLE = 32
 
 
 class Norm(NamedTuple):
@@ -143,11 +148,15 @@ class StackRecorder:
   """Replace attention functions, residual connections and norms of a stack, and record their calls.
 
   They are replaced during a run only.
+  length, source_length: the tokens or patches of the stack's input, and of the encoder's, without
+    padding.
   """
 
-  def __init__(self, stack, recorder: Recorder):
+  def __init__(self, stack, recorder: Recorder, length: int | None, source_length: int | None):
     self.stack = stack
     self.recorder = recorder
+    self.length = length
+    self.source_length = source_length
     self.stream = StreamRecorder(recorder)
     self.norm_calls: list[NormCall] = []
 
@@ -208,7 +217,7 @@ class StackRecorder:
     calls = self.stream.calls
     first = self.find_norm_call(0)
     last = self.find_norm_call(len(calls))
-    embeddings = to_numpy((first.x if first else calls[0].x)[0])
+    embeddings = to_numpy((first.x if first else calls[0].x)[0])[: self.length]
     return Activations(
       token_part(embeddings),
       embeddings,
@@ -226,20 +235,22 @@ class StackRecorder:
     sublayer = Sublayer(
       kind,
       layer,
-      x=to_numpy(call.x[0]),
-      output=to_numpy(call.output[0]),
+      x=to_numpy(call.x[0])[: self.length],
+      output=to_numpy(call.output[0])[: self.length],
       norm=Norm.from_module(call.norm),
       is_post_norm=call.is_post_norm,
     )
     if call.attention_call is None:
       return sublayer
     out = getattr(block, kind).out
-    heads = to_numpy(self.recorder.heads[call.attention_call][0])
+    heads = to_numpy(self.recorder.heads[call.attention_call][0])[:, : self.length]
+    weights = to_numpy(self.recorder.weights[call.attention_call][0])
+    num_keys = self.source_length if kind == "cross" else self.length
     out_bias = None if out.bias is None else to_numpy(out.bias)
     # The projection of the identity is its matrix in float32, whatever the dtype of the weights.
     identity = Tensor.eye(heads.shape[0] * heads.shape[2])
     return sublayer._replace(
-      weights=to_numpy(self.recorder.weights[call.attention_call][0]),
+      weights=weights[:, : self.length, :num_keys],
       heads=heads,
       out_weight=(to_numpy(out(identity)) - (0 if out_bias is None else out_bias)).T,
       out_bias=out_bias,
@@ -251,7 +262,24 @@ def token_embeddings(model, inputs: Tensor, embeddings: np.ndarray) -> np.ndarra
   if model.task == "image-classification":
     rows, columns = (int(n) // p for n, p in zip(inputs.shape[2:], model.patch, strict=True))
     return embeddings - to_numpy(model.interpolated_positions(rows, columns)[0])
-  return to_numpy(model.tokens(inputs)[0]) * getattr(model, "scale", 1.0)
+  tokens = to_numpy(model.tokens(inputs)[0])[: len(embeddings)]
+  return tokens * getattr(model, "scale", 1.0)
+
+
+def padded(ids: Sequence[int], context: int | None) -> list[int]:
+  """Return ids with zeros appended to a multiple of LENGTH_MULTIPLE, or to the context if less."""
+  length = -(-len(ids) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+  if context is not None:
+    length = max(len(ids), min(length, context))
+  return [*ids, *[0] * (length - len(ids))]
+
+
+def mask_of_padding(ids: Tensor, length: int) -> Tensor:
+  """Return the attention mask (1, S) of ids (1, S) of which the first `length` are tokens.
+
+  It is an array, because tinygrad would compile kernels for each length if it were computed.
+  """
+  return Tensor((np.arange(int(ids.shape[1])) < length)[None])
 
 
 def run(model, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
@@ -265,16 +293,25 @@ def run(model, *inputs: Sequence[int] | np.ndarray) -> dict[str, Activations]:
   stacks: dict[str, Any] = {"": model}
   if is_encoder_decoder:
     stacks = {"encoder": model.encoder, "decoder": model.decoder}
-  stack_recorders = {name: StackRecorder(stack, recorder) for name, stack in stacks.items()}
-  tensors = [Tensor(x) if isinstance(x, np.ndarray) else Tensor([list(x)]) for x in inputs]
+  lengths = [None if isinstance(x, np.ndarray) else len(x) for x in inputs]
+  stack_recorders = {
+    name: StackRecorder(stack, recorder, length, lengths[0])
+    for (name, stack), length in zip(stacks.items(), lengths, strict=True)
+  }
+  context = getattr(model, "context", None)
+  tensors = [Tensor(x if isinstance(x, np.ndarray) else [padded(x, context)]) for x in inputs]
   with contextlib.ExitStack() as contexts:
     for stack_recorder in stack_recorders.values():
       contexts.enter_context(stack_recorder.recording())
     if is_encoder_decoder:
-      memory = model.encode(tensors[0])
-      y = model.decode(tensors[1], memory)
-    else:
+      mask = mask_of_padding(tensors[0], len(inputs[0]))
+      y = model.decode(tensors[1], model.encode(tensors[0], mask), padding_mask(mask))
+    elif model.task in ("image-classification", "text-generation"):
+      # A causal mask hides the padding from the tokens, because it follows them.
       y = model.last_hidden_state(tensors[0])
+    else:
+      mask = mask_of_padding(tensors[0], len(inputs[0]))
+      y = model.last_hidden_state(tensors[0], attention_mask=mask)
     recorded = [t for stack_recorder in stack_recorders.values() for t in stack_recorder.tensors]
     Tensor.realize(y, *recorder.weights, *recorder.heads, *recorded)
   results = {}
