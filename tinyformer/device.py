@@ -6,7 +6,6 @@ tinygrad's CPU device compiles its kernels with clang on every machine.
 import atexit
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import shlex
@@ -194,6 +193,8 @@ def cpu_marker(compiler: str | None) -> Path | None:
   The search for GPUs takes half a second of each start. The file's name depends on the machine's
   devices, libraries, tinygrad and compiler; None means that these cannot be determined.
   """
+  import importlib.metadata  # it takes longer to import than the rest of this file
+
   try:
     folder = cache_folder()
     state = (
