@@ -64,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   )
   p.add_argument(
     "--dtype",
-    choices=["float32", "float16", "bfloat16", "int8"],
+    choices=["float32", "float16", "bfloat16", "int8", "int4"],
     default="float32",
     help="data type of the weights in memory; computation is in float32",
   )

@@ -23,7 +23,7 @@ from tinygrad import dtypes
 
 from tinyformer.kernels.attention import QUERIES
 from tinyformer.kernels.c_kernel import C_FOLDER, define, dtype_macros, read_source
-from tinyformer.kernels.quantization import quantize_int8, quantized_row_size
+from tinyformer.kernels.quantization import quantize_int4, quantize_int8, quantized_row_size
 
 C_FILES = sorted(C_FOLDER.glob("*.c"))
 DRIVERS = ROOT / "tests" / "c"
@@ -94,6 +94,18 @@ def gemv(M, N, K, dtype, bias) -> Case:
   macros = dict(M=M, N=N, K=K, HAS_BIAS=bias, **dtype_macros(dtype))
   inputs = (normal(M, K), weights((N, K), dtype), normal(N, seed=2) if bias else None)
   return Case("gemv.c", macros, inputs, M * N)
+
+
+def gemv_int4(M, N, K, bias=0, x=None) -> Case:
+  macros = dict(M=M, N=N, K=K, HAS_BIAS=bias)
+  w = quantize_int4(normal(N, K, seed=1))
+  inputs = (normal(M, K) if x is None else x, w, normal(N, seed=2) if bias else None)
+  return Case("gemv_int4.c", macros, inputs, M * N)
+
+
+def dequantize_int4(N, K) -> Case:
+  w = quantize_int4(normal(N, K))
+  return Case("dequantize_int4.c", dict(N=N, K=K), (w,), N * K)
 
 
 def gemm(batch, M, N, K, dtype=dtypes.float32, bias=0, transpose=(0, 1), split=0) -> Case:
@@ -247,9 +259,18 @@ def column_sums(M, N) -> Case:
 
 
 DTYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8)
+# Groups of zeros, of one value, of ties between integers, of huge and of tiny numbers.
+UNUSUAL_GROUPS = np.zeros((5, 128), np.float32)
+UNUSUAL_GROUPS[1, 40] = -3
+UNUSUAL_GROUPS[2] = np.arange(128) % 32 * 0.5 - 7
+UNUSUAL_GROUPS[2, ::32] = 127
+UNUSUAL_GROUPS[3] = normal(128) * 1e30
+UNUSUAL_GROUPS[4] = normal(128) * 1e-30
 # One case per kernel and direction, for the tests that are not slow.
 FEW_CASES = [
   gemv(3, 7, 67, dtypes.float16, 1),
+  gemv_int4(2, 7, 416, 1),
+  dequantize_int4(5, 96),
   gemm(1, 19, 53, 389, bias=1),
   quantize_rows(5, 37, 16),
   gemm_dot(19, 53, 389, dtypes.bfloat16, 1),
@@ -282,6 +303,9 @@ ALL_CASES = [
   *FEW_CASES,
   *(gemv(*sizes, dtype, 0) for sizes in GEMV_SIZES for dtype in DTYPES),
   *(gemv(1, 50, 128, dtype, 1) for dtype in DTYPES),
+  *(gemv_int4(*sizes) for sizes in [(1, 1, 32), (1, 9, 256), (3, 5, 224), (16, 3, 160)]),
+  gemv_int4(5, 7, 128, x=UNUSUAL_GROUPS),
+  dequantize_int4(1, 32),
   *(gemm(1, 23, 50, 400, dtype, 1) for dtype in DTYPES),
   *(gemm(1, 17, 100, 33, dtype, split=1) for dtype in DTYPES),
   *(gemm(3, 5, 7, 19, transpose=pair) for pair in itertools.product((0, 1), repeat=2)),

@@ -16,12 +16,13 @@ from gguf_files import (
   value,
   write_gguf,
 )
-from tinygrad import nn
+from tinygrad import Tensor, dtypes, nn
 
 from layers.positions import rope_inv_freq
-from tinyformer.checkpoints import load_module, read_config, read_tensors
-from tinyformer.checkpoints.ggml_types import GGML_TYPES
+from tinyformer.checkpoints import load_module, read_config, read_tensors, safetensors
+from tinyformer.checkpoints.ggml_types import GGML_TYPES, dequantize_q4_0
 from tinyformer.checkpoints.gguf import read_gguf
+from tinyformer.checkpoints.gguf_model import InterleavedRows
 
 NUMBERS = {t.name: number for number, t in GGML_TYPES.items()}
 
@@ -128,6 +129,22 @@ def test_rows_of_a_tensor_are_read_in_order(path, name):
   assert t.shape == (rows, columns)
   np.testing.assert_array_equal(t.numpy(), expected)
   np.testing.assert_array_equal(t.numpy(2, 4), expected[2:4])
+
+
+def test_int4_weights_are_the_blocks_of_q4_0_in_the_file(path):
+  """Rounding again would change them: few random blocks contain q = 0, the largest weight's."""
+  rows, columns, head_dim = 12, 64, 6
+  blocks = np.full((rows * columns // 32, 18), 1, np.uint8)
+  blocks[:, 2:] = random_blocks("Q4_0", len(blocks))[:, 2:]
+  tensor = (NUMBERS["Q4_0"], (rows, columns), blocks.tobytes())
+  tensors = read_gguf(write_gguf(path, {}, {"w": tensor, "v": np.ones((3, 32))})).tensors
+  for source in (tensors["w"], InterleavedRows(tensors["w"], head_dim)):
+    weight = Tensor.empty(rows, columns)
+    safetensors.write_parameters(source, [safetensors.ParameterWriter(weight, dtypes.uint8)], False)
+    written = dequantize_q4_0(weight.numpy().reshape(-1, 18)).reshape(rows, columns)
+    np.testing.assert_array_equal(written, source.numpy())
+    np.testing.assert_array_equal(source.int4(4, 9), weight.numpy()[4:9])
+  assert tensors["v"].int4(0, 3) is None
 
 
 # **************** headers ****************

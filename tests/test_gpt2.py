@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT, all_parts, close, randomise, shared_data
-from tinygrad import GlobalCounters, Tensor, nn
+from tinygrad import GlobalCounters, Tensor, dtypes, nn
 
 import transformer
 from layers.parts import PLAIN
@@ -19,7 +19,7 @@ from models import gpt2
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer import checkpoints
 from tinyformer.checkpoints import load_module, safetensors
-from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels.parts import CPU_KERNELS, FUSED
 
 CASES = ["gpt2-a", "gpt2-b"]
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -140,6 +140,26 @@ def test_logits_of_16_and_8_bit_weights_are_close(dtype, tolerance):
   expected = load_expected("gpt2-a")["logits"]
   assert load_module(FIXTURES / "gpt2-a", dtype).tokens.weight.dtype == safetensors.DTYPES[dtype]
   assert np.abs(actual.astype(np.float32) - expected).max() < tolerance * expected.std()
+
+
+def test_int4_weights_leave_embeddings_and_the_head_in_int8(tmp_path):
+  """The model is 32 wide, the size of a group; its second feed-forward matrix has rows of 40."""
+  checkpoints.save(randomise(GPT2(GPT2Config(19, 10, 32, 2, 1, ff_dim=40))), tmp_path)
+  model = load_module(tmp_path, "int4")
+  dtype_of = {name: t.dtype for name, t in nn.state.get_state_dict(model).items() if t.ndim == 2}
+  in_int8 = {"tokens.weight", "positions.weight", "blocks.0.ff.down.weight"}
+  assert {name for name, dtype in dtype_of.items() if dtype == dtypes.int8} == in_int8
+  assert {dtype for name, dtype in dtype_of.items() if name not in in_int8} == {dtypes.uint8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [FUSED, CPU_KERNELS], ids=["fused", "kernels"])
+def test_logits_of_int4_weights_are_close(tmp_path, parts):
+  checkpoints.save(randomise(GPT2(GPT2Config(19, 10, 64, 2, 2))), tmp_path)
+  ids = Tensor([[3, 1, 4, 1, 5]])
+  expected = load_module(tmp_path)(ids).numpy()
+  actual = load_module(tmp_path, "int4", parts)(ids).numpy()
+  assert np.abs(actual - expected).max() < 0.4 * expected.std()
 
 
 @pytest.mark.slow

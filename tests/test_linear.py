@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tinygrad import Device, Tensor, dtypes
 
 from layers.parts import plain_linear
+from tinyformer.checkpoints.ggml_types import dequantize_q4_0
 from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.fused import FusedEmbedding
 from tinyformer.kernels.linear import INT8_GROUP, MAX_GEMV_ROWS, PackedLinear, matmul
-from tinyformer.kernels.quantization import quantize_int8, to_float32
+from tinyformer.kernels.quantization import quantize_int4, quantize_int8, to_float32
 
 on_cpu = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernel runs on the CPU only")
 
@@ -60,7 +61,9 @@ def test_16_bit_and_int8_weights_are_converted_exactly(rows, inputs, outputs, dt
 def weights_of(array, dtype):
   """Return an array as realized weights of a dtype."""
   if dtype == dtypes.int8:
-    return Tensor(quantize_int8(array))
+    return Tensor(quantize_int8(array)).realize()
+  if dtype == dtypes.uint8:
+    return Tensor(quantize_int4(array)).realize()
   return Tensor(array).cast(dtype).realize()
 
 
@@ -174,10 +177,85 @@ def test_int8_quantization_error_is_at_most_half_the_scale():
   assert not restored[3].any()
 
 
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8])
+def test_int4_weights_are_rounded_in_groups_of_32_with_a_scale_each():
+  """The largest weight of a group is -8 steps. The one of opposite sign may be clipped to 7."""
+  weight = normal(5, 96) * np.array([[1e-4], [1], [50], [0], [-1]], np.float32)
+  quantized = quantize_int4(weight)
+  assert quantized.shape == (5, 3 * 18)
+  groups = weight.reshape(5, 3, 32)
+  restored = dequantize_q4_0(quantized.reshape(-1, 18)).reshape(5, 3, 32)
+  largest = np.take_along_axis(groups, np.abs(groups).argmax(-1, keepdims=True), -1)
+  step = -largest / 8
+  rounding_of_scale = 8 * np.abs(step) * 2**-11 + 8 * 2**-25  # float16, subnormal numbers included
+  clipped = groups / np.where(step == 0, 1, step) > 7.5
+  assert clipped.any()
+  limit = np.where(clipped, np.abs(step), np.abs(step) / 2 * 1.0001) + rounding_of_scale
+  assert (np.abs(restored - groups) <= limit).all()
+  again = quantize_int4(restored.reshape(5, 96)).reshape(-1, 18)
+  np.testing.assert_array_equal(dequantize_q4_0(again), restored.reshape(-1, 32))
+  with pytest.raises(ValueError, match="a row of 40 weights"):
+    quantize_int4(normal(5, 40))
+
+
+def test_int4_weights_are_read_as_gguf_defines_them():
+  blocks = np.random.default_rng(0).integers(0, 256, (7 * 3, 18)).astype(np.uint8)
+  blocks[0, :2] = (1, 128)  # the smallest negative float16
+  blocks[:, 1] &= 0b10111111  # no infinity and no NaN
+  expected = dequantize_q4_0(blocks).reshape(7, 96)
+  weight = Tensor(blocks.reshape(7, 54)).realize()
+  np.testing.assert_array_equal(to_float32(weight).numpy(), expected)
+  x = Tensor(np.eye(96, dtype=np.float32))
+  np.testing.assert_array_equal(PackedLinear.product(x, weight).numpy(), expected.T)
+
+
+@on_cpu
+def test_a_few_rows_are_rounded_to_8_bits_before_an_int4_product():
+  rows, inputs, outputs = 2, 288, 50
+  x = normal(rows, inputs)
+  weight = weights_of(normal(outputs, inputs, seed=1), dtypes.uint8)
+  bias = normal(outputs, seed=2)
+  groups = x.reshape(rows, -1, 32)
+  scale = np.abs(groups).max(-1, keepdims=True) / 127
+  rounded = (np.rint(groups / scale) * scale).reshape(rows, inputs)
+  expected = rounded @ to_float32(weight).numpy().T + bias
+  actual = PackedLinear.product(Tensor(x), weight, Tensor(bias)).numpy()
+  np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
+@on_cpu
+def test_a_nan_in_x_is_not_rounded_away_in_an_int4_product():
+  x = normal(2, 64)
+  x[1, 40] = np.nan
+  weight = weights_of(normal(3, 64), dtypes.uint8)
+  actual = PackedLinear.product(Tensor(x), weight).numpy()
+  assert np.isfinite(actual[0]).all() and np.isnan(actual[1]).all()
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(dtypes.int8, marks=pytest.mark.slow), dtypes.uint8])
+def test_the_gradient_of_x_is_that_of_the_quantized_weights(dtype):
+  x = Tensor(normal(3, 64))
+  weight = weights_of(normal(5, 64, seed=1), dtype)
+  bias = Tensor(normal(5, seed=2))
+  dy = normal(3, 5, seed=3)
+  y = (PackedLinear.product(x, weight, bias) * Tensor(dy)).sum()
+  dx, dbias = y.gradient(x, bias)
+  np.testing.assert_allclose(dx.numpy(), dy @ to_float32(weight).numpy(), atol=1e-4)
+  np.testing.assert_allclose(dbias.numpy(), dy.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "dtype",
+  [
+    dtypes.float32,
+    dtypes.float16,
+    dtypes.bfloat16,
+    dtypes.int8,
+    pytest.param(dtypes.uint8, marks=pytest.mark.slow),
+  ],
+)
 def test_embeddings_of_any_dtype_are_the_rows_of_the_table(dtype):
-  table = FusedEmbedding(50, 12)
-  table.weight = weights_of(normal(50, 12), dtype)
+  table = FusedEmbedding(50, 64)
+  table.weight = weights_of(normal(50, 64), dtype)
   ids = np.array([[49, 0], [7, 7]], np.int32)
   expected = to_float32(table.weight).numpy()[ids]
   np.testing.assert_array_equal(table(Tensor(ids)).numpy(), expected)

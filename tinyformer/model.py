@@ -26,8 +26,8 @@ def load(
     `save_pretrained` writes it, or a GGUF file. A model that is not on this machine is downloaded.
     If standard error is a terminal, it shows the progress.
   device: tinygrad's device, such as "CPU", "METAL" or "CUDA"; None uses the best one.
-  dtype: the data type of the matrices in memory: float32, float16, bfloat16 or int8. Computation is
-    in float32.
+  dtype: the data type of the matrices in memory: float32, float16, bfloat16, int8 or int4.
+    Computation is in float32, except that int4 products of few rows round them to 8 bits.
   offline: do not access the hub.
 
   >>> import tinyformer

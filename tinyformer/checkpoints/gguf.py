@@ -64,6 +64,18 @@ class GGUFTensor(NamedTuple):
     num_blocks, remainder2 = divmod(num_rows * row_size, self.type.block_size)
     if remainder or remainder2:
       return self.numpy()[first:last]
+    return self.type.dequantize(self.read_blocks(start, num_blocks)).reshape(shape)
+
+  def int4(self, first: int, last: int) -> np.ndarray | None:
+    """Return rows of a matrix as quantize_int4 would, or None if its type is not Q4_0."""
+    if self.type.name != "Q4_0" or self.shape[1] % self.type.block_size:
+      return None
+    blocks_per_row = self.shape[1] // self.type.block_size
+    blocks = self.read_blocks(first * blocks_per_row, (last - first) * blocks_per_row)
+    return blocks.reshape(last - first, -1)
+
+  def read_blocks(self, start: int, num_blocks: int) -> np.ndarray:
+    """Return the bytes of blocks (num_blocks, block_bytes) from block `start` on."""
     blocks = np.empty((num_blocks, self.type.block_bytes), np.uint8)
     # Read instead of mmap: mapped pages count as memory of this process until it ends.
     with open(self.path, "rb") as f:
@@ -71,7 +83,7 @@ class GGUFTensor(NamedTuple):
       buffer: Any = blocks.data.cast("B") if blocks.size else b""
       if f.readinto(buffer) != blocks.nbytes:
         raise ValueError(f"{self.path} has become shorter since it was opened")
-    return self.type.dequantize(blocks).reshape(shape)
+    return blocks
 
 
 class GGUF(NamedTuple):

@@ -41,12 +41,25 @@ class InterleavedRows(NamedTuple):
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
     """Return the values, or rows `first` to `last`; see GGUFTensor.numpy."""
     last = self.shape[0] if last is None else last
+    first_row, end_row = self.rows_of_heads(first, last)
+    rows = self.order(self.tensor.numpy(first_row, end_row))
+    return rows[first - first_row : last - first_row]
+
+  def int4(self, first: int, last: int) -> np.ndarray | None:
+    """Return rows as quantize_int4 would, or None; see GGUFTensor.int4."""
+    first_row, end_row = self.rows_of_heads(first, last)
+    blocks = self.tensor.int4(first_row, end_row)
+    return None if blocks is None else self.order(blocks)[first - first_row : last - first_row]
+
+  def rows_of_heads(self, first: int, last: int) -> tuple[int, int]:
+    """Return the first and last row of the heads that contain rows `first` to `last`."""
     K = self.head_dim
-    first_head, end_head = first // K, -(-last // K)
-    rows = self.tensor.numpy(first_head * K, end_head * K)
-    pairs = rows.reshape(end_head - first_head, K // 2, 2, -1)
-    ordered = pairs.swapaxes(1, 2).reshape(rows.shape)
-    return ordered[first - first_head * K : last - first_head * K]
+    return first // K * K, -(-last // K) * K
+
+  def order(self, rows: np.ndarray) -> np.ndarray:
+    """Return the rows of whole heads in Hugging Face's order."""
+    pairs = rows.reshape(-1, self.head_dim // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 class TransposedTensor(NamedTuple):

@@ -16,7 +16,13 @@ from tinygrad.dtype import DType
 from models.key_map import KeyMap
 from tinyformer.backend import is_minigrad
 from tinyformer.files import atomic_write, open_regular, printable, read_json, write_text
-from tinyformer.kernels.quantization import quantize_int8, to_float32
+from tinyformer.kernels.quantization import (
+  GROUP,
+  GROUP_BYTES,
+  quantize_int4,
+  quantize_int8,
+  to_float32,
+)
 
 # Published headers have less than 1 MB. A parsed header takes ten times as much memory.
 MAX_HEADER_BYTES = 25_000_000
@@ -34,12 +40,22 @@ ITEM_SIZES = {
   "BOOL": 1,
 }
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-# The data types of parameters, by name. minigrad has two of them, and reads only float32.
+# The data types of parameters, by name. A byte holds two int4 weights. minigrad has two of these
+# types, and reads only float32.
 DTYPES = {
-  name: getattr(dtypes, name)
-  for name in ("float32", "float16", "bfloat16", "int8")
-  if hasattr(dtypes, name)
+  name: getattr(dtypes, tinygrad_name)
+  for name, tinygrad_name in {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "int4": "uint8",
+  }.items()
+  if hasattr(dtypes, tinygrad_name)
 }
+# int4 leaves these parameters, the embeddings and heads, in int8: with 4 bits, they would cost more
+# accuracy than all other matrices together (docs/performance.md).
+KEPT_IN_INT8 = r"\b(tokens|positions|segments|table|head)\."
 # Called with the number of units that are done, and their total.
 Report = Callable[[int, int], None]
 
@@ -227,7 +243,9 @@ def load_weights(
 ) -> None:
   """Load a checkpoint's tensors into a model's parameters.
 
-  Matrices are stored as `dtype`. Norm weights and biases stay float32, because they are small.
+  Matrices are stored as `dtype`. Norm weights and biases stay float32, because they are small. If
+  `dtype` is that of int4, embeddings, heads, and matrices whose rows do not consist of groups are
+  stored as int8.
   Raises ValueError if the checkpoint lacks a tensor or has an unknown one, or if a shape differs.
   """
   for pattern, spelling in key_map.legacy.items():
@@ -256,7 +274,10 @@ def load_weights(
 
   def new_writer(target: str) -> "ParameterWriter":
     t = parameters[target]
-    return ParameterWriter(t, dtype if t.ndim == 2 and "bias" not in target else dtypes.float32)
+    if t.ndim != 2 or "bias" in target:
+      return ParameterWriter(t, dtypes.float32)
+    keep_int8 = re.search(KEPT_IN_INT8, target) or t.shape[1] % GROUP
+    return ParameterWriter(t, dtypes.int8 if dtype == dtypes.uint8 and keep_int8 else dtype)
 
   writers = {target: new_writer(target) for targets in table.values() for target in targets}
 
@@ -338,8 +359,8 @@ def write_parameters(
     for index in range(heads * len(writers)):
       head, n = divmod(index, len(writers))
       for i in range(0, rows, step):
-        values = tensor.numpy(index * rows + i, index * rows + min(rows, i + step))
-        writers[n].write(head * rows + i, values)
+        first, last = index * rows + i, index * rows + min(rows, i + step)
+        writers[n].copy(head * rows + i, writers[n].read(tensor, first, last))
   for writer in writers:
     writer.close()
 
@@ -348,9 +369,12 @@ class ParameterWriter:
   """Converts a parameter to a dtype and writes its values, a few rows at a time."""
 
   def __init__(self, t: Tensor, dtype: DType):
-    # A row of int8 has four more bytes, which hold its scale.
-    last_axis = t.shape[-1:] if dtype != dtypes.int8 else (t.shape[-1] + 4,)
-    t.uop = Tensor.empty(*t.shape[:-1], *last_axis, dtype=dtype).uop
+    shape = t.shape
+    if dtype == dtypes.int8:  # the last four bytes of a row hold its scale
+      shape = (*t.shape[:-1], t.shape[-1] + 4)
+    elif dtype == dtypes.uint8:
+      shape = (*t.shape[:-1], t.shape[-1] // GROUP * GROUP_BYTES)
+    t.uop = Tensor.empty(*shape, dtype=dtype).uop
     self.parameter, self.dtype = t, dtype
     self.convert = CONVERT[dtype]
     numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)
@@ -363,9 +387,19 @@ class ParameterWriter:
     else:
       self.memory = np.empty(t.shape, numpy_dtype)
 
+  def read(self, tensor: StoredTensor, first: int, last: int) -> np.ndarray:
+    """Return rows of a tensor in this parameter's dtype, without rounding int4 weights again."""
+    read_int4 = getattr(tensor, "int4", None)
+    if self.dtype == dtypes.uint8 and read_int4 and (blocks := read_int4(first, last)) is not None:
+      return blocks
+    return self.convert(tensor.numpy(first, last))
+
   def write(self, row: int, values: np.ndarray) -> None:
     """Write float32 rows, starting at `row`."""
-    values = self.convert(values)
+    self.copy(row, self.convert(values))
+
+  def copy(self, row: int, values: np.ndarray) -> None:
+    """Write rows in this parameter's dtype, starting at `row`."""
     target = self.memory[row : row + len(values)] if values.ndim else self.memory
     if values.ndim < 2:
       target[...] = values
@@ -393,6 +427,7 @@ CONVERSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   "float16": lambda x: x.astype(np.float16),
   "bfloat16": to_bfloat16,
   "int8": quantize_int8,
+  "int4": quantize_int4,
 }
 CONVERT = {dtype: CONVERSIONS[name] for name, dtype in DTYPES.items()}
 

@@ -57,7 +57,7 @@ def model_arguments(p: argparse.ArgumentParser, models: str, required: bool = Fa
   )
   p.add_argument(
     "--dtype",
-    choices=["float32", "float16", "bfloat16", "int8"],
+    choices=["float32", "float16", "bfloat16", "int8", "int4"],
     default="float32",
     help="data type of the weights in memory; computations use float32 (default: %(default)s)",
   )

@@ -2,7 +2,7 @@
 
 tinygrad fuses an activation into the next matrix product, and then recomputes it for each output
 feature. These parts materialize it instead: it is computed once and stored. They also read weights
-in float16, bfloat16 and int8.
+in float16, bfloat16, int8 and int4.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,12 @@ from layers.attention import repeat_kv
 from layers.moe import MixtureOfExperts
 from layers.positions import apply_rope_half
 from tinyformer.kernels import decode_linear, decode_norm
-from tinyformer.kernels.quantization import gather_rows, row_scales
+from tinyformer.kernels.quantization import (
+  gather_rows,
+  is_quantized,
+  row_scales,
+  to_float32,
+)
 from tinyformer.kernels.workgroup import contiguous_buffer
 from transformer import attention_weights, scaled_dot_product
 
@@ -54,7 +59,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # The scale multiplies each sum, not each weight.
     y = x @ weight[..., :-4].float().T * row_scales(weight)
   else:
-    y = x @ weight.T
+    y = x @ (to_float32(weight) if is_quantized(weight) else weight).T
   y = y if bias is None else y + bias
   return y if is_single_token(x) else materialize(y)
 

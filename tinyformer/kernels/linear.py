@@ -1,4 +1,4 @@
-"""Compute matrix products on the CPU with C kernels, from float32, 16-bit or int8 weights."""
+"""Compute matrix products on the CPU with C kernels, from weights of any supported dtype."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tinyformer.kernels.c_kernel import (
   static_size,
 )
 from tinyformer.kernels.fused import Size, linear
-from tinyformer.kernels.quantization import quantized_row_size
+from tinyformer.kernels.quantization import is_quantized, quantized_row_size, to_float32
 
 # PackedLinear multiplies up to this many rows of x by GEMV, and more by GEMM.
 MAX_GEMV_ROWS = 16
@@ -94,6 +94,13 @@ def int8_rows(x: Tensor) -> Tensor:
   return out.custom_kernel(contiguous_buffer(x), fxn=function)[0]
 
 
+def dequantize_int4(weight: Tensor, K: Size) -> Tensor:
+  """Return an int4 weight as float32 (N, K), on the CPU."""
+  N = static_size(weight.shape[0])
+  function = kernel("dequantize_int4", 2, num_tasks(N * K), N=N, K=static_size(K))
+  return empty(N, K).custom_kernel(contiguous_buffer(weight), fxn=function)[0]
+
+
 def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
   """Return the gradients of y = x w^T + bias: dx = dy w, dw = dy^T x, dbias = the sum of dy's rows.
 
@@ -101,6 +108,8 @@ def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
   """
   dy = Tensor(grad).contiguous()
   x, w, *bias = (Tensor(u) for u in call.src[2:])
+  if is_quantized(w):  # it has no gradient
+    return None, matmul(dy, to_float32(w)).uop, None, *(dy.sum(0).uop for _ in bias)
   dx = matmul(dy, w)
   dw = matmul(dy, x, transpose_a=True).cast(w.dtype)
   if not bias:
@@ -117,8 +126,9 @@ class PackedLinear(transformer.Linear):
   def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x weight^T + bias (..., N), for x (..., K) and bias (N).
 
-    weight: (N, K) in float32, float16 or bfloat16, or (N, K + 4) in int8 as quantize_int8
-    returns it. Calls that the kernels do not support are passed on to fused.linear.
+    weight: (N, K) in float32, float16 or bfloat16, (N, K + 4) in int8 as quantize_int8 returns
+    it, or (N, K / 32 * 18) in int4 as quantize_int4 returns it. Calls that the kernels do not
+    support are passed on to fused.linear.
     """
     N = weight.shape[0]
     M = math.prod(x.shape[:-1])
@@ -130,18 +140,23 @@ class PackedLinear(transformer.Linear):
       and x.device == weight.device
       and has_clang(str(x.device))
       and x.dtype == dtypes.float32
-      and weight.dtype in C_TYPES
+      and (weight.dtype in C_TYPES or weight.dtype == dtypes.uint8)
     )
     if not supported:
       return linear(x, weight, bias)
     biases = [] if bias is None else [contiguous_buffer(bias)]
     x = x.reshape(M, K)
+    if weight.dtype == dtypes.uint8 and M > MAX_GEMV_ROWS:
+      weight = dequantize_int4(weight, K)
     if M > MAX_GEMV_ROWS and weight.dtype in (dtypes.int8, dtypes.bfloat16):
       function = dot_kernel((M, N, K), weight, bool(biases))
       if weight.dtype == dtypes.int8:
         x = int8_rows(x)
     elif M > MAX_GEMV_ROWS:
       function = matmul_kernel((1, M, N, K), weight, transpose_b=True, bias=bool(biases))
+    elif weight.dtype == dtypes.uint8:
+      sizes = dict(M=M, N=N, K=K, HAS_BIAS=len(biases))
+      function = kernel("gemv_int4", 3 + len(biases), num_tasks(5 * N * K), **sizes)
     else:
       macros = dtype_macros(weight.dtype) | {"HAS_BIAS": len(biases)}
       tasks = num_tasks(5 * N * K)

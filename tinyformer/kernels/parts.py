@@ -29,7 +29,7 @@ FUSED = replace(
   activations={
     name: partial(fused.materialize_activation, function) for name, function in ACTIVATIONS.items()
   },
-  dtypes=("float32", "float16", "bfloat16", "int8"),
+  dtypes=("float32", "float16", "bfloat16", "int8", "int4"),
 )
 
 
