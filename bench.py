@@ -35,6 +35,7 @@ from benchmarks.rounds import Schedule, measure_in_rounds
 from benchmarks.systems import PEERS, SYSTEMS, missing
 from benchmarks.weights import SHAPES
 from tinyformer import cli
+from tinyformer.cli.signals import SIGNALS
 from tinyformer.files import write_text
 
 # Measured in tokens per second, unless the name has another unit.
@@ -128,8 +129,9 @@ def main(argv: list[str] | None = None) -> int:
   if argv[:1] == ["--child"]:
     return run_child(*argv[1:])
   args = parse_arguments(argv)
-  # Without this, stopped child processes would outlive a terminated parent.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  # Without this, stopped child processes and the random weights would outlive a terminated parent.
+  for number in SIGNALS:
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
   names = measurable(args)
   machine: dict[str, Any] = {
     "date": time.strftime("%Y-%m-%d"),

@@ -6,9 +6,10 @@ and mT5 have gated feed-forward networks, and a head that is not scaled and usua
 token embeddings.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from tinygrad import Tensor
 
@@ -124,15 +125,24 @@ def from_hf(hf: HFConfig) -> T5Config:
   )
 
 
-def with_tensors(config: T5Config, names: Collection[str]) -> T5Config:
-  """Return the config for a checkpoint with tensors of these names.
+def with_tensors(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
+  """Return the config for a checkpoint with these tensors.
 
   A head that is not scaled has a matrix of its own, unless the checkpoint lacks it: config.json has
   no setting for this. transformers decides likewise.
+  Raises ValueError if the input of a head is scaled that is not a copy of the token embeddings.
   """
-  if config.scaled:
-    return config
-  return replace(config, tied="lm_head.weight" not in names)
+  head = tensors.get("lm_head.weight")
+  if not config.scaled:
+    return replace(config, tied=head is None)
+  if head is not None and "shared.weight" in tensors:
+    tokens = tensors["shared.weight"]
+    if head.shape != tokens.shape or (head.numpy() != tokens.numpy()).any():
+      raise ValueError(
+        "lm_head.weight differs from shared.weight, to which config.json ties the head: write "
+        '"tie_word_embeddings": false if the head has a matrix of its own and is not scaled'
+      )
+  return config
 
 
 # In the checkpoint, `layer.0`, `layer.1` and `layer.2` are the sublayers of a block: an encoder

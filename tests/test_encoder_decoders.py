@@ -232,6 +232,17 @@ def test_the_head_of_t5_1_1_is_not_tied_with_old_or_new_config_keys(tmp_path):
     )
 
 
+def test_a_scaled_head_of_t5_that_is_no_copy_of_the_embeddings_is_refused(tmp_path):
+  """transformers would use the head's own matrix."""
+
+  def other_head(arrays):
+    return arrays | {"lm_head.weight": arrays["shared.weight"] + 1}
+
+  folder = modified_checkpoint("t5-a", tmp_path / "x", other_head)
+  with pytest.raises(ValueError, match=r"lm_head\.weight differs from shared\.weight"):
+    checkpoints.load_module(folder)
+
+
 def test_the_head_of_a_t5_1_1_without_a_head_tensor_is_tied_and_not_scaled(tmp_path):
   """transformers 5.24 saves a T5 1.1 with a tied head in this way."""
 

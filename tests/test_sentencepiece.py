@@ -425,6 +425,14 @@ def test_a_damaged_model_file_raises_with_a_one_line_message(tmp_path, name):
       tokenization.load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("token, byte_fallback", [("<0xZZ>", 1), ("<0x1>", 1), ("<0x0A>", 0)])
+def test_a_misspelled_or_unused_byte_token_is_refused(load_files, token, byte_fallback):
+  """SentencePiece refuses these files, too."""
+  tokens = [*SPECIALS, (token, 0, BYTE), *TOKENS]
+  with pytest.raises(ValueError, match="must be like <0x0A>"):
+    load_files("tokenizer.model", protobuf_model(tokens, BPE, byte_fallback=byte_fallback))
+
+
 @pytest.mark.parametrize(
   "content, message",
   [

@@ -49,6 +49,10 @@ def select_device(device: str | None = None) -> str:
   if not can_cache_kernels():
     # tinygrad would raise an error for the first kernel.
     os.environ.setdefault("CACHELEVEL", "0")
+    if "tinygrad" in sys.modules:  # it has read the variable already
+      from tinygrad.helpers import CACHELEVEL
+
+      CACHELEVEL.value = int(os.environ["CACHELEVEL"])
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler:
     os.environ["CC"] = compiler

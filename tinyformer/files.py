@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,13 +90,14 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
   return value
 
 
-# The temporary files of atomic_write.
+# Temporary files and folders, such as those of atomic_write.
 unfinished_files: set[Path] = set()
 
 
 def delete_unfinished_files() -> None:
-  """Delete the temporary files of atomic_write, because a signal ends the process."""
+  """Delete temporary files and folders, because a signal ends the process."""
   for part in list(unfinished_files):
+    shutil.rmtree(part, ignore_errors=True)  # if it is a folder
     with contextlib.suppress(OSError):
       part.unlink()
 

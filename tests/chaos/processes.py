@@ -51,22 +51,26 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start_and_wait(command: list[str]) -> subprocess.Popen:
+def start_and_wait(
+  command: list[str], stdin: Path = Path(os.devnull), **env: str
+) -> subprocess.Popen:
   """Start a command, and return when Python has started and imported our first module.
 
   Before that, Python handles signals itself: Ctrl-C prints a traceback.
+  stdin: the file that the command reads as its standard input.
   """
   reader, writer = os.pipe()
-  process = subprocess.Popen(
-    [sys.executable, "-c", REPORT_START, str(writer), *command],
-    cwd=ROOT,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    pass_fds=[writer],
-    preexec_fn=enable_signals,
-  )
+  with open(stdin, "rb") as file:
+    process = subprocess.Popen(
+      [sys.executable, "-c", REPORT_START, str(writer), *command],
+      cwd=ROOT,
+      stdin=file,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+      pass_fds=[writer],
+      preexec_fn=enable_signals,
+    )
   os.close(writer)
   os.read(reader, 7)
   os.close(reader)

@@ -2,15 +2,19 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from chaos import kill_training, processes
 from conftest import ROOT, with_head
+from gguf_files import bpe_metadata, folder_to_gguf
 
 from tinyformer import cli, device
 from tinyformer.cli import streams
@@ -191,11 +195,88 @@ def test_signals_at_random_moments_end_each_command_cleanly(name, commands):
     if name == "train" and (out / "train" / "training.safetensors").exists():
       command = [*command[:4], "--resume"]
     outcome = processes.end_after(processes.start_and_wait(command), rng.uniform(0, 6), number)
-    assert outcome.status in (0, -number, 128 + number), outcome
-    assert b"Traceback" not in outcome.err, outcome.err.decode()
+    check_end(outcome, number)
     assert not list(out.rglob(".*.part"))
   if name == "train":
     assert processes.finish(processes.start(command)).status == 0
+
+
+def check_end(outcome: processes.Outcome, number: int) -> None:
+  """Check that a command has finished, or ended with a signal, without a traceback."""
+  assert outcome.status in (0, -number, 128 + number), outcome
+  assert b"Traceback" not in outcome.err, outcome.err.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_conversion_without_a_partial_file(number, tmp_path):
+  file = tmp_path / "model.gguf"
+  folder_to_gguf(ROOT / "weights" / "tiny", file, **bpe_metadata(ROOT / "weights" / "tiny"))
+  command = ["convert.py", str(file), str(tmp_path / "out")]
+  process = processes.start_and_wait(command)
+  while process.poll() is None and not list(tmp_path.glob(".*.part")):
+    time.sleep(0.001)
+  check_end(processes.end_after(process, 0.01, number), number)
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left in (["model.gguf"], ["model.gguf", "out"])
+  if "out" not in left:
+    assert processes.finish(processes.start(command)).status == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_a_benchmark_without_leaving_weights_behind(number, tmp_path):
+  temporary = tmp_path / "temporary"
+  temporary.mkdir()
+  command = ["bench.py", "--repeat", "1", "--peers", "minigrad float32"]
+  command += ["--json", str(tmp_path / "bench.json")]
+  process = processes.start_and_wait(command, TMPDIR=str(temporary))
+  outcome = processes.end_after(process, random.Random(number).uniform(2, 6), number)
+  check_end(outcome, number)
+  assert not list(temporary.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_an_interactive_session_or_its_continuation(number, tmp_path):
+  lines = tmp_path / "lines"
+  lines.write_text("Once upon a time\n" * 20)
+  process = processes.start_and_wait(["gpt.py", "-m", "tiny", "-i", "-s", "1"], lines)
+  outcome = processes.end_after(process, random.Random(number).uniform(0, 6), number)
+  check_end(outcome, number)
+
+
+EXPERIMENTS = {
+  "baselines": ["TEXT"],
+  "classify": [],
+  "digits": [],
+  "grokking": [],
+  "norms": [],
+  "positions": [],
+  "similarities": [],
+  "shapes": ["TEXT"],
+  "translate": [],
+}
+DATA = {"classify": "trec", "digits": "mnist", "translate": "multi30k"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_signal_ends_each_experiment_cleanly(name, tmp_path):
+  if not (ROOT / "../shared/data" / DATA.get(name, "")).exists() and name in DATA:
+    pytest.skip("needs ../shared/data")
+  text = tmp_path / "text.txt"
+  kill_training.write_text(text)
+  arguments = [str(text) if part == "TEXT" else part for part in EXPERIMENTS[name]]
+  if name not in ("baselines", "shapes"):
+    arguments.append("--quick")
+  out = tmp_path / "out"
+  rng = random.Random(name)
+  number = rng.choice(SIGNALS)
+  command = [f"experiments/{name}.py", *arguments, "-o", str(out)]
+  outcome = processes.end_after(processes.start_and_wait(command), rng.uniform(0, 5), number)
+  check_end(outcome, number)
+  assert not list(tmp_path.rglob(".*.part"))
 
 
 @pytest.mark.slow
@@ -222,18 +303,88 @@ def test_the_text_does_not_depend_on_the_environment(env, monkeypatch):
   assert outcome.status == 0
 
 
+@pytest.fixture(scope="module")
+def small_runs(commands):
+  """Return a short command line of each command but gpt.py by name, without its output folder.
+
+  All users may read its input, and write to the folder.
+  """
+  _, lines = commands
+  folder = Path(tempfile.mkdtemp(prefix="all-users"))
+  (folder / "out").mkdir()
+  for path in (folder, folder / "out"):
+    path.chmod(0o777)
+  kill_training.write_text(folder / "text.txt")
+  shutil.copytree(lines["ask"][2], folder / "bert")
+  (folder / "bert").chmod(0o755)
+  tiny = ROOT / "weights" / "tiny"
+  folder_to_gguf(tiny, folder / "model.gguf", **bpe_metadata(tiny))
+  text, out = str(folder / "text.txt"), str(folder / "out")
+  yield (
+    folder / "out",
+    {
+      "ask": ["ask.py", "-m", str(folder / "bert"), "the [MASK]"],
+      "attend": ["attend.py", "-p", "Once upon", "--html", f"{out}/page.html"],
+      "evaluate": ["evaluate.py", text, "--max-tokens-per-document", "5"],
+      "train": ["train.py", text, "-o", f"{out}/train", *processes.TRAIN, "--steps", "2"],
+      "convert": ["convert.py", str(folder / "model.gguf"), f"{out}/converted"],
+      "bench": ["bench.py", "--help"],
+      "transformer": ["transformer.py"],
+    },
+  )
+  shutil.rmtree(folder)
+
+
+NAMES = ("ask", "attend", "evaluate", "train", "convert", "bench", "transformer")
+
+
+def clear_folder(folder: Path) -> None:
+  for path in folder.iterdir():
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def without_times(text: bytes) -> str:
+  """Return an output without durations, which differ between two runs."""
+  return re.sub(r"[\d.:]+(?= s\b|\n|$)", "", text.decode())
+
+
 @pytest.mark.slow
-def test_another_user_without_a_home_can_generate():
+@pytest.mark.parametrize("name", NAMES)
+def test_no_command_depends_on_the_locale_the_terminal_and_a_writable_home(
+  name, small_runs, monkeypatch
+):
+  out, lines = small_runs
+  outcomes = []
+  for env in ({}, {"LC_ALL": "C", "TERM": "dumb", "HOME": "/proc"}):
+    clear_folder(out)
+    if env:
+      monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+      monkeypatch.delenv("CC", raising=False)
+    outcomes.append(processes.finish(processes.start(lines[name], **env)))
+  assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
+  assert without_times(outcomes[0].out) == without_times(outcomes[1].out)
+
+
+def other_user() -> list[str]:
+  """Return a command that runs Python as another user, or skip the test."""
   setpriv = shutil.which("setpriv")
   if not setpriv or os.getuid():
     pytest.skip("only root can become another user")
   user = [setpriv, "--reuid", "54321", "--regid", "54321", "--clear-groups", sys.executable]
   if subprocess.run([*user, "-c", "import tinygrad"], capture_output=True).returncode:
     pytest.skip("another user cannot run this Python")
+  return user
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", *NAMES])
+def test_another_user_without_a_home_can_run_each_command(name, small_runs):
+  out, lines = small_runs
+  clear_folder(out)
+  command = [*GENERATE, "-n", "5"] if name == "gpt" else lines[name]
   environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "CC")}
-  result = subprocess.run(
-    [*user, *GENERATE, "-n", "5"], cwd=ROOT, capture_output=True, env=environment
-  )
+  environment |= {"LC_ALL": "C", "TERM": "dumb"}
+  result = subprocess.run([*other_user(), *command], cwd=ROOT, capture_output=True, env=environment)
   assert result.returncode == 0, result.stderr.decode()
   assert not (ROOT / "~").exists()
 

@@ -104,7 +104,7 @@ def load_module(
   config = module.from_hf(hf)
   tensors = read_tensors(folder)
   if hasattr(module, "with_tensors"):  # some settings depend on the tensors that the folder has
-    config = module.with_tensors(config, tensors.keys())
+    config = module.with_tensors(config, tensors)
   config = replace(config, **settings)
   check_sizes(config, tensors, hf.source)
   try:

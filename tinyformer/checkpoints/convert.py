@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinyformer.checkpoints import gguf_model, gguf_tokenizer, safetensors
 from tinyformer.checkpoints.gguf import read_gguf
+from tinyformer.files import unfinished_files
 
 ITEM_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -40,6 +41,7 @@ def convert_gguf(
   folder.parent.mkdir(parents=True, exist_ok=True)
   require_room(folder.parent, tensors, dtype)
   part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+  unfinished_files.add(part)
   try:
     part.mkdir()
     for name, content in files.items():
@@ -54,6 +56,7 @@ def convert_gguf(
     os.replace(part, folder)
   finally:
     shutil.rmtree(part, ignore_errors=True)
+    unfinished_files.discard(part)
 
 
 def require_room(parent: Path, tensors: Mapping[str, safetensors.StoredTensor], dtype: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyformer.files import MAX_VOCABULARY_BYTES, read_bytes
+from tinyformer.files import MAX_VOCABULARY_BYTES, printable, read_bytes
 from tinyformer.tokenization import normalizers, pre_tokenizers
 from tinyformer.tokenization.base import Tokenizer, TokenizerFiles, file_errors, read_vocab_json
 from tinyformer.tokenization.normalizers import NormalizedString, Normalizer
@@ -374,6 +374,7 @@ NORMAL = 1
 UNKNOWN = 2
 CONTROL = 3
 USER_DEFINED = 4
+BYTE = 6
 
 # TrainerSpec.ModelType
 UNIGRAM = 1
@@ -528,6 +529,8 @@ def read_model(path: Path) -> Model:
     model_type = trainer.get(TRAINER_MODEL_TYPE, UNIGRAM)
     if model_type not in (UNIGRAM, BPE):
       raise ValueError(f"model type {model_type} is not supported; use unigram (1) or BPE (2)")
+    byte_fallback = bool(trainer.get(TRAINER_BYTE_FALLBACK, 0))
+    check_byte_tokens(entries, byte_fallback)
     types = [entry.type for entry in entries]
     if NORMAL not in types or types.count(UNKNOWN) != 1:
       raise ValueError(
@@ -537,9 +540,19 @@ def read_model(path: Path) -> Model:
     return Model(
       entries,
       is_bpe=model_type == BPE,
-      byte_fallback=bool(trainer.get(TRAINER_BYTE_FALLBACK, 0)),
+      byte_fallback=byte_fallback,
       unk_index=types.index(UNKNOWN),
       charsmap=normalizer.get(NORMALIZER_CHARSMAP, b""),
       add_dummy_prefix=bool(normalizer.get(NORMALIZER_ADD_DUMMY_PREFIX, 1)),
       remove_extra_whitespaces=bool(normalizer.get(NORMALIZER_REMOVE_EXTRA_WHITESPACES, 1)),
     )
+
+
+def check_byte_tokens(entries: list[VocabEntry], byte_fallback: bool) -> None:
+  """Raise ValueError for a byte token that is misspelled or not used, as SentencePiece does."""
+  for entry in entries:
+    if entry.type == BYTE and not (byte_fallback and entry.text in BYTE_TOKENS):
+      raise ValueError(
+        f"the byte token {printable(repr(entry.text), 60)} must be like <0x0A>, in a model with "
+        "byte_fallback: the file is damaged"
+      )
