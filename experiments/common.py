@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ import numpy as np
 from tinygrad import Tensor, nn
 
 from tinyformer import cli
+from tinyformer.backend import is_numpy
 from tinyformer.cli.folder_lock import LOCK, FolderLock
 from tinyformer.device import select_device
 from tinyformer.files import write_text
@@ -62,8 +64,22 @@ def argument_parser(name: str, description: str) -> argparse.ArgumentParser:
     action="store_true",
     help="delete the results and checkpoints in the output folder and start again",
   )
-  p.add_argument("--device", help="tinygrad device to compute on, such as CPU, METAL or CUDA")
+  p.add_argument("--device", help="tinygrad device, such as CPU, METAL or CUDA")
   return p
+
+
+def select_tinygrad_device(device: str | None) -> None:
+  """Select the device of --device. Raises UsageError for NUMPY.
+
+  The models are built from parts of tinyformer/kernels that need tinygrad, and tinygrad has been
+  imported before the option is read.
+  """
+  if is_numpy(device or os.environ.get("TINYFORMER_DEVICE")):
+    raise cli.UsageError(
+      "this experiment needs tinygrad, because its model is built from tinygrad's kernels: choose "
+      "another --device than NUMPY, such as CPU. train.py and experiments/baselines.py run on NUMPY"
+    )
+  select_device(device)
 
 
 class Experiment:
@@ -74,7 +90,7 @@ class Experiment:
   """
 
   def __init__(self, name: str, args: argparse.Namespace):
-    select_device(args.device)
+    select_tinygrad_device(args.device)
     # Each run sets the state of the random number generator itself: see MultiRunTrainer.reset.
     Tensor.manual_seed(0)
     self.name = name

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import train
 from experiments import common
 from tinyformer import cli
-from tinyformer.device import select_device
 
 
 class Shape(NamedTuple):
@@ -166,7 +165,7 @@ def train_arguments(
 
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
-  select_device(args.device)
+  common.select_tinygrad_device(args.device)
   from tinyformer.training.documents import read_documents, train_val_split
 
   _, val = train_val_split(read_documents(args.data), args.seed)

@@ -95,6 +95,13 @@ def test_a_seed_gives_equal_results_alone_and_after_another_run(uninterrupted_ru
   assert curve[-1][2:] == [1.0, None]
 
 
+@pytest.mark.parametrize("option, variable", [("numpy", ""), (None, "NUMPY")])
+def test_an_experiment_on_numpy_is_refused_with_the_reason(option, variable, monkeypatch):
+  monkeypatch.setenv("TINYFORMER_DEVICE", variable)
+  with pytest.raises(cli.UsageError, match="needs tinygrad"):
+    common.select_tinygrad_device(option)
+
+
 def test_a_finished_run_is_read_from_the_results(tmp_path):
   assert experiment(tmp_path).run_once("a", lambda: [1, 2]) == [1, 2]
   assert experiment(tmp_path).run_once("a", lambda: pytest.fail("computed again")) == [1, 2]

@@ -48,11 +48,11 @@ def select_device(device: str | None = None) -> str:
     set_device(device)
   if not can_cache_kernels():
     # tinygrad would raise an error for the first kernel.
-    os.environ.setdefault("CACHELEVEL", "0")
+    level = os.environ.setdefault("CACHELEVEL", "0")
     if "tinygrad" in sys.modules:  # it has read the variable already
       from tinygrad.helpers import CACHELEVEL
 
-      CACHELEVEL.value = int(os.environ["CACHELEVEL"])
+      CACHELEVEL.value = int(level)
   compiler = os.environ.get("CC") or shutil.which("clang") or zig_clang()
   if compiler:
     os.environ["CC"] = compiler
