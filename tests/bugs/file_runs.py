@@ -111,7 +111,7 @@ BUGS = [
     "an address is not checked before Ray tries it for minutes",
     "tinyformer/cli/ray_run.py",
     "check_address",
-    "socket.create_connection((host.strip(\"[]\"), int(port)), CONNECT_TIMEOUT).close()",
+    'socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()',
     "pass",
     "ray",
   ),
