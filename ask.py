@@ -55,6 +55,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     type=cli.number(int, 1, 100),
     help="number of beams; 1 selects greedy decoding (default: the checkpoint's)",
   )
+  long_texts = p.add_argument_group("long texts")
+  long_texts.add_argument(
+    "--stride",
+    metavar="N",
+    type=cli.number(int, 0, cli.MAX_COUNT),
+    help="number of tokens that two windows of a long text or passage have in common (default: "
+    "128, or half of a window if it is less)",
+  )
+  long_texts.add_argument(
+    "--max-seq-len",
+    metavar="N",
+    type=cli.number(int, 1, cli.MAX_COUNT),
+    help="number of tokens of a question and a window of the passage (default: 384, or the context "
+    "if it is less)",
+  )
+  long_texts.add_argument(
+    "--aggregation-strategy",
+    choices=["simple", "first", "average", "max"],
+    help="how the labels of tokens form entities, as in transformers (default: the label of each "
+    "word's first token)",
+  )
   file_run.add_arguments(
     p,
     ".jsonl, .csv or .parquet, or for embeddings .npy",
@@ -111,15 +132,16 @@ def classify(model: Model, text: str, top: int) -> Iterator[str]:
   yield from format_scores(model.classify(text, top), model.scores_are_probabilities)
 
 
-def tag(model: Model, text: str, _: int) -> Iterator[str]:
+def tag(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
   """Yield the entities of a text: the mean probability, the label and the text."""
-  for entity in model.tag(text):
+  for entity in model.tag(text, args.aggregation_strategy, args.stride):
     yield f"{entity.score:6.1%}  {entity.label}  {entity.text}"
 
 
-def answer(model: Model, question: str, passage: str, top: int) -> Iterator[str]:
-  """Yield the most probable answers, with their probabilities."""
-  for found in model.answer(question, passage, top):
+def answer(model: Model, texts: list[str], args: argparse.Namespace) -> Iterator[str]:
+  """Yield the most probable answers to a question about a passage, with their probabilities."""
+  question, passage = texts
+  for found in model.answer(question, passage, args.top, args.stride, args.max_seq_len):
     yield f"{found.score:6.1%}  {found.text}"
 
 
@@ -138,6 +160,18 @@ def compare(model: Model, texts: list[str]) -> Iterator[str]:
 def translate(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
   """Yield the text that an encoder-decoder generates."""
   yield model.translate(text, args.max_new_tokens, args.beams)
+
+
+def check_window_options(args: argparse.Namespace, task: str) -> None:
+  """Raise UsageError if an option for long texts does not belong to the task."""
+  tasks_of_options = {
+    "--stride": (args.stride, ("token-classification", "question-answering")),
+    "--max-seq-len": (args.max_seq_len, ("question-answering",)),
+    "--aggregation-strategy": (args.aggregation_strategy, ("token-classification",)),
+  }
+  for option, (value, tasks) in tasks_of_options.items():
+    if value is not None and task not in tasks:
+      raise cli.UsageError(f"{option} needs a model for {' or '.join(tasks)}, not for {task}")
 
 
 def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterable[Iterator[str]]:
@@ -167,13 +201,11 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
         f"this model answers a question about a passage, but got {len(texts)} text(s): "
         "pass the question and the passage (- is standard input)"
       )
-    return [answer(model, texts[0], texts[1], args.top)]
-  functions = {
-    "fill-mask": fill_mask,
-    "text-classification": classify,
-    "token-classification": tag,
-  }
-  return (functions[model.task](model, text, args.top) for text in texts)
+    return [answer(model, texts, args)]
+  if model.task == "token-classification":
+    return (tag(model, text, args) for text in texts)
+  function = fill_mask if model.task == "fill-mask" else classify
+  return (function(model, text, args.top) for text in texts)
 
 
 def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
@@ -207,14 +239,17 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
     task = file_run.RowTask(function, "predictions", with_top, text)
     return task._replace(fields=Prediction._fields, width=min(top, len(model.module.labels)))
   if model.task == "question-answering":
-    function = file_run.each(lambda question, passage: model.answer(question, passage, top))
-    task = file_run.RowTask(function, "answers", with_top, ("question", "passage"))
+    windows = {"doc_stride": args.stride, "max_seq_len": args.max_seq_len}
+    function = file_run.each(lambda *texts: model.answer(texts[0], texts[1], top, **windows))
+    task = file_run.RowTask(function, "answers", with_top | windows, ("question", "passage"))
     return task._replace(fields=Answer._fields, width=top)
   if model.task == "fill-mask":
     function = file_run.each(lambda text: model.fill_mask(text, top))
     return file_run.RowTask(function, "masks", with_top, text)
   if model.task == "token-classification":
-    return file_run.RowTask(file_run.each(model.tag), "entities", common, text)
+    options = {"aggregation_strategy": args.aggregation_strategy, "stride": args.stride}
+    function = file_run.each(lambda text: model.tag(text, **options))
+    return file_run.RowTask(function, "entities", common | options, text)
   if model.task == "text2text-generation":
     options = {"max_new_tokens": args.max_new_tokens, "beams": args.beams}
     function = file_run.each(lambda text: model.translate(text, *options.values()))
@@ -261,6 +296,7 @@ def main(argv: list[str] | None = None) -> int:
   start = time.monotonic()
   device = select_device(args.device)
   model = Model(cli.find_model(args, args.model), args.dtype)
+  check_window_options(args, model.task)
   if args.input:
     file_run.run(args, row_task(args, model))
   else:

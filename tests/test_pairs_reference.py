@@ -48,7 +48,9 @@ def byte_level():
   """Return the configuration of a RoBERTa and the tokenizer of its family."""
   special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
   tokenizer = byte_level_tokenizer(special)
-  tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+  tokenizer.post_processor = tokenizers.processors.RobertaProcessing(
+    ("</s>", 2), ("<s>", 0), add_prefix_space=False
+  )
   settings = {"max_position_embeddings": LENGTH + 2, "type_vocab_size": 1, "pad_token_id": 1}
   config = transformers.RobertaConfig(**make_fixtures.ENCODER | settings)
   names = zip(("cls", "pad", "sep", "unk", "mask"), special, strict=True)

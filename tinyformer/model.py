@@ -373,8 +373,19 @@ class Model:
     prompt = find_prompt(self._sentence_config, None)
     return rank_texts(encoder, prompt + query, texts, function, max_length)[:top_k]
 
-  def tag(self, text: str) -> list[Entity]:
+  def tag(
+    self, text: str, aggregation_strategy: str | None = None, stride: int | None = None
+  ) -> list[Entity]:
     """Return the entities of a text, such as names: spans with a label other than O.
+
+    A text that exceeds the context is processed in windows that overlap.
+
+    aggregation_strategy: how the labels of tokens are combined to entities, as in transformers:
+      "simple" uses that of each token; in a word, "first" uses that of the first token, "average"
+      the mean probabilities, and "max" the most probable label of any token. None is "first" with
+      other words: each is a run of letters and digits, or a punctuation character.
+    stride: the number of tokens that two windows have in common. None is 128, or half of the
+      context if it is less.
 
     >>> model = tinyformer.load("dslim/bert-base-NER")
     >>> text = "Ann Lee lives in Rome."
@@ -383,10 +394,25 @@ class Model:
     """
     from tinyformer.tasks.token_classification import tag_words
 
-    return tag_words(self._encoder("token-classification", "tag"), text)
+    encoder = self._encoder("token-classification", "tag")
+    return tag_words(encoder, text, aggregation_strategy, stride)
 
-  def answer(self, question: str, passage: str, top_k: int = 1) -> list[Answer]:
+  def answer(
+    self,
+    question: str,
+    passage: str,
+    top_k: int = 1,
+    doc_stride: int | None = None,
+    max_seq_len: int | None = None,
+  ) -> list[Answer]:
     """Return the top_k most probable answers to a question: spans of the passage.
+
+    A long passage is processed in windows that overlap.
+
+    doc_stride: the number of the passage's tokens that two windows have in common. None is 128, or
+      half of max_seq_len or of a window if it is less.
+    max_seq_len: the number of tokens of the question and a window together, special tokens
+      included. None is 384. The context is the maximum.
 
     >>> model = tinyformer.load("deepset/bert-base-cased-squad2")
     >>> passage = "Ann Lee lives in Rome, the capital of Italy."
@@ -397,7 +423,7 @@ class Model:
     from tinyformer.tasks.question_answering import answer_question
 
     encoder = self._encoder("question-answering", "answer")
-    return answer_question(encoder, question, passage, top_k)
+    return answer_question(encoder, question, passage, top_k, doc_stride, max_seq_len)
 
   def embed(self, texts: Sequence[str], prompt_name: str | None = None) -> np.ndarray:
     """Return the embeddings (N, D) of N texts, as sentence-transformers computes them.

@@ -4,37 +4,51 @@ import numpy as np
 
 from tinyformer.tasks import Answer, InputError
 from tinyformer.tasks.encoder import Encoder, softmax
+from tinyformer.tasks.windows import check_stride, windows
 
 MAX_ANSWER_TOKENS = 30
+# Models are trained on sequences of this length, with windows that have this many tokens in common.
+MAX_SEQ_LEN = 384
+DOC_STRIDE = 128
 
 
-def answer_question(encoder: Encoder, question: str, passage: str, top_k: int = 1) -> list[Answer]:
+def answer_question(
+  encoder: Encoder,
+  question: str,
+  passage: str,
+  top_k: int = 1,
+  doc_stride: int | None = None,
+  max_seq_len: int | None = None,
+) -> list[Answer]:
   """Return the top_k most probable answers: spans of the passage.
 
-  A passage that exceeds the context is processed in windows that overlap by half. Raises InputError
-  if the question leaves no room for the passage.
+  A long passage is processed in windows. The probability of an answer is that in the window in
+  which it is most probable.
+  doc_stride: the number of the passage's tokens that two windows have in common. None is 128, or
+    half of max_seq_len or of a window if it is less.
+  max_seq_len: the number of tokens of the question and a window together, special tokens included.
+    None is 384. The context is the maximum.
+  Raises InputError if the question leaves no room for the passage, or if doc_stride is not less
+  than a window.
   """
   tokenizer = encoder.tokenizer
   question_ids = tokenizer.encode(question)
   tokens = tokenizer.encode_with_offsets(passage)
-  window = encoder.context - len(tokenizer.pair(question_ids, [])[0])
-  if window < 2:
+  length = min(max_seq_len or MAX_SEQ_LEN, encoder.context)
+  size = length - len(tokenizer.pair(question_ids, [])[0])
+  if size < 2:
     raise InputError(
       f"the question has {len(question_ids):,} tokens, which leaves no room for the passage in "
-      f"this model's context of {encoder.context:,}: shorten the question"
+      f"{length:,} tokens (this model's context is {encoder.context:,}): shorten the question"
     )
-  # Position of the passage's first token in the input.
-  offset = len(tokenizer.prefix_ids) + len(question_ids) + len(tokenizer.sep_ids)
+  if doc_stride is None:
+    doc_stride = min(DOC_STRIDE, length // 2, size // 2)
+  check_stride(doc_stride, size)
   answers: dict[tuple[int, int], float] = {}  # probabilities by (start, end) in the passage
-  for first in range(0, max(1, len(tokens) - window // 2), window // 2):
-    ids, segments = tokenizer.pair(question_ids, [i for i, *_ in tokens[first : first + window]])
-    logits = encoder(ids, segments)[offset : offset + window][: len(tokens) - first]
-    starts, ends = softmax(logits.T)
-    joint = starts[:, None] * ends
-    # An answer must not end before it starts, nor exceed MAX_ANSWER_TOKENS.
-    joint = np.triu(joint) - np.triu(joint, MAX_ANSWER_TOKENS)
+  for first, last in windows(len(tokens), size, doc_stride) if tokens else ():
+    joint = span_probabilities(encoder, question_ids, [i for i, *_ in tokens[first:last]])
     for index in np.argsort(-joint, axis=None, kind="stable")[:top_k]:
-      a, b = divmod(int(index), len(ends))
+      a, b = divmod(int(index), last - first)
       span = tokens[first + a][1], tokens[first + b][2]
       answers[span] = max(answers.get(span, 0.0), float(joint[a, b]))
   best = sorted(answers.items(), key=lambda answer: -answer[1])[:top_k]
@@ -42,3 +56,17 @@ def answer_question(encoder: Encoder, question: str, passage: str, top_k: int = 
     Answer(passage[start:end].strip(), start, end, probability)
     for (start, end), probability in best
   ]
+
+
+def span_probabilities(encoder: Encoder, question: list[int], window: list[int]) -> np.ndarray:
+  """Return the probability (S, S) of each start and end of an answer in a window of S tokens."""
+  tokenizer = encoder.tokenizer
+  output = encoder(*tokenizer.pair(question, window))
+  offset = len(tokenizer.prefix_ids) + len(question) + len(tokenizer.sep_ids)
+  logits = output[offset : offset + len(window)]
+  # The first special token stands for "no answer".
+  no_answer = output[: 1 if tokenizer.prefix_ids else 0]
+  starts, ends = softmax(np.concatenate([no_answer, logits]).T)[:, len(no_answer) :]
+  joint = starts[:, None] * ends
+  # An answer must not end before it starts, nor exceed MAX_ANSWER_TOKENS.
+  return np.triu(joint) - np.triu(joint, MAX_ANSWER_TOKENS)

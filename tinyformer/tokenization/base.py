@@ -195,6 +195,14 @@ class Tokenizer:
     # A token may absorb the white space before it.
     return [b - len(text[a:b].lstrip()) for a, b in spans]
 
+  def continues_word(self, i: int, text: str, start: int, end: int) -> bool:
+    """Return whether the token i, which represents text[start:end], continues a word.
+
+    A word begins after a space, as in transformers' TokenClassificationPipeline. WordPiece
+    overrides this method.
+    """
+    return start > 0 and " " not in text[start - 1 : start + 1]
+
   def single(self, a: Sequence[int]) -> list[int]:
     """Return the IDs of one text with the special tokens around the text."""
     return [*self.prefix_ids, *a, *self.suffix_ids]

@@ -101,6 +101,18 @@ class JSONTokenizer(Tokenizer):
     ]
     return finder(raw, special), finder(normalized, requested)
 
+  def continues_word(self, i: int, text: str, start: int, end: int) -> bool:
+    """Return whether the token i, which represents text[start:end], continues a word.
+
+    As in transformers' TokenClassificationPipeline: in WordPiece, if the token is longer than the
+    text; otherwise if there is no space before the token.
+    """
+    if i == self.segment.unk_id:
+      return False
+    if isinstance(self.segment, segmenters.WordPiece) and self.segment.prefix:
+      return len(self.texts[i]) != end - start
+    return super().continues_word(i, text, start, end)
+
   def normalize(self, text: NormalizedString) -> NormalizedString:
     """Apply all normalizers."""
     return normalizers.apply(self.normalizers, text)

@@ -85,6 +85,15 @@ class WordPiece(Tokenizer):
       tokenizer.load_added_tokens(files)
     return tokenizer
 
+  def continues_word(self, i: int, text: str, start: int, end: int) -> bool:
+    """Return whether the token i, which represents text[start:end], continues a word.
+
+    As in transformers' TokenClassificationPipeline: if the token is longer than the text.
+    """
+    token = self.tokens[i].decode()
+    length = len(token) - 1 if token.startswith(" ") else len("##" + token)
+    return i != self.vocab[self.unk_token] and length != end - start
+
   def split_words(self, text: NormalizedString) -> Iterator[NormalizedString]:
     """Yield the words and the punctuation characters of a normalized text."""
     start = 0
