@@ -9,11 +9,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tinyformer import cli
-from tinyformer.cli import file_run, nearest, pair_tasks, ray_run
+from tinyformer.cli import file_run, nearest, pair_tasks, pictures, ray_run
 from tinyformer.device import select_device
 from tinyformer.model import Model
 from tinyformer.tasks import Answer, Prediction
@@ -29,7 +30,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
   p.add_argument(
     "text",
     nargs="*",
-    help="texts or picture files; a question-answering model takes a question and a passage; "
+    help="texts, picture files or folders of pictures; a question-answering model takes a question "
+    "and a passage; "
     "- reads standard input (default: one text per line of standard input)",
   )
   cli.model_arguments(p, "owner/repo on the Hugging Face hub, or a folder", required=True)
@@ -132,6 +134,13 @@ def classify(model: Model, text: str, top: int) -> Iterator[str]:
   yield from format_scores(model.classify(text, top), model.scores_are_probabilities)
 
 
+def classify_images(model: Model, paths: list[str], top: int) -> Iterator[str]:
+  """Yield the most probable labels of each picture, with its name if there are several."""
+  for path in paths:
+    for line in format_predictions(model.classify_image(path, top)):
+      yield line if len(paths) == 1 else f"{path}: {line}"
+
+
 def tag(model: Model, text: str, args: argparse.Namespace) -> Iterator[str]:
   """Yield the entities of a text: the mean probability, the label and the text."""
   for entity in model.tag(text, args.aggregation_strategy, args.stride):
@@ -181,6 +190,7 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
   """
   if model.task == "text-generation":
     raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
+  check_window_options(args, model.task)
   if args.nearest:
     return (search(args, model, text) for text in texts)
 
@@ -192,7 +202,7 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
   if model.task == "text2text-generation":
     return (translate(model, text, args) for text in texts)
   if model.task == "image-classification":
-    return (format_predictions(model.classify_image(path, args.top)) for path in texts)
+    return [classify_images(model, pictures.expand_folders(texts), args.top)]
   if model.task == "feature-extraction":
     return [compare(model, texts)]
   if model.task == "question-answering":
@@ -210,6 +220,7 @@ def run_task(args: argparse.Namespace, model: Model, texts: list[str]) -> Iterab
 
 def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
   """Return what to compute for each row of --input. Raises UsageError if there is no such task."""
+  check_window_options(args, model.task)
   top = args.top
   common = {"model": file_run.model_name(args.model, model.folder), "dtype": args.dtype}
   with_top = common | {"top": top}
@@ -235,8 +246,10 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
     task = file_run.RowTask(classify_rows, "predictions", with_top, columns, is_batched=True)
     return task._replace(fields=Prediction._fields, width=width)
   if model.task == "image-classification":
-    function = file_run.each(lambda path: model.classify_image(path, top))
-    task = file_run.RowTask(function, "predictions", with_top, text)
+    # The rows of a folder are names of its files.
+    folder = args.input if args.input.is_dir() else Path()
+    function = file_run.each(lambda path: model.classify_image(folder / path, top))
+    task = file_run.RowTask(function, "predictions", with_top, text, reads_files=True)
     return task._replace(fields=Prediction._fields, width=min(top, len(model.module.labels)))
   if model.task == "question-answering":
     windows = {"doc_stride": args.stride, "max_seq_len": args.max_seq_len}
@@ -296,7 +309,6 @@ def main(argv: list[str] | None = None) -> int:
   start = time.monotonic()
   device = select_device(args.device)
   model = Model(cli.find_model(args, args.model), args.dtype)
-  check_window_options(args, model.task)
   if args.input:
     file_run.run(args, row_task(args, model))
   else:

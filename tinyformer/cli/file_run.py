@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tinyformer.cli.arguments import number
 from tinyformer.cli.errors import UsageError, describe
 from tinyformer.cli.parquet_file import ParquetResultFile
+from tinyformer.cli.pictures import FolderReader
 from tinyformer.cli.result_file import ResultFile
 from tinyformer.cli.result_formats import format_of
 from tinyformer.cli.row_reader import Part, Row, RowReader
@@ -38,6 +39,7 @@ class RowTask(NamedTuple):
   columns: the columns of the input.
   fields, width: the fields of a result's named tuples, and their maximum number; see Csv.
   is_batched: whether many rows are faster than one at a time.
+  reads_files: whether the input may be a folder, whose picture files are the rows.
   """
 
   function: Callable[[Sequence[tuple[str, ...]]], Sequence[Any]]
@@ -47,6 +49,7 @@ class RowTask(NamedTuple):
   fields: tuple[str, ...] = ()
   width: int = 0
   is_batched: bool = False
+  reads_files: bool = False
 
 
 # Yields some rows and their results, in order. Raises InvalidRowError for a row without a result.
@@ -75,8 +78,8 @@ def add_arguments(p: argparse.ArgumentParser, formats: str, columns: str) -> Non
     "--input",
     metavar="FILE",
     type=Path,
-    help="read a text from each row of a .txt, .csv, .jsonl or .parquet file instead, and write "
-    "to --output",
+    help="read a text from each row of a .txt, .csv, .jsonl or .parquet file instead, or the "
+    "pictures of a folder, and write to --output",
   )
   group.add_argument(
     "--output",
@@ -139,8 +142,13 @@ def run(args: argparse.Namespace, task: RowTask, compute_rows: ComputeRows | Non
 
   compute_rows: computes the results; None computes them in this process.
   """
-  results_format = format_of(args.output, task.name, task.fields, task.width)
-  reader = RowReader(args.input, task.columns, args.part)
+  is_folder = task.reads_files and args.input.is_dir()
+  keys = ("row", "file") if is_folder else ("row",)
+  results_format = format_of(args.output, task.name, task.fields, task.width, keys)
+  if is_folder:
+    reader: RowReader = FolderReader(args.input, args.part)
+  else:
+    reader = RowReader(args.input, task.columns, args.part)
   settings = {
     **task.settings,
     "columns": task.columns,

@@ -61,6 +61,7 @@ class ParquetResultFile(ResultFile):
     assert isinstance(results_format, JsonLines)
     self.pyarrow, self.parquet = import_pyarrow(path)
     self.name = results_format.name
+    self.keys = results_format.keys
     super().__init__(path, results_format, *args)
 
   @property
@@ -128,7 +129,9 @@ class ParquetResultFile(ResultFile):
   def write_parquet(self, path: Path) -> None:
     """Write all rows to a new Parquet file."""
     kind = result_type(self.pyarrow, self.name)
-    columns = [("row", self.pyarrow.int64()), (self.name, kind or self.pyarrow.string())]
+    key_types = {"row": self.pyarrow.int64(), "file": self.pyarrow.string()}
+    columns = [(key, key_types[key]) for key in self.keys]
+    columns.append((self.name, kind or self.pyarrow.string()))
     schema = self.pyarrow.schema(columns)
     with self.parquet.ParquetWriter(path, schema) as writer:
       if self.joined_rows:

@@ -180,7 +180,7 @@ class ResultFile:
     Raises OSError with the number of the first row whose result could not be written.
     """
     try:
-      self.write(self.format.encode([row.number for row in rows], results), results)
+      self.write(self.format.encode([row.key for row in rows], results), results)
     except OSError as e:
       written = self.cut_off_incomplete_row() - self.rows
       with contextlib.suppress(OSError):  # The next run updates the header.

@@ -19,8 +19,8 @@ class Format(Protocol):
   def header(self, results: Sequence[Any]) -> bytes:
     """Return what a new file begins with. results: the first results."""
 
-  def encode(self, numbers: Sequence[int], results: Sequence[Any]) -> bytes:
-    """Return the bytes of some results. numbers: the numbers of their rows."""
+  def encode(self, keys: Sequence[tuple], results: Sequence[Any]) -> bytes:
+    """Return the bytes of some results. keys: the key of each row (see Row)."""
 
   def complete(self, file: BinaryIO) -> tuple[int, int]:
     """Return the number of complete rows in a file, and the bytes up to the last one's end.
@@ -65,19 +65,24 @@ def complete_records(file: BinaryIO, quoted_lines: bool) -> tuple[int, int]:
 
 
 class JsonLines:
-  """One JSON object per line: the number of the row, and its result under a name."""
+  """One JSON object per line: the key of the row, and its result under a name.
 
-  def __init__(self, name: str):
+  keys: the names of the parts of a key.
+  """
+
+  def __init__(self, name: str, keys: Sequence[str] = ("row",)):
     self.name = name
+    self.keys = keys
 
   def header(self, results: Sequence[Any]) -> bytes:
     return b""
 
-  def encode(self, numbers: Sequence[int], results: Sequence[Any]) -> bytes:
-    lines = [
-      json.dumps({"row": number, self.name: to_json(result)}, ensure_ascii=False) + "\n"
-      for number, result in zip(numbers, results, strict=True)
+  def encode(self, keys: Sequence[tuple], results: Sequence[Any]) -> bytes:
+    objects = [
+      dict(zip(self.keys, key, strict=True)) | {self.name: to_json(result)}
+      for key, result in zip(keys, results, strict=True)
     ]
+    lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in objects]
     return "".join(lines).encode(errors="replace")
 
   def complete(self, file: BinaryIO) -> tuple[int, int]:
@@ -92,13 +97,20 @@ class Csv:
 
   A list of at most `width` named tuples has a column for each field of each of them, such as
   label_1, score_1, label_2. Any other list is a column with JSON, and an array has a column for
-  each number.
+  each number.  keys: as in JsonLines.
   """
 
-  def __init__(self, name: str, fields: Sequence[str] = (), width: int = 0):
+  def __init__(
+    self,
+    name: str,
+    fields: Sequence[str] = (),
+    width: int = 0,
+    keys: Sequence[str] = ("row",),
+  ):
     self.name = name
     self.fields = fields
     self.width = width
+    self.keys = keys
 
   def header(self, results: Sequence[Any]) -> bytes:
     columns = [self.name]
@@ -106,11 +118,11 @@ class Csv:
       columns = [f"{field}_{i}" for i in range(1, self.width + 1) for field in self.fields]
     elif isinstance(results[0], np.ndarray):
       columns = [f"{self.name}_{i}" for i in range(1, len(results[0]) + 1)]
-    return self.to_bytes([["row", *columns]])
+    return self.to_bytes([[*self.keys, *columns]])
 
-  def encode(self, numbers: Sequence[int], results: Sequence[Any]) -> bytes:
-    pairs = zip(numbers, results, strict=True)
-    return self.to_bytes([number, *self.cells(result)] for number, result in pairs)
+  def encode(self, keys: Sequence[tuple], results: Sequence[Any]) -> bytes:
+    pairs = zip(keys, results, strict=True)
+    return self.to_bytes([*key, *self.cells(result)] for key, result in pairs)
 
   def cells(self, result: Any) -> list[Any]:
     if self.fields:
@@ -149,7 +161,7 @@ class Npy:
   def header(self, results: Sequence[Any]) -> bytes:
     return self.make_header(0, len(results[0]))
 
-  def encode(self, numbers: Sequence[int], results: Sequence[Any]) -> bytes:
+  def encode(self, keys: Sequence[tuple], results: Sequence[Any]) -> bytes:
     return np.stack(results).astype("<f4").tobytes()
 
   def dim(self, file: BinaryIO) -> int:
@@ -185,16 +197,22 @@ class Npy:
     file.write(self.make_header(rows, dim))
 
 
-def format_of(path: Path, name: str, fields: Sequence[str] = (), width: int = 0) -> Format:
+def format_of(
+  path: Path,
+  name: str,
+  fields: Sequence[str] = (),
+  width: int = 0,
+  keys: Sequence[str] = ("row",),
+) -> Format:
   """Return the format for a file's suffix. Rows of a .parquet file are JSON Lines at first.
 
-  name: what the results are, such as "predictions".  fields, width: see Csv.  Raises UsageError for
-  another suffix, and for .npy unless the results are embeddings.
+  name: what the results are, such as "predictions".  fields, width, keys: see Csv.  Raises
+  UsageError for another suffix, and for .npy unless the results are embeddings.
   """
   if path.suffix in (".jsonl", ".parquet"):
-    return JsonLines(name)
+    return JsonLines(name, keys)
   if path.suffix == ".csv":
-    return Csv(name, fields, width)
+    return Csv(name, fields, width, keys)
   if path.suffix == ".npy" and name == "embedding":
     return Npy()
   if path.suffix == ".npy":

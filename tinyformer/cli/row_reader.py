@@ -44,12 +44,19 @@ class Row(NamedTuple):
   number: its number; the first row is 1.  line: the number of its last line in the file.
   values: its texts, one for each requested column.
   end: the number of bytes of the file up to the end of the row.
+  file: the name of the file that is the row, if the rows are the files of a folder.
   """
 
   number: int
   line: int
   values: tuple[str, ...]
   end: int
+  file: str | None = None
+
+  @property
+  def key(self) -> tuple[int] | tuple[int, str]:
+    """Return what identifies the row in the output."""
+    return (self.number,) if self.file is None else (self.number, self.file)
 
 
 class TextHash:
