@@ -60,30 +60,38 @@ void naive(float *out, const float *x, const byte *w, const float *bias) {
 }
 #endif
 
-// With AVX-512 VNNI, an instruction multiplies 64 bytes of w and of x, which are the halves of four
-// groups, and adds the products to 16 sums, four per group. Other CPUs multiply one group at a
-// time. The kernel reads w once, 10 KB after it was prefetched. A task is a range of n; each rounds
-// all of x, which is small.
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#define HAS_VNNI 1
-#else
-#define HAS_VNNI 0
-#endif
-enum { QUADS = HAS_VNNI ? GROUPS / 4 : 0, AHEAD = 10240, LINE = 64 };
-
-#if HAS_VNNI
-typedef int int_vec __attribute__((ext_vector_type(16)));
+// The kernel multiplies STEP groups at a time: 4 * W bytes of w, which have the lower or the upper
+// weights of the groups, with as many of x. Four products are added in each lane, so four lanes
+// belong to each group. The kernel reads w once, 10 KB after it was prefetched. A task is a range
+// of n; each rounds all of x, which is small.
+enum { STEP = W / 4, AHEAD = 10240, LINE = 64 };
+typedef int int_vec __attribute__((ext_vector_type(W)));
 typedef byte bytes16 __attribute__((ext_vector_type(16), aligned(1)));
-typedef byte bytes64 __attribute__((ext_vector_type(64)));
-typedef _Float16 half4 __attribute__((ext_vector_type(4)));
+typedef byte byte_vec __attribute__((ext_vector_type(4 * W)));
+typedef signed char signed_vec __attribute__((ext_vector_type(4 * W)));
+typedef short short_vec __attribute__((ext_vector_type(4 * W)));
+typedef short half_short_vec __attribute__((ext_vector_type(2 * W)));
+typedef _Float16 half_vec __attribute__((ext_vector_type(STEP)));
+typedef float scale_vec __attribute__((ext_vector_type(STEP)));
 
-// Add to each lane of s the products of its four bytes of a, which are unsigned, and of b (64).
-INLINE int_vec add_products(int_vec s, bytes64 a, const signed char *b) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(a), "m"(*(const bytes64 *)b));
+// Add to each lane of s the products of its four bytes of a, which are at most 15, and of b.
+INLINE int_vec add_products(int_vec s, byte_vec a, signed_vec b) {
+#if defined(__AVX512VNNI__)
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
   return s;
-}
-
+#elif defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
+  half_short_vec pairs, ones = 1;
+  int_vec sums;
+  __asm__("vpmaddubsw %2, %1, %0" : "=v"(pairs) : "v"(a), "v"(b));
+  __asm__("vpmaddwd %2, %1, %0" : "=v"(sums) : "v"(pairs), "v"(ones));
+  return s + sums;
+#else
+  short_vec products =
+      __builtin_convertvector(a, short_vec) * __builtin_convertvector(b, short_vec);
+  half_short_vec pairs = products.even + products.odd;
+  return s + __builtin_convertvector(pairs.even + pairs.odd, int_vec);
 #endif
+}
 
 typedef struct {
   ALIGNED signed char low[K / 2];       // the lower half of each group of a row of x, rounded
@@ -122,12 +130,11 @@ INLINE void round_row(rounded_row *row, const float *x) {
     round_half(row->high + g * HALF, values + HALF, inverse);
   }
   row->check = hsum(check);
-#if HAS_VNNI
-  for (long g = 0; g < 4 * QUADS; g += 4) {
-    int_vec sum = add_products((int_vec)0, (bytes64)8, row->low + g * HALF);
-    *(int_vec *)(row->offset + 4 * g) = -add_products(sum, (bytes64)8, row->high + g * HALF);
+  for (long g = 0; g + STEP <= GROUPS; g += STEP) {
+    int_vec sum = add_products((int_vec)0, (byte_vec)8, *(signed_vec *)(row->low + g * HALF));
+    sum = add_products(sum, (byte_vec)8, *(signed_vec *)(row->high + g * HALF));
+    *(int_vec *)(row->offset + 4 * g) = -sum;
   }
-#endif
 }
 
 // Return the sum of the products of group g of a row of x with a block.
@@ -140,32 +147,33 @@ INLINE int dot_group(const rounded_row *x, long g, const byte *block) {
   return sum;
 }
 
-#if HAS_VNNI
-// Add the products of four blocks with the groups from g on of each row of x to the sums s.
-INLINE void multiply_add_quad(vec *s, const rounded_row *x, long g, const byte *block) {
+// Add the products of STEP blocks with the groups from g on of each row of x to the sums s.
+INLINE void multiply_add(vec *s, const rounded_row *x, long g, const byte *block) {
   union {
-    bytes16 block[4];
-    bytes64 all;
+    bytes16 block[STEP];
+    byte_vec all;
   } pairs;
-  half4 scales;
+  half_vec scales;
   UNROLL
-  for (int i = 0; i < 4; i++) {
+  for (int i = 0; i < STEP; i++) {
     pairs.block[i] = *(const bytes16 *)(block + i * BLOCK + 2);
     scales[i] = *(const unaligned_half *)(block + i * BLOCK);
   }
-  bytes64 low = pairs.all & 15;
-  bytes64 high = pairs.all >> 4;
-  vec4 y = __builtin_convertvector(scales, vec4);
-  vec lanes = __builtin_shufflevector(y, y, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  byte_vec low = pairs.all & 15;
+  byte_vec high = pairs.all >> 4;
+  scale_vec block_scales = __builtin_convertvector(scales, scale_vec);
+  vec lanes;
+  UNROLL
+  for (int i = 0; i < W; i++)
+    lanes[i] = block_scales[i / 4];
   UNROLL
   for (int m = 0; m < M; m++) {
     int_vec sum = *(const int_vec *)(x[m].offset + 4 * g);
-    sum = add_products(sum, low, x[m].low + g * HALF);
-    sum = add_products(sum, high, x[m].high + g * HALF);
+    sum = add_products(sum, low, *(const signed_vec *)(x[m].low + g * HALF));
+    sum = add_products(sum, high, *(const signed_vec *)(x[m].high + g * HALF));
     s[m] += lanes * *(const vec *)(x[m].lane_scale + 4 * g) * __builtin_convertvector(sum, vec);
   }
 }
-#endif
 
 KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w,
 #if HAS_BIAS
@@ -180,27 +188,25 @@ KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w
     round_row(rows + m, x + m * K);
   for (long n = N * task / NUM_TASKS; n < N * (task + 1) / NUM_TASKS; n++) {
     const byte *row = w + n * W_ROW;
-    long g = 0;
-    float y[M] = {};
-#if HAS_VNNI
     // Two sums per row of x, so that they do not wait for one another.
     vec even[M] = {};
     vec odd[M] = {};
-    for (; g + 8 <= GROUPS; g += 8) {
+    long g = 0;
+    for (; g + 2 * STEP <= GROUPS; g += 2 * STEP) {
       UNROLL
-      for (int b = 0; b < 8 * BLOCK; b += LINE)
+      for (int b = 0; b < 2 * STEP * BLOCK; b += LINE)
         __builtin_prefetch(row + g * BLOCK + b + AHEAD);
-      multiply_add_quad(even, rows, g, row + g * BLOCK);
-      multiply_add_quad(odd, rows, g + 4, row + (g + 4) * BLOCK);
+      multiply_add(even, rows, g, row + g * BLOCK);
+      multiply_add(odd, rows, g + STEP, row + (g + STEP) * BLOCK);
     }
-    if (g + 4 <= GROUPS) {
-      multiply_add_quad(even, rows, g, row + g * BLOCK);
-      g += 4;
+    if (g + STEP <= GROUPS) {
+      multiply_add(even, rows, g, row + g * BLOCK);
+      g += STEP;
     }
+    float y[M];
     UNROLL
     for (int m = 0; m < M; m++)
       y[m] = hsum(even[m] + odd[m]);
-#endif
     for (; g < GROUPS; g++) {
       const byte *block = row + g * BLOCK;
       float scale = block_scale(block);
