@@ -186,6 +186,14 @@ def test_the_loss_of_a_window_is_that_of_the_model():
   assert total(model, ids, 5)[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_logits_are_computed_of_the_tokens_that_a_window_predicts_only(monkeypatch):
+  model = TableModel(np.full((V, V), 1 / V))
+  lengths = []
+  monkeypatch.setattr(model, "head", lambda x: lengths.append(x.shape[1]) or x, raising=False)
+  total(model, [i % V for i in range(3 * C)], stride=5)
+  assert set(lengths) == {C, 5}  # those of the first window, and of the later ones
+
+
 def test_documents_are_independent():
   model = randomise(GPT2(GPT2Config(V, C, 12, 3, 1)))
   ids = [np.random.default_rng(i).integers(0, V, n).tolist() for i, n in enumerate((20, 5, 1, 33))]

@@ -427,6 +427,14 @@ def test_invalid_parts_are_refused(text):
     ("in.csv", b"text,id\na,1\nb\n", "row 2 (line 3)", "has 2 columns, but this row has 1"),
     ("in.csv", b'text\na\n"b" c\n', "row 2 (line 3)", "the row is not CSV"),
     ("in.csv", b'text\na\n"b\n', "row 2 (line 3)", "the row is not CSV"),
+    (
+      "in.csv",
+      b"text,id\na,1\nb,2,3\nc,4\n",
+      "row 2 (line 3)",
+      "has 2 columns, but this row has 3",
+    ),
+    ("in.csv", b'text\na\n"b\nc\nd\n', "row 2 (line 5)", "the row begins at line 3: check its"),
+    ("in.txt", b"a\n" + "b\n".encode("utf-16-le"), "row 2", "byte 2 of the line is zero"),
   ],
 )
 def test_the_number_of_an_invalid_row_is_given_and_the_rows_before_it_are_kept(
@@ -440,6 +448,17 @@ def test_the_number_of_an_invalid_row_is_given_and_the_rows_before_it_are_kept(
   assert problem in str(raised.value)
   assert "\n" not in str(raised.value)
   np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), [vector("a")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["in.txt", "in.csv", "in.jsonl"])
+def test_a_file_in_another_unicode_encoding_is_refused_at_its_first_row(tmp_path, name, encoding):
+  path = write_rows(tmp_path / name, TEXTS)
+  path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+  with pytest.raises(
+    InputError, match=r"(row 1|header).*: byte \d of .*: convert the file to UTF-8"
+  ):
+    list(RowReader(path, ["text"]))
 
 
 def test_a_missing_column_of_a_csv_file_is_an_error_of_its_header(tmp_path):
@@ -751,6 +770,29 @@ def test_a_full_disk_keeps_the_rows_of_a_parquet_file(tmp_path, monkeypatch):
   never = VECTORS._replace(function=lambda _: pytest.fail("computed again"))
   run_task(never, rows, output)
   assert read_parquet(output)[0] == expected_vectors(TEXTS)
+
+
+def test_a_full_disk_is_reported_with_the_row_after_which_no_progress_was_recorded(
+  tmp_path, monkeypatch
+):
+  rows, output = write_rows(tmp_path / "in.txt", TEXTS), tmp_path / "out.jsonl"
+  write = ResultFile.write_run
+
+  def full(result_file):
+    if result_file.rows >= 2:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out.jsonl.run.json")
+    write(result_file)
+
+  with monkeypatch.context() as patch:
+    patch.setattr("tinyformer.cli.result_file.UPDATE_INTERVAL", -1)
+    patch.setattr(ResultFile, "rows", 0, raising=False)
+    patch.setattr(ResultFile, "write_run", full)
+    task = VECTORS._replace(is_batched=False)
+    with pytest.raises(OSError, match=r"cannot continue after row 2: .*run\.json does not fit"):
+      run_task(task, rows, output)
+  assert len(read_vectors(output)) == 2
+  run_task(VECTORS, rows, output)
+  assert len(read_vectors(output)) == len(TEXTS)
 
 
 def test_results_in_a_parquet_file_need_pyarrow(tmp_path, monkeypatch):

@@ -115,4 +115,12 @@ BUGS = [
     "pass",
     "ray",
   ),
+  Bug(
+    "a text in UTF-16 is read as UTF-8 with zero bytes",
+    "tinyformer/cli/row_reader.py",
+    "RowReader.decode",
+    'if "\\0" in text:',
+    "if False:",
+    "file_runs",
+  ),
 ]

@@ -192,7 +192,13 @@ class ResultFile:
       ) from e
     self.finish(rows)
     if time.monotonic() - self.last_update > UPDATE_INTERVAL:
-      self.record()
+      try:
+        self.record()
+      except OSError as e:
+        raise OSError(
+          f"cannot continue after row {rows[-1].number}: {describe(e)}, and run the same command "
+          "again"
+        ) from e
 
   def write(self, data: bytes, results: Sequence[Any]) -> None:
     """Write to the end of the file."""

@@ -152,11 +152,17 @@ class RowReader:
 
   def decode(self, line: bytes) -> str:
     try:
-      return line.decode()
+      text = line.decode()
     except UnicodeDecodeError as e:
       raise self.error(
         f"byte {e.start + 1:,} of the line is not UTF-8 ({e.reason}): convert the file to UTF-8"
       ) from e
+    if "\0" in text:  # every second byte of English text in UTF-16
+      raise self.error(
+        f"byte {line.index(0) + 1:,} of the line is zero: convert the file to UTF-8 if it is in "
+        "UTF-16"
+      )
+    return text
 
   def text_rows(self, file: BinaryIO) -> Iterator[tuple[str, ...]]:
     """Yield the lines. An empty line is a row with an empty text."""
@@ -217,12 +223,16 @@ class RowReader:
 
   def next_record(self, records) -> list[str] | None:
     """Return the next record that is not an empty line, or None at the end."""
+    first_line = self.line + 1
     try:
       return next(filter(None, records), None)
     except csv.Error as e:
       if self.has_grown:  # The last record is not complete yet.
         return None
-      raise self.error(f"the row is not CSV: {e}") from e
+      hint = ""
+      if self.line > first_line:
+        hint = f"; the row begins at line {first_line}: check its quotation marks"
+      raise self.error(f"the row is not CSV: {e}{hint}") from e
 
   def parquet_rows(self, file: BinaryIO) -> Iterator[tuple[str, ...]]:
     """Yield the values of the columns. One row group of these columns is in memory at a time."""
