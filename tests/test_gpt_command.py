@@ -184,9 +184,10 @@ def test_a_continuation_after_ctrl_c_in_a_sliding_window_is_that_of_a_new_sessio
 
   def new_session():
     session = gpt.Session.__new__(gpt.Session)
-    session.tokenizer, session.special = tokenizer, ()
+    session.tokenizer, session.special, session.is_chat = tokenizer, (), False
     session.args = gpt.parse_arguments(["-q", "-n", "30", "-t", "0"])
-    session.generator = TextGenerator(model, tokenizer, SamplingConfig(30, 0))
+    engine = Engine(model, top_k=1)
+    session.generator = TextGenerator(engine, tokenizer, SamplingConfig(30, 0))
     session.engine, session.history = session.generator.engine, session.generator.history
     return session
 
