@@ -8,7 +8,7 @@ import numpy as np
 
 NUM_SENTENCES = 1000
 # One by one, a part of the sentences is enough.
-ONE_BY_ONE_STRIDE = 10
+ONE_BY_ONE_STRIDE = 20
 BATCHED = "1,000 sentences, batched"
 ONE_BY_ONE = "sentences one by one"
 FIGURES = [BATCHED, ONE_BY_ONE]

@@ -59,7 +59,11 @@ class Process:
   def end(self) -> None:
     if self.process is not None:
       self.process.kill()
-      self.process.communicate()
+      # A helper that the process started may still hold its pipes, so do not wait for their end.
+      self.process.wait()
+      with contextlib.suppress(BrokenPipeError):
+        self.process.stdin.close()  # type: ignore[union-attr]
+      self.process.stdout.close()  # type: ignore[union-attr]
     self.errors.close()
 
 
