@@ -81,7 +81,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
   p.add_argument(
     "--quick",
     action="store_true",
-    help="one warm-up round instead of two, and no torch.compile",
+    help="one warm-up round instead of two, each peer with all threads only, no torch.compile",
   )
   p.add_argument(
     "--json",
@@ -193,13 +193,18 @@ def measure_everything(
     prepare_weights(args, weights, generators)
   warmup = 1 if args.quick else 2
   repeat = args.repeat
+  threads = CORES if args.quick else None
   measures: dict[str, Callable[[], Results]] = {
     "speed": lambda: measure_in_rounds(
-      "speeds", generators, weights, TASKS[args.model], Schedule(repeat, warmup, update_limits)
+      "speeds",
+      generators,
+      weights,
+      TASKS[args.model],
+      Schedule(repeat, warmup, update_limits, threads),
     ),
     "first-token": lambda: first_tokens(generators, weights, repeat),
     "memory": lambda: measure_in_rounds(
-      "memory", generators, weights, ["peak memory, MB"], Schedule(1)
+      "memory", generators, weights, ["peak memory, MB"], Schedule(1, threads=threads)
     ),
     "size": lambda: sizes(names, args.llama_cpp),
     "training": lambda: measure_in_rounds(
@@ -214,7 +219,7 @@ def measure_everything(
       [name for name in names if name in embeddings.NAMES],
       embedding_model(args, folder),
       embeddings.FIGURES,
-      Schedule(repeat, warmup=1),
+      Schedule(repeat, warmup=1, threads=threads),
     ),
   }
   for group in FIGURES:

@@ -69,11 +69,15 @@ class Process:
 
 @dataclass
 class Schedule:
-  """The number of counted rounds and of uncounted warm-up rounds, and what precedes each round."""
+  """The number of counted rounds and of uncounted warm-up rounds, and what precedes each round.
+
+  threads: the only number of threads to try, or None for those of each peer.
+  """
 
   repeat: int
   warmup: int = 0
   before_round: Callable[[], None] = lambda: None
+  threads: int | None = None
 
 
 def measure_in_rounds(
@@ -85,7 +89,9 @@ def measure_in_rounds(
   fails is reported on standard error and skipped from then on.
   """
   processes = [
-    Process(kind, name, str(folder), threads) for name in names for threads in PEERS[name][2]
+    Process(kind, name, str(folder), threads)
+    for name in names
+    for threads in ([schedule.threads] if schedule.threads else PEERS[name][2])
   ]
   try:
     run_rounds(kind, processes, figures, schedule)

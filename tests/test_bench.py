@@ -198,6 +198,13 @@ def test_the_best_result_of_llama_bench_counts(tmp_path):
   assert str(tmp_path / "llama.cpp-int4.gguf") in command
 
 
+def test_a_schedule_can_fix_the_number_of_threads(tmp_path, monkeypatch):
+  monkeypatch.setattr(Process, "measure", lambda process, figure: [float(process.command[-1])])
+  schedule = Schedule(repeat=1, threads=3)
+  results = measure_in_rounds("speeds", [PEER], tmp_path, ["prefill 512"], schedule)
+  assert results == {PEER: {"prefill 512": [3.0]}}
+
+
 def test_quick_measures_fewer_rounds_and_no_slow_peer(tmp_path):
   args = bench.parse_arguments(["--quick", "--llama-cpp", str(tmp_path)])
   assert args.repeat < bench.parse_arguments([]).repeat
