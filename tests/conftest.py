@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("PARALLEL", "0")
 # Unoptimized kernels compile in two thirds of the time. The slow tests of .ci/run use the default.
 os.environ.setdefault("NOOPT", "1")
+# Models of tests need no snapshots, and must not replace those of the user.
+os.environ["TINYFORMER_SNAPSHOT_GB"] = "0"
 # A shell ignores Ctrl-C in its background jobs, and they would pass that on to the commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's hub settings and proxies must not affect the tests.

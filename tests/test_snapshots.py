@@ -46,6 +46,7 @@ def saved(folder, tmp_path_factory):
   path = tmp_path_factory.mktemp("cache")
   with pytest.MonkeyPatch.context() as m:
     m.setenv("XDG_CACHE_HOME", str(path))
+    m.setenv(LIMIT, "1")
     save_snapshot(folder)
   return path
 
@@ -55,6 +56,7 @@ def cache(saved, tmp_path, monkeypatch):
   """The folder of snapshots in a copy of that cache."""
   shutil.copytree(saved, tmp_path / "cache")
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setenv(LIMIT, "1")
   return tmp_path / "cache" / "tinyformer" / "snapshots"
 
 
@@ -116,6 +118,7 @@ def test_logits_and_keys_of_a_snapshot_equal_its_engines_bit_by_bit(folder, cach
 @pytest.mark.slow
 def test_the_first_process_with_a_model_saves_no_weights(folder, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.setenv(LIMIT, "1")
   engine = load_engine(folder)
   engine(ids(1))
   assert engine.step(1, None).is_new

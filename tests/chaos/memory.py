@@ -6,6 +6,9 @@ half grows by more than 16 MB.
 """
 
 import argparse
+import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,10 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from conftest import ROOT, with_head
+from conftest import FIXTURES, ROOT, with_head
 
 MAX_GROWTH = 16  # MB
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", *"abcdefghijklmnopqrstuvwxyz"]
+T5_WORDS = ["<pad>", "</s>", "?", *WORDS[5:], *(f"w{i}" for i in range(31))]
 
 
 def resident_megabytes() -> float:
@@ -98,6 +102,78 @@ def inspect_lengths(folder: Path, count: int) -> Iterator[None]:
     yield
 
 
+def type_lines(folder: Path, count: int) -> Iterator[None]:
+  """Type lines of different lengths into gpt.py -i, which truncates its history now and then."""
+  import gpt
+
+  args = ["-m", "tiny", "-i", "-n", "5", "-q"]
+  session = gpt.Session(gpt.parse_arguments(args))
+  with open(os.devnull, "w") as sys.stdout:
+    for line in texts(count):
+      gpt.append_line(session, line)
+      gpt.print_continuation(session)
+      yield
+  sys.stdout = sys.__stdout__
+
+
+def translate_rows(folder: Path, count: int) -> Iterator[None]:
+  """Translate texts of different lengths with a small T5."""
+  import tinyformer
+
+  for name in ("config.json", "model.safetensors", "generation_config.json"):
+    shutil.copy(FIXTURES / "t5-a" / name, folder)
+  tokenizer_json = {
+    "model": {
+      "type": "WordLevel",
+      "vocab": {w: i for i, w in enumerate(T5_WORDS)},
+      "unk_token": "?",
+    },
+    "pre_tokenizer": {"type": "WhitespaceSplit"},
+  }
+  (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+  model = tinyformer.load(folder)
+  for text in texts(count):
+    model.translate(text, max_new_tokens=5, num_beams=1 + len(text) % 2)
+    yield
+
+
+def classify_images(folder: Path, count: int) -> Iterator[None]:
+  """Classify pictures of different sizes with a small ViT."""
+  from PIL import Image
+
+  import tinyformer
+
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(FIXTURES / "vit-a" / name, folder)
+  preprocessor = {"size": {"height": 12, "width": 12}}
+  (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+  model = tinyformer.load(folder)
+  for i in range(count):
+    Image.new("RGB", (20 + 7 * i % 300, 20 + 11 * i % 300), (i % 256, 0, 0)).save(folder / "a.png")
+    model.classify_image(folder / "a.png")
+    yield
+
+
+def train_steps(folder: Path, count: int) -> Iterator[None]:
+  """Train a small GPT-2, and evaluate it every 50 steps."""
+  import numpy as np
+
+  from models.gpt2 import GPT2, GPT2Config
+  from tinyformer.kernels import loss_function, training_parts
+  from tinyformer.training.trainer import Trainer
+
+  loss = loss_function()
+  model = GPT2(GPT2Config(65, 32, 32, 4, 2), training_parts("float32"))
+  trainer = Trainer(model, lambda x, y: loss(model(x), y, smoothing=0))
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    x, y = rng.integers(0, 65, (2, 8, 32)).astype(np.int32)
+    trainer.train_step(1e-3, x, y)
+    if i % 50 == 0:
+      trainer.evaluate(x, y)
+    yield
+
+
 # The workload, and the number of tokens, prompts or rows.
 WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "generate 20,000 tokens": (generate_tokens, 20_000),
@@ -105,6 +181,10 @@ WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "fill masks in 10,000 rows": (fill_rows, 10_000),
   "embed 10,000 rows": (embed_rows, 10_000),
   "evaluate 10,000 documents": (evaluate_rows, 10_000),
+  "type 300 lines into gpt.py -i": (type_lines, 300),
+  "translate 1,000 texts": (translate_rows, 1_000),
+  "classify 1,000 pictures of different sizes": (classify_images, 1_000),
+  "train for 2,000 steps": (train_steps, 2_000),
   "inspect 240 texts of 60 lengths": (inspect_lengths, 240),
 }
 
