@@ -101,6 +101,7 @@ def opened(folder, dtype="float32", load=must_not_load):
     pytest.param("float32", (1, 40), marks=pytest.mark.slow),
     pytest.param("bfloat16", (1, 40), marks=pytest.mark.slow),
     pytest.param("int8", (1, 40), marks=pytest.mark.slow),
+    pytest.param("int4", (1, 40), marks=pytest.mark.slow),
   ],
 )
 def test_logits_and_keys_of_a_snapshot_equal_its_engines_bit_by_bit(folder, cache, dtype, sizes):
