@@ -1,6 +1,7 @@
 """The seconds from each peer's command to its first token."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -65,7 +66,11 @@ def first_tokens(names: list[str], folder: Path, repeat: int) -> Results:
     figure = "first token, warm cache, s" if round_index else "first token, empty cache, s"
     for name in list(results):
       library, dtype = name.split()
-      environment = {"XDG_CACHE_HOME": str(folder / f"cache of {name}"), "HF_HUB_OFFLINE": "1"}
+      cache = folder / f"cache of {name}"
+      if round_index == 0:
+        # An earlier run in the same folder may have left its cache.
+        shutil.rmtree(cache, ignore_errors=True)
+      environment = {"XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
       start = time.perf_counter()
       process = subprocess.run(
         first_token_command(library, dtype, folder),

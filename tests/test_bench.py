@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 import bench
-from benchmarks import embeddings, llama_cpp, weights
+from benchmarks import embeddings, first_token, llama_cpp, weights
 from benchmarks.first_token import first_token_code, first_token_command
 from benchmarks.measurements import batch_and_length
 from benchmarks.report import ratio, table
@@ -196,6 +196,18 @@ def test_the_best_result_of_llama_bench_counts(tmp_path):
   assert system.memory() > 1
   command = first_token_command("llama.cpp", "int4", tmp_path)
   assert str(tmp_path / "llama.cpp-int4.gguf") in command
+
+
+def test_the_cache_of_an_earlier_run_is_not_used_for_the_first_token(tmp_path, monkeypatch):
+  cache = tmp_path / f"cache of {OURS}"
+  cache.mkdir()
+  (cache / "old").touch()
+  monkeypatch.setattr(first_token, "first_token_command", lambda *_: ["true"])
+  results = first_token.first_tokens([OURS, PEER], tmp_path, 2)
+  assert not (cache / "old").exists()
+  # One round begins with an empty cache, and one more is not counted.
+  counts = {name: [len(times) for times in figures.values()] for name, figures in results.items()}
+  assert counts == {OURS: [1, 2], PEER: [2]}
 
 
 def test_a_schedule_can_fix_the_number_of_threads(tmp_path, monkeypatch):
