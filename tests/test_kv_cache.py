@@ -4,12 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import close, randomise
+from conftest import close, normal, randomise
 from tinygrad import Tensor, UOp, nn
 
 from layers.parts import PLAIN
 from models.gpt2 import GPT2, GPT2Config
-from tinyformer.generation import Engine
+from tinyformer.generation import Engine, kv_cache
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.compiled_step import CompiledStep
 from tinyformer.kernels.parts import CPU_KERNELS
@@ -101,6 +101,21 @@ def test_reordered_texts_continue_as_the_texts_that_they_copy(model, expected):
   engine(IDS[:, :10])
   engine.cache.reorder([1, 1])
   close(engine(IDS[[1, 1], 10:20]), expected[[1, 1], 19])
+
+
+def test_texts_are_reordered_on_a_device_with_its_own_memory(monkeypatch):
+  """Twice, because the second time the compiled step is replayed."""
+  monkeypatch.setattr(kv_cache, "memory_view", lambda tensor: None)
+  cache = KVCache(2, 3, 2, 5, 4)
+  buffers = cache.k + cache.v
+  expected = [normal(3, 2, 5, 4, seed=i) for i in range(4)]
+  for buffer, array in zip(buffers, expected, strict=True):
+    buffer.assign(Tensor(array)).realize()
+  for texts in ([2, 0, 0], [1, 1, 0]):
+    cache.reorder(texts)
+    expected = [array[texts] for array in expected]
+    for buffer, array in zip(buffers, expected, strict=True):
+      np.testing.assert_array_equal(buffer.numpy(), array)
 
 
 def test_no_position_is_resumed_after_an_eviction_that_ctrl_c_has_interrupted():

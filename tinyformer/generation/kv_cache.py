@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tinygrad import Tensor, dtypes
 
-from tinyformer.kernels.compiled_step import memory_view
+from tinyformer.kernels.compiled_step import CompiledStep, memory_view
 from transformer import padding_mask
 
 # An int, or on tinygrad a symbolic variable, which is bound on each call of a compiled step.
@@ -53,6 +54,7 @@ class KVCache:
     try:
       self.k = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
       self.v = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
+      self.gather = compiled_gather(self.k + self.v)
     except (MemoryError, OSError, RuntimeError) as e:
       gigabytes = 8 * num_layers * math.prod(shape) / 1e9
       raise ValueError(
@@ -152,10 +154,30 @@ class KVCache:
     for buffer in self.k + self.v:
       memory = memory_view(buffer)
       if memory is None:
-        buffer.assign(buffer[Tensor(texts, device=buffer.device)].contiguous()).realize()
-      else:
-        # Copying the process's own memory takes less time than scheduling in tinygrad.
-        memory[:, :, :end] = memory[texts, :, :end]
+        self.gather(np.array(texts, dtype=np.int32))
+        return
+      # Copying the process's own memory takes less time than scheduling in tinygrad.
+      memory[:, :, :end] = memory[texts, :, :end]
+
+
+def compiled_gather(buffers: list[Tensor]) -> Callable[[np.ndarray], None]:
+  """Return a function that replaces text b of each buffer by text texts[b], in one compiled step.
+
+  It is a function, because the tensors in a cache's attributes are its buffers and nothing else.
+  """
+
+  def gather(texts: Tensor) -> Tensor:
+    for buffer in buffers:
+      buffer.assign(buffer[texts].contiguous())
+    Tensor.realize(*buffers)
+    return texts
+
+  step = CompiledStep(gather)
+
+  def run(texts: np.ndarray) -> None:
+    step(texts)
+
+  return run
 
 
 class EncoderDecoderCache(KVCache):
