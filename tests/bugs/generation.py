@@ -163,4 +163,20 @@ BUGS = [
     "ALIGNMENT = 1",
     "snapshots",
   ),
+  Bug(
+    "the mask of a bucket is that of the first queries",
+    "tinyformer/generation/engine.py",
+    "attention_inputs",
+    "mask[..., start : start + T, :]",
+    "mask[..., :T, :]",
+    "generate_simple",
+  ),
+  Bug(
+    "beams are not reordered on a device with its own memory",
+    "tinyformer/generation/kv_cache.py",
+    "compiled_gather.gather",
+    "buffer[texts]",
+    "buffer",
+    "kv_cache",
+  ),
 ]

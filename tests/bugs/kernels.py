@@ -413,4 +413,28 @@ BUGS = [
     "weight.dtype == dtypes.int8",
     "linear",
   ),
+  Bug(
+    "decode attends to keys that do not exist",
+    "tinyformer/kernels/decode_attention.py",
+    "part_kernel.program",
+    ".where(score, -math.inf)",
+    ".where(score, score)",
+    "workgroup",
+  ),
+  Bug(
+    "parts of a long KV cache are combined without their maxima",
+    "tinyformer/kernels/decode_attention.py",
+    "combine_kernel.total",
+    "(statistics[b, h, part, 0] - highest).exp() *",
+    "",
+    "workgroup",
+  ),
+  Bug(
+    "the bytes of an int8 scale are read in the opposite order",
+    "tinyformer/kernels/quantization.py",
+    "row_scales",
+    "256**i",
+    "256 ** (3 - i)",
+    "workgroup",
+  ),
 ]
