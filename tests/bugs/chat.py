@@ -9,7 +9,7 @@ BUGS = [
     "KVCache.reserve",
     "self.dropped = position + 1\n",
     "",
-    "kv_cache",
+    "kv_cache::test_no_position_is_resumed_after_an_eviction_that_ctrl_c_has_interrupted",
   ),
   Bug(
     "the KV cache is reused without comparing its tokens",
@@ -17,7 +17,7 @@ BUGS = [
     "StepEngine.resume",
     "if processed != token:",
     "if False:",
-    "chat",
+    "chat::test_a_template_that_drops_parts_of_earlier_answers_is_read_from_there_on",
   ),
   Bug(
     "a conversation resumes where a sliding window has evicted keys",
@@ -25,7 +25,7 @@ BUGS = [
     "StepEngine.resume",
     "self.cache.resume_position(common)",
     "common",
-    "chat",
+    "chat::test_a_conversation_resumes_in_a_sliding_window_or_starts_again",
   ),
   Bug(
     "no token of a conversation is processed again",
@@ -33,7 +33,7 @@ BUGS = [
     "StepEngine.resume",
     "ids[:-1]",
     "ids",
-    "chat",
+    "chat::test_the_last_token_is_processed_again_if_all_are_in_the_cache",
   ),
   Bug(
     "each turn of a conversation is read from the beginning",
@@ -41,7 +41,7 @@ BUGS = [
     "stream_answer",
     "engine.resume(ids)",
     "engine.resume(ids[:1]) + ids[1:]",
-    "chat",
+    "chat::test_each_turn_processes_the_new_tokens_only",
   ),
   Bug(
     "a message can end its turn",
@@ -49,7 +49,7 @@ BUGS = [
     "contains_any",
     "any(i in indices for i in range(*span))",
     "False",
-    "chat",
+    "chat::test_special_tokens_in_a_message_are_text",
   ),
   Bug(
     "a message can contain a special token that normalization produces",
@@ -57,7 +57,7 @@ BUGS = [
     "Tokenizer.special_starts",
     'unicodedata.normalize("NFKC", text).casefold()',
     "text",
-    "chat",
+    "chat::test_a_special_token_with_properties_is_text_in_a_message",
   ),
   Bug(
     "the message of a conversation that is too long remains",
@@ -65,7 +65,7 @@ BUGS = [
     "Conversation.reply",
     "self.messages.pop()",
     "pass",
-    "chat",
+    "chat::test_a_long_message_is_read_in_chunks_between_which_the_answer_can_be_stopped",
   ),
   Bug(
     "Ctrl-C does not stop an answer",
@@ -73,7 +73,7 @@ BUGS = [
     "print_answer",
     "if received():",
     "if False:",
-    "chat",
+    "chat::test_ctrl_c_stops_an_answer_and_is_not_lost_between_tokens",
   ),
   Bug(
     "a file of messages may contain other roles",
@@ -81,7 +81,7 @@ BUGS = [
     "is_message",
     'value["role"] in ROLES and',
     "",
-    "chat",
+    "chat::test_a_damaged_file_of_messages_is_refused_in_one_line",
   ),
   Bug(
     "generate continues the last conversation",
@@ -89,7 +89,7 @@ BUGS = [
     "Engine.follow_weights",
     "keep_cache and bool(earlier)",
     "True",
-    "chat",
+    "chat::test_model_chat_reads_only_what_the_last_call_has_not_read",
   ),
   Bug(
     "chat uses keys and values of weights that were changed in place",

@@ -9,7 +9,7 @@ BUGS = [
     "ACTIVATION_NAMES",
     '"gelu_new": "gelu_tanh"',
     '"gelu_new": "gelu"',
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "experts are concatenated in reverse order",
@@ -17,7 +17,7 @@ BUGS = [
     "join",
     "ConcatenatedTensor([by_number[i] for i in range(len(by_number))])",
     "ConcatenatedTensor([by_number[i] for i in reversed(range(len(by_number)))])",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "gelu is the tanh form in BERT",
@@ -25,7 +25,7 @@ BUGS = [
     "ACTIVATION_NAMES",
     '"gelu": "gelu"',
     '"gelu": "gelu_tanh"',
-    "bert",
+    "bert::test_gradients_equal_hugging_faces",
   ),
   Bug(
     "gelu is the tanh form in ViT",
@@ -33,7 +33,7 @@ BUGS = [
     "gelu",
     'approximate="none"',
     'approximate="tanh"',
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "biases are stored in 16 bits",
@@ -41,7 +41,7 @@ BUGS = [
     "load_weights.new_writer",
     'if t.ndim != 2 or "bias" in target:',
     "if t.ndim != 2:",
-    "encoder_decoders",
+    "encoder_decoders::test_int8_models_have_float32_biases",
   ),
   Bug(
     "the weights are written before config.json",
@@ -52,7 +52,7 @@ BUGS = [
     'write_safetensors(folder / "model.safetensors", tensors)',
     '  write_safetensors(folder / "model.safetensors", tensors)\n  write_text(folder / '
     '"config.json", json.dumps(config | {"dtype": dtype}, indent=2) + "\\n")',
-    "train",
+    "train::test_a_kill_during_a_write_leaves_loadable_folders",
   ),
   Bug(
     "the weights are downloaded with a vocabulary",
@@ -60,7 +60,7 @@ BUGS = [
     "download",
     "  if not weights: return\n",
     "",
-    "hub",
+    "hub::test_vocabulary_is_downloaded_without_weights_and_weights_later",
   ),
   Bug(
     "true is a size in config.json",
@@ -68,7 +68,7 @@ BUGS = [
     "HFConfig.integer",
     "type(value) is int",
     "isinstance(value, int)",
-    "hf_config",
+    "hf_config::test_an_invalid_value_raises_an_error_that_names_the_file_the_key_and_the_value",
   ),
   Bug(
     "NaN is a number in config.json",
@@ -76,7 +76,7 @@ BUGS = [
     "HFConfig.number",
     "minimum <= value <= maximum",
     "not (value < minimum or value > maximum)",
-    "hf_config",
+    "hf_config::test_a_config_with_any_value_is_read_or_raises_an_error_that_names_the_key",
   ),
   Bug(
     "control characters of a checkpoint are in error messages",
@@ -84,7 +84,7 @@ BUGS = [
     "printable",
     "c if c.isprintable() else repr(c)[1:-1]",
     "c",
-    "cli",
+    "cli::test_a_value_in_an_error_message_is_printable_and_short",
   ),
   Bug(
     "a JSON file may have any size",
@@ -92,6 +92,6 @@ BUGS = [
     "read_bytes",
     "len(data) > max_bytes",
     "False",
-    "checkpoint",
+    "checkpoint::test_a_json_file_of_more_than_the_maximum_size_is_refused",
   ),
 ]

@@ -9,7 +9,7 @@ BUGS = [
     "Bar.__call__",
     "/ (done - self.initial) * (total - done)",
     "/ max(1, done) * (total - done)",
-    "cli",
+    "cli::test_remaining_time_is_estimated_from_the_progress_since_the_first_call",
   ),
   Bug(
     "two processes may lock a folder",
@@ -17,7 +17,7 @@ BUGS = [
     "lock",
     "fcntl.LOCK_EX",
     "fcntl.LOCK_SH",
-    "folder_lock train",
+    "folder_lock::test_a_folder_that_another_process_has_locked_is_refused_with_the_process_id",
   ),
   Bug(
     "a lock on a deleted file counts",
@@ -25,7 +25,7 @@ BUGS = [
     "open_locked",
     "if os.path.samestat(os.fstat(file), os.stat(path)): break",
     "break",
-    "folder_lock",
+    "folder_lock::test_a_file_that_its_owner_deletes_before_it_is_locked_is_not_used",
   ),
   Bug(
     "train.py does not lock its folder",
@@ -33,7 +33,7 @@ BUGS = [
     "main",
     "with FolderLock(args.out): return",
     "if args.out: return",
-    "train",
+    "train::test_training_lowers_the_validation_loss",
   ),
   Bug(
     "the first model is written before the first checkpoint",
@@ -41,7 +41,7 @@ BUGS = [
     "TextRun.__init__",
     "self.save_checkpoint()\n      folder.create()",
     "folder.create()\n      self.save_checkpoint()",
-    "train",
+    "train::test_a_run_killed_before_its_first_evaluation_can_be_resumed_or_started_again",
   ),
   Bug(
     "a run that is started again keeps the old tokenizer's files",
@@ -49,7 +49,7 @@ BUGS = [
     "TextRun.__init__",
     "folder.clear()",
     "pass",
-    "train",
+    "train::test_a_run_killed_before_its_first_evaluation_can_be_resumed_or_started_again",
   ),
   Bug(
     "OpenCL on a CPU is selected",
@@ -57,7 +57,7 @@ BUGS = [
     "select_device",
     "if selected_by_tinygrad and is_opencl_on_cpu(name)",
     "if False",
-    "device",
+    "device::test_opencl_on_a_cpu_is_not_selected",
   ),
   Bug(
     "the error for a missing GPU blames the compiler",
@@ -65,6 +65,6 @@ BUGS = [
     "open_failure",
     'if requested and not requested.upper().startswith("CPU")',
     "if device",
-    "device",
+    "device::test_the_error_for_a_missing_gpu_does_not_blame_the_compiler",
   ),
 ]

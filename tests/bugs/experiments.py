@@ -10,7 +10,7 @@ BUGS = [
     "for name, value in self.initial_optimizer_state.items(): "
     "self.trainer.state[name].assign(Tensor(value)).realize()",
     "self.initial_optimizer_state",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "a new run starts with the parameters of the run before",
@@ -18,7 +18,7 @@ BUGS = [
     "MultiRunTrainer.initialize.initialize_parameters",
     "assigned = [parameters[name].assign(t) for",
     "assigned = [parameters[name].assign(parameters[name] + 0*t) for",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "all seeds use the same random numbers",
@@ -26,7 +26,7 @@ BUGS = [
     "MultiRunTrainer.reset",
     "{device: [0, seed] for",
     "{device: [0, 0] for",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "a checkpoint omits the losses since the last row of the curve",
@@ -34,7 +34,7 @@ BUGS = [
     "ExperimentRun.save",
     '"recent_losses": self.recent_losses',
     '"recent_losses": []',
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "resuming does not restore the state of the random number generator",
@@ -42,7 +42,7 @@ BUGS = [
     "restore_checkpoint",
     'set_rng_state(progress.pop("rng_state"))',
     'progress.pop("rng_state")',
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "a failed claim does not change the exit status",
@@ -50,7 +50,7 @@ BUGS = [
     "Experiment.report_claims",
     "return int(not all(claims.values()))",
     "return 0",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "results of other settings are accepted",
@@ -58,7 +58,7 @@ BUGS = [
     "Experiment.__init__",
     'saved.get("settings") != settings',
     "False",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "files that are not of an experiment are deleted",
@@ -66,7 +66,7 @@ BUGS = [
     "Experiment.__init__",
     "if not self.file.exists() and any(f.name != LOCK for f in self.out.iterdir())",
     "if False",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "the Wilson interval is centered on the proportion",
@@ -74,7 +74,7 @@ BUGS = [
     "wilson_interval",
     "center = (p + z*z / (2*total)) / scale",
     "center = p",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "the Markov chain depends on the last symbol only",
@@ -82,7 +82,7 @@ BUGS = [
     "markov_batch",
     "FAVORITES[text[:, t-2], text[:, t-1]]",
     "FAVORITES[text[:, t-1], text[:, t-1]]",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "the decoder input equals the target",
@@ -90,7 +90,7 @@ BUGS = [
     "palindrome_batch",
     "return shift_right(text), text",
     "return text, text",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "scaled_post_norm ignores the residual scale",
@@ -98,7 +98,7 @@ BUGS = [
     "scaled_post_norm",
     "norm(x * residual_scale + sublayer(x))",
     "norm(x + sublayer(x))",
-    "experiments",
+    "experiments::test_an_interrupted_experiment_resumes_with_equal_results",
   ),
   Bug(
     "Kneser-Ney uses the discounts of another n-gram length",
@@ -106,7 +106,7 @@ BUGS = [
     "KneserNey.__init__",
     "self.keys, self.counts, self.discounts, num_histories",
     "self.keys, self.counts, self.discounts[1:] + self.discounts[:1], num_histories",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "Kneser-Ney uses raw counts instead of continuation counts",
@@ -114,7 +114,7 @@ BUGS = [
     "KneserNey.count_ngrams",
     "suffixes = numbers[complete[first]]",
     "suffixes = numbers[complete]",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "Kneser-Ney uses one discount for all counts",
@@ -122,7 +122,7 @@ BUGS = [
     "KneserNey.__call__",
     "(count - d[count.clip(max=3)])",
     "(count - d[count.clip(max=1)])",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "Kneser-Ney interpolates with the uniform distribution at every length",
@@ -130,7 +130,7 @@ BUGS = [
     "KneserNey.__call__",
     "+ backoff[history] * p, p)",
     "+ backoff[history] / self.vocab_size, p)",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "Kneser-Ney discounts omit the factor Y",
@@ -138,7 +138,7 @@ BUGS = [
     "discounts",
     "(k + 1) * y * n[k + 1]",
     "(k + 1) * n[k + 1]",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "Kneser-Ney does not back off from an unseen history",
@@ -146,7 +146,7 @@ BUGS = [
     "KneserNey.__call__",
     "np.where(total > 0, ratio",
     "np.where(total >= 0, ratio",
-    "baselines",
+    "baselines::test_probabilities_and_discounts_equal_those_of_the_naive_implementation",
   ),
   Bug(
     "xz does not see the training text",
@@ -154,7 +154,7 @@ BUGS = [
     "xz_size",
     "return compressed_size(train + val) - compressed_size(train), window",
     "return compressed_size(val), window",
-    "baselines",
+    "baselines::test_xz_uses_the_training_text_within_its_window",
   ),
   Bug(
     "xz loses the end of the training text instead of the beginning",
@@ -162,7 +162,7 @@ BUGS = [
     "xz_size",
     "train = train[max(0, len(train) + len(val) - window):]",
     "train = train[:max(0, window - len(val))]",
-    "baselines",
+    "baselines::test_xz_uses_the_training_text_within_its_window",
   ),
   Bug(
     "n-grams are also trained on the validation documents",
@@ -170,7 +170,7 @@ BUGS = [
     "main",
     "train_ids = tokenizer.encode_documents(train)",
     "train_ids = tokenizer.encode_documents(train + val)",
-    "baselines",
+    "baselines::test_the_command_evaluates_all_three_models_on_the_same_bytes",
   ),
   Bug(
     "frequency shares omit the negative frequencies",
@@ -178,7 +178,7 @@ BUGS = [
     "frequency_shares",
     "power[1:] *= 2",
     "power[1:] *= 1",
-    "grokking",
+    "grokking::test_frequency_shares_recover_the_waves_in_an_embedding",
   ),
   Bug(
     "the projection retains the frequencies that it should remove",
@@ -186,7 +186,7 @@ BUGS = [
     "project_frequencies",
     "if k not in frequencies]",
     "if k in frequencies]",
-    "grokking",
+    "grokking::test_projection_retains_only_the_given_frequencies",
   ),
   Bug(
     "a pair is in both the training and the validation set",
@@ -194,7 +194,7 @@ BUGS = [
     "split_indices",
     "np.sort(order[num_train:])",
     "np.sort(order[num_train - 1:])",
-    "grokking",
+    "grokking::test_training_and_validation_indices_are_disjoint_and_depend_on_the_seed",
   ),
   Bug(
     "differences replace the sums",
@@ -202,7 +202,7 @@ BUGS = [
     "all_pairs",
     "((a + b) % p)",
     "((a - b) % p)",
-    "grokking",
+    "grokking::test_all_pairs_occur_with_their_sums_modulo_p",
   ),
   Bug(
     "the sum is predicted at the first operand",
@@ -210,7 +210,7 @@ BUGS = [
     "ModularAddition.__call__",
     "self.block(x[:, 2:]",
     "self.block(x[:, :1]",
-    "grokking",
+    "grokking::test_the_only_query_gives_the_same_logits_as_the_full_layer_at_that_position",
   ),
   Bug(
     "every class of the logistic regression uses the errors of the first class",
@@ -218,7 +218,7 @@ BUGS = [
     "predict_bag_of_words",
     "error[text_indices, c]",
     "error[text_indices, 0]",
-    "classify",
+    "classify::test_bag_of_words_finds_the_informative_words_of_three_classes",
   ),
   Bug(
     "the bag of words looks up reversed words",
@@ -226,7 +226,7 @@ BUGS = [
     "word_features",
     "set(text.split()) & vocabulary.keys()",
     "{w[::-1] for w in text.split()} & vocabulary.keys()",
-    "classify",
+    "classify::test_bag_of_words_finds_the_informative_words_of_three_classes",
   ),
   Bug(
     "padding is a target of masked language modeling",
@@ -234,7 +234,7 @@ BUGS = [
     "mask_tokens",
     "np.where(is_token, original, -1)",
     "np.where(original < vocab_size + 9, original, -1)",
-    "classify",
+    "classify::test_masking_changes_only_the_selected_tokens_and_never_padding",
   ),
   Bug(
     "every selected token becomes the mask token",
@@ -242,7 +242,7 @@ BUGS = [
     "mask_tokens",
     "np.where(p < 0.8, vocab_size",
     "np.where(p < 1.1, vocab_size",
-    "classify",
+    "classify::test_masking_changes_only_the_selected_tokens_and_never_padding",
   ),
   Bug(
     "test reviews are also training reviews",
@@ -250,7 +250,7 @@ BUGS = [
     "load_reviews",
     "(test if n < len(texts) // 10 else train).append",
     "(test if n < len(texts) // 10 and not train.append((texts[i], label)) else train).append",
-    "classify",
+    "classify::test_the_split_of_the_reviews_is_disjoint_and_constant",
   ),
   Bug(
     "truncated idx files are accepted",
@@ -258,7 +258,7 @@ BUGS = [
     "read_idx",
     "if len(data) != expected_size",
     "if len(data) > expected_size",
-    "digits",
+    "digits::test_an_invalid_idx_file_raises_an_error_that_names_it",
   ),
   Bug(
     "idx files may begin with any bytes",
@@ -266,7 +266,7 @@ BUGS = [
     "read_idx",
     'or data[:2] != b"\\0\\0" or',
     "or",
-    "digits",
+    "digits::test_an_invalid_idx_file_raises_an_error_that_names_it",
   ),
   Bug(
     "test digits are also training digits",
@@ -274,7 +274,7 @@ BUGS = [
     "load_digits",
     "np.split(order, [num_train])",
     "order[:num_train], order[:len(order) // 10]",
-    "digits",
+    "digits::test_without_training_files_the_test_images_are_split_nine_to_one_and_disjoint",
   ),
   Bug(
     "images are shifted along one axis only",
@@ -282,7 +282,7 @@ BUGS = [
     "shift_images",
     "columns = column_offsets[:, None] + np.arange(images.shape[2])",
     "columns = column_offsets[:, None] * 0 + np.arange(images.shape[2]) + max_shift",
-    "digits",
+    "digits::test_shifts_move_images_in_all_25_directions_and_fill_with_zeros",
   ),
   Bug(
     "the translator's decoder input is not shifted",
@@ -290,7 +290,7 @@ BUGS = [
     "encode",
     "pad([[end, *english] for _, english in short], padding)",
     "pad([[*english, end] for _, english in short], padding)",
-    "translate",
+    "translate::test_decoder_inputs_are_targets_shifted_right_and_long_pairs_are_left_out",
   ),
   Bug(
     "padding is a target of the translator",
@@ -298,7 +298,7 @@ BUGS = [
     "encode",
     "for _, english in short], -1)",
     "for _, english in short], padding)",
-    "translate",
+    "translate::test_decoder_inputs_are_targets_shifted_right_and_long_pairs_are_left_out",
   ),
   Bug(
     "the translator attends to padding",
@@ -306,7 +306,7 @@ BUGS = [
     "Translator.__call__",
     "is_token = source != self.padding",
     "is_token = source != -1",
-    "translate",
+    "translate::test_source_padding_and_the_kv_cache_do_not_change_the_logits",
   ),
   Bug(
     "the translator's positions ignore the cached tokens",
@@ -314,6 +314,6 @@ BUGS = [
     "Translator.embed",
     "[start:start + ids.shape[1]]",
     "[:ids.shape[1]]",
-    "translate",
+    "translate::test_source_padding_and_the_kv_cache_do_not_change_the_logits",
   ),
 ]

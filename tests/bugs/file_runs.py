@@ -9,7 +9,7 @@ BUGS = [
     "ResultFile.cut_off_incomplete_row",
     "self.file.truncate(end)",
     "",
-    "file_runs",
+    "file_runs::test_a_run_continues_after_a_kill_in_the_middle_of_a_write",
   ),
   Bug(
     "results of another model are appended",
@@ -17,7 +17,7 @@ BUGS = [
     "ResultFile.read_run",
     "if self.run.settings.get(name) != old.settings.get(name):",
     "if False:",
-    "file_runs",
+    "file_runs::test_results_of_other_settings_or_texts_are_not_mixed",
   ),
   Bug(
     "results of another text are kept",
@@ -25,7 +25,7 @@ BUGS = [
     "ResultFile.add_to_hash",
     "is_changed = self.hash.digest() != self.run.hash",
     "is_changed = False",
-    "file_runs",
+    "file_runs::test_a_last_line_that_was_completed_later_is_detected",
   ),
   Bug(
     "a line break between quotation marks ends a CSV record",
@@ -33,7 +33,7 @@ BUGS = [
     "complete_records",
     "if quoted_lines and line.count",
     "if False and line.count",
-    "file_runs",
+    "file_runs::test_a_run_continues_after_a_kill_in_the_middle_of_a_write",
   ),
   Bug(
     "parts overlap",
@@ -41,7 +41,7 @@ BUGS = [
     "Part.contains",
     "row % self.total == self.first % self.total",
     "row % self.total <= self.first % self.total",
-    "file_runs",
+    "file_runs::test_each_row_is_in_exactly_one_part",
   ),
   Bug(
     "an incomplete last line of a growing file is processed",
@@ -49,7 +49,7 @@ BUGS = [
     "RowReader.lines",
     "self.has_grown = True\n        return",
     "self.has_grown = True",
-    "file_runs",
+    "file_runs::test_an_incomplete_last_line_of_a_growing_file_is_left_to_the_next_run",
   ),
   Bug(
     "the rows before an invalid row are lost",
@@ -57,7 +57,7 @@ BUGS = [
     "chunks",
     "if chunk:\n      yield chunk\n    raise",
     "raise",
-    "file_runs",
+    "file_runs::test_the_number_of_an_invalid_row_is_given_and_the_rows_before_it_are_kept",
   ),
   Bug(
     "predictions of a batch are in the order of the texts' lengths",
@@ -73,7 +73,7 @@ BUGS = [
     "row_task",
     "session.engine.position = 0",
     "",
-    "file_runs",
+    "file_runs::test_each_row_continues_its_prompt_as_if_it_were_alone",
   ),
   Bug(
     "long vectors of a corpus are preferred",
@@ -81,7 +81,7 @@ BUGS = [
     "nearest_vectors",
     "chunk @ query / lengths",
     "chunk @ query",
-    "file_runs",
+    "file_runs::test_the_nearest_vectors_have_the_largest_cosine_similarities",
   ),
   Bug(
     "a corpus is searched although its texts have been changed",
@@ -89,7 +89,7 @@ BUGS = [
     "Corpus.texts_of",
     "if count < total or (self.hash is not None and hashed.digest() != self.hash):",
     "if False:",
-    "file_runs",
+    "file_runs::test_ask_prints_the_texts_that_are_nearest_to_a_query",
   ),
   Bug(
     "the header of a .npy file is not completed after a kill",
@@ -97,7 +97,7 @@ BUGS = [
     "ResultFile.__init__",
     "if self.rows:",
     "if False:",
-    "file_runs",
+    "file_runs::test_the_header_of_a_npy_file_is_completed_after_a_kill",
   ),
   Bug(
     "an actor of Ray has more cores than its machine",

@@ -9,7 +9,7 @@ BUGS = [
     "KVCache.layer.extend",
     "self.k[i][:, :, :end], self.v[i][:, :, :end]",
     "self.k[i][:, :, :end], self.v[i][:, :, 1:end+1]",
-    "kv_cache",
+    "kv_cache::test_prefill_logits_equal_uncached_logits",
   ),
   Bug(
     "selecting a position writes no keys to the cache",
@@ -17,7 +17,7 @@ BUGS = [
     "store_keys_values.store",
     "cache(*block.attn.keys_values(normalized, rope))",
     "pass",
-    "kv_cache decoders",
+    "kv_cache::test_logits_of_an_engine_equal_uncached_logits",
   ),
   Bug(
     "selecting a position writes keys without RoPE",
@@ -25,7 +25,7 @@ BUGS = [
     "store_keys_values.store",
     "cache(*block.attn.keys_values(normalized, rope))",
     "cache(*block.attn.keys_values(normalized))",
-    "decoders",
+    "decoders::test_greedy_tokens_of_one_engine_have_the_highest_logits_for_several_prompts",
   ),
   Bug(
     "the last block's keys omit the norm",
@@ -33,7 +33,7 @@ BUGS = [
     "store_keys_values",
     "block.residual(x, store, block.attn_norm)",
     "store(x)",
-    "kv_cache decoders",
+    "kv_cache::test_logits_of_an_engine_equal_uncached_logits",
   ),
   Bug(
     "engines with different top_k share saved kernels",
@@ -41,7 +41,7 @@ BUGS = [
     "Engine.__init__",
     'key = key and f"{key} {head.count}"',
     "pass",
-    "exact_top_k",
+    "exact_top_k::test_another_top_k_has_cached_kernels_of_its_own",
   ),
   Bug(
     "the last block's keys use a norm before the attention of a post-norm block",
@@ -49,7 +49,7 @@ BUGS = [
     "store_keys_values",
     "block.residual(x, store, block.attn_norm)",
     "store(block.attn_norm(x))",
-    "gpt1",
+    "gpt1::test_engine_logits_equal_hugging_face",
   ),
   Bug(
     "a sliding-window cache evicts one key too many",
@@ -57,7 +57,7 @@ BUGS = [
     "KVCache.reserve",
     "end - (self.window - 1)",
     "end - (self.window - 2)",
-    "decoders",
+    "decoders::test_a_windowed_cache_gives_the_logits_of_the_last_window",
   ),
   Bug(
     "a causal mask does not hide padding",
@@ -65,7 +65,7 @@ BUGS = [
     "GPT2.attention_inputs",
     "mask if attention_mask is None else mask + padding_mask(attention_mask)",
     "mask",
-    "decoders",
+    "decoders::test_left_padding_does_not_change_logits_of_cached_chunks",
   ),
   Bug(
     "top-p excludes the token that reaches p",
@@ -73,7 +73,7 @@ BUGS = [
     "probabilities",
     "preceding >= top_p",
     "preceding + p[order] >= top_p",
-    "engine",
+    "engine::test_top_p_selects_the_fewest_tokens_that_reach_p",
   ),
   Bug(
     "beam search does not reorder the KV cache",
@@ -81,7 +81,7 @@ BUGS = [
     "KVCache.reorder",
     "memory[:, :, :end] = memory[texts, :, :end]",
     "pass",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "the decoder starts with the end-of-sequence token",
@@ -89,7 +89,7 @@ BUGS = [
     "generate_seq2seq",
     "[config.decoder_start_token_id]",
     "[config.eos_token_id]",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "early_stopping=never bounds scores by the current length",
@@ -97,7 +97,7 @@ BUGS = [
     "score_bound",
     "(max_new_tokens if power > 0 else n)",
     "n",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "beam search ignores the logits processors",
@@ -105,7 +105,7 @@ BUGS = [
     "generate_seq2seq",
     "end, processors,",
     "end, (),",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "the last n-gram may be repeated",
@@ -113,7 +113,7 @@ BUGS = [
     "no_repeat_ngram.process",
     "for i in range(len(ids) - n + 1)",
     "for i in range(len(ids) - n)",
-    "generation_config",
+    "generation_config::test_an_ngram_is_not_repeated",
   ),
   Bug(
     "min_length is one token short",
@@ -121,7 +121,7 @@ BUGS = [
     "min_length",
     "if len(ids) < length else scores",
     "if len(ids) < length - 1 else scores",
-    "generation_config",
+    "generation_config::test_min_length_forbids_the_end_token_until_the_length_is_reached",
   ),
   Bug(
     "a token is forced one position late",
@@ -129,7 +129,7 @@ BUGS = [
     "forced_token.process",
     "if len(ids) != length:",
     "if len(ids) != length + 1:",
-    "generation_config",
+    "generation_config::test_a_forced_token_is_certain_at_its_position_only",
   ),
   Bug(
     "a snapshot is used although a file of the model has changed",

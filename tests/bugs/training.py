@@ -9,7 +9,7 @@ BUGS = [
     "ModelFolder.write_settings",
     'config | {"model_max_length": self.model.context}',
     "config",
-    "train",
+    "train::test_the_output_folder_has_the_files_that_other_programs_read",
   ),
   Bug(
     "a saved tokenizer.json inserts a space before a text",
@@ -17,7 +17,7 @@ BUGS = [
     "BytePairEncoding.to_json",
     '"add_prefix_space": False',
     '"add_prefix_space": True',
-    "train",
+    "train::test_a_resumed_run_equals_an_uninterrupted_one",
   ),
   Bug(
     "EOS is no special token in a saved tokenizer.json",
@@ -25,7 +25,7 @@ BUGS = [
     "BytePairEncoding.to_json",
     '{"special": True}',
     '{"special": False}',
-    "train",
+    "train::test_the_output_folder_has_the_files_that_other_programs_read",
   ),
   Bug(
     "a saved GPT-2 has no n_ctx",
@@ -33,7 +33,7 @@ BUGS = [
     "to_hf",
     '"n_ctx": c.context,',
     "",
-    "train",
+    "train::test_the_output_folder_has_the_files_that_other_programs_read",
   ),
   Bug(
     "accumulated gradients are summed, not averaged",
@@ -41,7 +41,7 @@ BUGS = [
     "Trainer.accumulate",
     "mean = p.grad / self.config.grad_accum_steps",
     "mean = p.grad",
-    "trainer",
+    "trainer::test_accumulated_and_data_parallel_steps_equal_steps_on_full_batches",
   ),
   Bug(
     "accumulated gradients of the previous step are not reset",
@@ -49,7 +49,7 @@ BUGS = [
     "Trainer.accumulate",
     "s.assign(s * self.replicate(keep_sums) + mean)",
     "s.assign(s + mean)",
-    "trainer",
+    "trainer::test_accumulated_and_data_parallel_steps_equal_steps_on_full_batches",
   ),
   Bug(
     "dropout uses the same random numbers in each step",
@@ -57,7 +57,7 @@ BUGS = [
     "Trainer.__init__",
     "random_state.create_generators(config.devices)",
     "pass",
-    "trainer",
+    "trainer::test_dropout_uses_new_random_numbers_in_each_step",
   ),
   Bug(
     "the parameters are stored in bfloat16",
@@ -73,7 +73,7 @@ BUGS = [
     "AdamW.step",
     "if p.grad is None: continue",
     "if p.grad is None: p.grad = p.zeros_like()",
-    "trainer",
+    "trainer::test_a_parameter_without_a_gradient_is_skipped",
   ),
   Bug(
     "a parameter without a gradient shifts the gradients of the others",
@@ -85,7 +85,7 @@ BUGS = [
     "    for p, g in zip(self.params, gradients, strict=False):\n"
     "      p.grad = g\n"
     "    return value",
-    "trainer",
+    "trainer::test_a_parameter_without_a_gradient_is_skipped",
   ),
   Bug(
     "the last step is not evaluated",
@@ -93,7 +93,7 @@ BUGS = [
     "train",
     "or run.step == run.steps",
     "",
-    "trainer",
+    "trainer::test_the_loop_evaluates_at_the_interval_and_at_the_last_step",
   ),
   Bug(
     "an interrupted run is not saved",
@@ -101,7 +101,7 @@ BUGS = [
     "train",
     "if run.step < run.steps: run.save()",
     "pass",
-    "trainer",
+    "trainer::test_an_interrupted_loop_saves_after_the_step_and_returns",
   ),
   Bug(
     "the cosine schedule decays to zero",
@@ -109,7 +109,7 @@ BUGS = [
     "cosine_schedule",
     "(0.55 + 0.45 * math.cos",
     "(0.5 + 0.5 * math.cos",
-    "schedules",
+    "schedules::test_the_cosine_schedule_warms_up_and_decays_to_a_tenth",
   ),
   Bug(
     "the linear schedule reaches its peak in the middle",
@@ -117,7 +117,7 @@ BUGS = [
     "linear_schedule",
     "min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))",
     "min((step + 1) / (0.5 * steps), (steps - step) / (0.5 * steps))",
-    "schedules",
+    "schedules::test_the_linear_schedule_rises_for_a_tenth_of_the_steps_and_falls_to_zero",
   ),
   Bug(
     "n-gram counts are not clipped to those of the reference",
@@ -125,7 +125,7 @@ BUGS = [
     "bleu",
     "(ngrams(t, n) & ngrams(r, n)).total()",
     "sum(c for g, c in ngrams(t, n).items() if g in ngrams(r, n))",
-    "metrics",
+    "metrics::test_word_counts_are_clipped_to_the_counts_of_the_reference",
   ),
   Bug(
     "BLEU has no brevity penalty",
@@ -133,7 +133,7 @@ BUGS = [
     "bleu",
     "min(0.0, 1 - reference_length / length)",
     "0",
-    "metrics",
+    "metrics::test_bleu_equals_the_formula_of_papineni_et_al",
   ),
   Bug(
     "every n-gram order without a match counts half a match",
@@ -141,6 +141,6 @@ BUGS = [
     "bleu",
     "smoothed_matches /= 2",
     "smoothed_matches = 0.5",
-    "metrics",
+    "metrics::test_bleu_equals_the_formula_of_papineni_et_al",
   ),
 ]

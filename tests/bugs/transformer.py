@@ -10,7 +10,7 @@ BUGS = [
     "self.q = linear(dim, heads * self.head_dim) self.k = linear(dim, kv_heads * self.head_dim)",
     "self.k = linear(dim, kv_heads * self.head_dim)\n    self.q = linear(dim, heads "
     "* self.head_dim)",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "keys and values are swapped",
@@ -18,7 +18,7 @@ BUGS = [
     "MultiHeadAttention.__call__",
     "(self.q(x), self.k(memory), self.v(memory))",
     "(self.q(x), self.v(memory), self.k(memory))",
-    "transformer",
+    "transformer::test_multi_head_attention_equals_the_oracle",
   ),
   Bug(
     "pre_norm computes post-norm",
@@ -26,7 +26,7 @@ BUGS = [
     "pre_norm",
     "return x + sublayer(norm(x)).dropout(dropout)",
     "return norm(x + sublayer(x).dropout(dropout))",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "post_norm computes pre-norm",
@@ -34,7 +34,7 @@ BUGS = [
     "post_norm",
     "return norm(x + sublayer(x).dropout(dropout))",
     "return x + sublayer(norm(x)).dropout(dropout)",
-    "transformer",
+    "transformer::test_a_block_equals_the_oracle",
   ),
   Bug(
     "causal mask of -1e4 instead of -inf",
@@ -42,7 +42,7 @@ BUGS = [
     "causal_mask",
     ".where(-math.inf, 0.0)",
     ".where(-1e4, 0.0)",
-    "transformer",
+    "transformer::test_causal_mask_is_aligned_with_the_last_key",
   ),
   Bug(
     "padding mask of -1e4 instead of -inf",
@@ -50,7 +50,7 @@ BUGS = [
     "padding_mask",
     "attention_mask.bool().where(0.0, -math.inf)",
     "attention_mask.bool().where(0.0, -1e4)",
-    "transformer",
+    "transformer::test_a_query_with_all_keys_masked_gets_zeros_and_a_zero_gradient",
   ),
   Bug(
     "causal mask lets a query see the next token",
@@ -58,7 +58,7 @@ BUGS = [
     "causal_mask",
     "Tensor.arange(S) > query_position",
     "Tensor.arange(S) > query_position + 1",
-    "transformer",
+    "transformer::test_causal_mask_is_aligned_with_the_last_key",
   ),
   Bug(
     "causal mask hides the query's own token",
@@ -66,7 +66,7 @@ BUGS = [
     "causal_mask",
     "Tensor.arange(S) > query_position",
     "Tensor.arange(S) >= query_position",
-    "transformer",
+    "transformer::test_causal_mask_is_aligned_with_the_last_key",
   ),
   Bug(
     "causal mask is aligned with the first key",
@@ -74,7 +74,7 @@ BUGS = [
     "causal_mask",
     "Tensor.arange(T).reshape(T, 1) + (S - T)",
     "Tensor.arange(T).reshape(T, 1)",
-    "transformer",
+    "transformer::test_causal_mask_is_aligned_with_the_last_key",
   ),
   Bug(
     "scores are not scaled",
@@ -82,7 +82,7 @@ BUGS = [
     "scaled_dot_product",
     "return dot_product(q, k) / math.sqrt(q.shape[-1])",
     "return dot_product(q, k)",
-    "transformer",
+    "transformer::test_attention_weights_are_the_softmax_of_scaled_dot_products",
   ),
   Bug(
     "scores are scaled by the model width",
@@ -90,7 +90,7 @@ BUGS = [
     "scaled_dot_product",
     "return dot_product(q, k) / math.sqrt(q.shape[-1])",
     "return dot_product(q, k) / math.sqrt(q.shape[-1] * q.shape[1])",
-    "transformer",
+    "transformer::test_attention_weights_are_the_softmax_of_scaled_dot_products",
   ),
   Bug(
     "heads are split in the wrong order",
@@ -98,7 +98,7 @@ BUGS = [
     "split_heads",
     '"b t (h k) -> b h t k", k=',
     '"b t (k h) -> b h t k", k=',
-    "transformer",
+    "transformer::test_multi_head_attention_equals_the_oracle",
   ),
   Bug(
     "NaN if all keys are masked",
@@ -106,7 +106,7 @@ BUGS = [
     "attention_weights",
     "(row_max == -math.inf).where(0, row_max)",
     "row_max",
-    "transformer",
+    "transformer::test_a_query_with_all_keys_masked_gets_zeros_and_a_zero_gradient",
   ),
   Bug(
     "dropout outside training",
@@ -114,7 +114,7 @@ BUGS = [
     "pre_norm",
     "return x + sublayer(norm(x)).dropout(dropout)",
     "return x + sublayer(norm(x)) * (1 - dropout * 0.1 - 0.01)",
-    "gpt2",
+    "gpt2::test_logits_equal_hugging_face",
   ),
   Bug(
     "cosines before sines",
@@ -122,7 +122,7 @@ BUGS = [
     "sinusoids",
     "Tensor.stack(angle.sin(), angle.cos(), dim=-1)",
     "Tensor.stack(angle.cos(), angle.sin(), dim=-1)",
-    "transformer",
+    "transformer::test_the_transformer_equals_the_oracle",
   ),
   Bug(
     "embeddings are not scaled by sqrt(D)",
@@ -130,7 +130,7 @@ BUGS = [
     "Transformer.embed",
     "self.tokens(ids) * math.sqrt(self.dim)",
     "self.tokens(ids)",
-    "transformer",
+    "transformer::test_the_transformer_equals_the_oracle",
   ),
   Bug(
     "padding counts in the loss",
@@ -138,7 +138,7 @@ BUGS = [
     "loss",
     "/ counted.sum()",
     "/ counted.numel()",
-    "transformer",
+    "transformer::test_the_loss_smooths_labels_and_ignores_padding",
   ),
   Bug(
     "key heads are tiled instead of repeated",
@@ -146,6 +146,6 @@ BUGS = [
     "repeat_kv",
     "x.repeat_interleave(int(q.shape[-3] // x.shape[-3]), -3)",
     "x.repeat(1, int(q.shape[-3] // x.shape[-3]), 1, 1)",
-    "llama",
+    "llama::test_logits_equal_hugging_face",
   ),
 ]
