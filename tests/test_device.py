@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from tinygrad.helpers import PARALLEL
 
 from tinyformer import device
 from tinyformer.device import select_device
@@ -188,3 +189,16 @@ print(CACHELEVEL.value)"""
     levels.append(int(run.stdout))
   assert levels[0] > 0
   assert levels[1:] == [0, 0]
+
+
+@pytest.mark.parametrize(
+  "variables, processes", [({}, 0), ({"BEAM": "0"}, 0), ({"BEAM": "2"}, 5), ({"PARALLEL": "3"}, 5)]
+)
+def test_kernels_are_compiled_in_other_processes_on_request_only(variables, processes, monkeypatch):
+  for name in ("BEAM", "PARALLEL"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(PARALLEL, "value", 5)
+  device.compile_in_this_process()
+  assert PARALLEL.value == processes

@@ -46,6 +46,7 @@ def select_device(device: str | None = None) -> str:
   if device:
     backend.require_tinygrad(device)
     set_device(device)
+  compile_in_this_process()
   if not can_cache_kernels():
     # tinygrad would raise an error for the first kernel.
     level = os.environ.setdefault("CACHELEVEL", "0")
@@ -95,6 +96,19 @@ def set_device(device: str) -> None:
   if "tinygrad" in sys.modules:
     # tinygrad reads DEV when it is imported.
     sys.modules["tinygrad"].helpers.DEV.value = device
+
+
+def compile_in_this_process() -> None:
+  """Keep tinygrad from starting processes that compile kernels, unless PARALLEL or BEAM is set.
+
+  Such processes can outlive a killed command, and a command that ends can wait for them forever.
+  On two cores they save no time.
+  """
+  if "PARALLEL" in os.environ or os.environ.get("BEAM", "0") != "0":
+    return
+  os.environ["PARALLEL"] = "0"
+  if "tinygrad" in sys.modules:  # it has read the variable already
+    sys.modules["tinygrad"].helpers.PARALLEL.value = 0
 
 
 def is_opencl_on_cpu(device: str) -> bool:
