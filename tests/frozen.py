@@ -1,7 +1,8 @@
 """Compute the results that tests/test_frozen.py compares with tests/frozen.json.
 
 `python tests/frozen.py` overwrites frozen.json. The file was written at commit 1097acd, before the
-repository was reorganized. A refactoring must not change it.
+repository was reorganized. A refactoring must not change it. Since then one value has changed: the
+probabilities of `ask.py`'s answers, which now take "no answer" into account.
 """
 
 import base64

@@ -40,7 +40,7 @@ def greedy(model, ids, count=20):
   """Return the tokens that our model generates."""
   from tinyformer.tasks.text_generation import SamplingConfig
 
-  generator = model._text_generator(SamplingConfig(count, temperature=0))
+  generator = model._text_generator(SamplingConfig(count, temperature=0), keep_cache=False)
   generator.engine.position = 0
   for _ in generator.generate(ids):
     pass

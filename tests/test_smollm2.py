@@ -55,7 +55,7 @@ def greedy(model, ids: list[int]) -> list[int]:
   """Return the tokens that our model generates, without the end of the turn."""
   from tinyformer.tasks.text_generation import SamplingConfig
 
-  generator = model._text_generator(SamplingConfig(NUM_TOKENS, temperature=0))
+  generator = model._text_generator(SamplingConfig(NUM_TOKENS, temperature=0), keep_cache=False)
   generator.engine.position = 0
   for _ in generator.generate(ids):
     pass
