@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
   args = parse_arguments(argv)
   # Without this, stopped child processes and the random weights would outlive a terminated parent.
   for number in SIGNALS:
-    signal.signal(number, lambda number, _: sys.exit(128 + number))
+    signal.signal(number, exit_soon)
   names = measurable(args)
   machine: dict[str, Any] = {
     "date": time.strftime("%Y-%m-%d"),
@@ -148,6 +148,17 @@ def main(argv: list[str] | None = None) -> int:
   ]
   print(table(results, machine, args.model), "", ", ".join(machine_texts), sep="\n")
   return 0
+
+
+def exit_soon(number: int, _) -> None:
+  """Exit because of a signal, and try again if the process still runs after ten seconds.
+
+  Python ignores exceptions in callbacks and destructors, even SystemExit.
+  """
+  if hasattr(signal, "setitimer"):
+    signal.signal(signal.SIGALRM, lambda *_: exit_soon(number, None))
+    signal.setitimer(signal.ITIMER_REAL, 10)
+  sys.exit(128 + number)
 
 
 def measurable(args: argparse.Namespace) -> list[str]:

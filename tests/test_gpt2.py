@@ -155,7 +155,7 @@ def test_int4_weights_leave_embeddings_and_the_head_in_int8(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [FUSED, CPU_KERNELS], ids=["fused", "kernels"])
 def test_logits_of_int4_weights_are_close(tmp_path, parts):
-  checkpoints.save(randomise(GPT2(GPT2Config(19, 10, 64, 2, 2))), tmp_path)
+  checkpoints.save(GPT2(GPT2Config(19, 10, 64, 2, 2)), tmp_path)
   ids = Tensor([[3, 1, 4, 1, 5]])
   expected = load_module(tmp_path)(ids).numpy()
   actual = load_module(tmp_path, "int4", parts)(ids).numpy()
@@ -181,7 +181,7 @@ for dtype, share in (("float32", 1e-5), ("int8", 0.15)):
   uncached = model(Tensor(expected["ids"][:1, :5])).numpy()[:, 4]
   for actual in (uncached, engine(expected["ids"][:1, 3:5])):
     assert abs(actual - reference).max() < share * expected["logits"].std()
-  assert [step.graph_runner for step in engine.steps.values()] == [None, None]"""
+  assert {step.graph_runner for step in engine.steps.values()} == {None}"""
   subprocess.run(
     [sys.executable, "-c", code], cwd=ROOT, check=True, env=os.environ | {"DEV": "PYTHON"}
   )

@@ -296,10 +296,11 @@ def range_ignored(self):
 
 
 def if_range_ignored(self):
-  """Send the rest of another version, under its own ETag, as if nothing had changed."""
+  """Send the rest of the branch's next version, under its own ETag, as if nothing had changed."""
   hub = self.server
   hub.version = (hub.version + 1) % len(hub.versions)
-  self.data = hub.versions[hub.version][self.file]
+  self.version = self.requested_version()
+  self.data = hub.versions[self.version][self.file]
   del self.headers["If-Range"]
   self.send(*self.range())
 
