@@ -121,8 +121,8 @@ def test_arguments(bug: Bug) -> list[str]:
   return [f"tests/test_{module}.py{separator}{test}" for module, separator, test in names]
 
 
-def catch(bug: Bug) -> str | None:
-  """Return the first test that fails with the bug planted, or None."""
+def catch(bug: Bug) -> tuple[str | None, str]:
+  """Return the first test that fails with the bug planted, or None, and the output of the tests."""
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / "project"
     shutil.copytree(ROOT, copy, ignore=IGNORED)
@@ -137,7 +137,8 @@ def catch(bug: Bug) -> str | None:
     environment = os.environ | {"PYTHONPATH": str(copy)}
     run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     failures = re.findall(r"^(?:FAILED|ERROR) tests/(\S+)", run.stdout, re.M)
-    return failures[0] if run.returncode == 1 and failures else None
+    output = f"{run.stdout}{run.stderr}exit status {run.returncode}"
+    return failures[0] if run.returncode == 1 and failures else None, output
 
 
 def main(words: list[str]) -> int:
@@ -148,7 +149,10 @@ def main(words: list[str]) -> int:
   ]
   missed = 0
   with ThreadPoolExecutor(os.cpu_count()) as pool:
-    for bug, test in zip(bugs, pool.map(catch, bugs), strict=True):
+    for bug, (test, output) in zip(bugs, pool.map(catch, bugs), strict=True):
+      if test is None:
+        print(*output.splitlines()[-20:], sep="\n")
+        test, _ = catch(bug)  # once more, in case the process was killed
       print(f"caught: {bug.title} by {test}" if test else f"MISSED: {bug.title}", flush=True)
       missed += test is None
   print(f"{len(bugs) - missed} passed, {missed} failed")

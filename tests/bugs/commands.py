@@ -137,7 +137,7 @@ BUGS = [
     "TextRun.evaluate_resumed_step",
     "if is_due and",
     "if False and",
-    "train::test_a_resumed_run_equals_an_uninterrupted_one",
+    "train",
   ),
   Bug(
     "the terminal ignores --scale",
