@@ -52,6 +52,8 @@ TASKS = {
 # A model of a billion parameters is measured at most in 16 bits.
 LARGE_DTYPES = ("bfloat16", "int8", "int4")
 FIGURES = ["speed", "first-token", "memory", "size", "training", "embeddings"]
+# The peers whose training step is measured.
+TRAINED = ("tinyformer float32", "minigrad float32", "torch float32")
 # --quick leaves these out: torch.compile compiles for minutes.
 SLOW_PEERS = ("torch.compile",)
 
@@ -220,7 +222,7 @@ def measure_everything(
     "size": lambda: sizes(names, args.llama_cpp),
     "training": lambda: measure_in_rounds(
       "training",
-      [name for name in names if name in ("tinyformer float32", "torch float32")],
+      [name for name in names if name in TRAINED],
       folder,
       ["training step, ms"],
       Schedule(repeat, warmup=1),
