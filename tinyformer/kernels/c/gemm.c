@@ -1,3 +1,4 @@
+#include "bias.h"
 #include "dtypes.h"
 
 // Batched matrix product:
@@ -82,13 +83,7 @@ INLINE void pack_b(float *out, const TYPE *b, int k, int depth, int column, int 
 }
 
 KERNEL NAME(float *restrict outs, const float *restrict as, const TYPE *restrict bs,
-#if HAS_BIAS
-            const float *restrict bias,
-#endif
-            int task) {
-#if !HAS_BIAS
-  const float *bias = 0;
-#endif
+            BIAS_PARAMETER int task) {
   ALIGNED float packed_b[KC * NC], packed_a[MC * KC];
   long first = UNITS * task / NUM_TASKS, last = UNITS * (task + 1) / NUM_TASKS;
   long first_row = 0, last_row = M, first_column = 0, last_column = N;

@@ -1,3 +1,4 @@
+#include "bias.h"
 #include "dtypes.h"
 #if IS_BF16
 typedef float A_TYPE;
@@ -289,13 +290,7 @@ INLINE void dot_tile(float *out, long ld, const Block *block, int i0, int j0, in
 }
 
 KERNEL NAME(float *restrict out, const A_TYPE *restrict x, const TYPE *restrict w,
-#if HAS_BIAS
-            const float *restrict bias,
-#endif
-            int task) {
-#if !HAS_BIAS
-  const float *bias = 0;
-#endif
+            BIAS_PARAMETER int task) {
   Block block;
   long first = UNITS * task / NUM_TASKS, last = UNITS * (task + 1) / NUM_TASKS;
   long first_row = SPLIT_COLUMNS ? 0 : first * R;

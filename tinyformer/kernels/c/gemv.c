@@ -1,3 +1,4 @@
+#include "bias.h"
 #include "dtypes.h"
 #include "partial_sums.h"
 
@@ -50,13 +51,7 @@ INLINE void multiply_add(vec s[M][ROWS_PER_ITER][PARTS], const float *x, const T
 }
 
 KERNEL NAME(float *restrict out, const float *restrict x, const TYPE *restrict w,
-#if HAS_BIAS
-            const float *restrict bias,
-#endif
-            int task) {
-#if !HAS_BIAS
-  const float *bias = 0;
-#endif
+            BIAS_PARAMETER int task) {
   long n = UNITS * task / NUM_TASKS * ROWS_PER_ITER;
   long last = UNITS * (task + 1) / NUM_TASKS * ROWS_PER_ITER;
   for (; n < last; n += ROWS_PER_ITER) {

@@ -1,3 +1,4 @@
+#include "bias.h"
 #include "int4.h"
 
 // Product of an int4 weight matrix with the few rows of x in a step of generation. Each group of x
@@ -176,13 +177,7 @@ INLINE void multiply_add(vec *s, const rounded_row *x, long g, const byte *block
 }
 
 KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w,
-#if HAS_BIAS
-            const float *restrict bias,
-#endif
-            int task) {
-#if !HAS_BIAS
-  const float *bias = 0;
-#endif
+            BIAS_PARAMETER int task) {
   rounded_row rows[M];
   for (long m = 0; m < M; m++)
     round_row(rows + m, x + m * K);
