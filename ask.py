@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -234,17 +235,7 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
 
     return file_run.RowTask(embed, "embedding", common, text, is_batched=True)
   if model.task == "text-classification":
-    columns = (*text, args.pair_column or "text_pair") if args.pair else text
-
-    def classify_rows(rows: Sequence[tuple[str, ...]]) -> list[list[Prediction]]:
-      texts = [(row[0], row[1]) if args.pair else row[0] for row in rows]
-      return model.classify_many(texts, top)
-
-    # A regression model returns all its values.
-    num_labels = len(model.module.labels)
-    width = min(top, num_labels) if model.scores_are_probabilities else num_labels
-    task = file_run.RowTask(classify_rows, "predictions", with_top, columns, is_batched=True)
-    return task._replace(fields=Prediction._fields, width=width)
+    return classification_task(args, model, with_top)
   if model.task == "image-classification":
     # The rows of a folder are names of its files.
     folder = args.input if args.input.is_dir() else Path()
@@ -268,6 +259,23 @@ def row_task(args: argparse.Namespace, model: Model) -> file_run.RowTask:
     function = file_run.each(lambda text: model.translate(text, *options.values()))
     return file_run.RowTask(function, "text", common | options, text)
   raise cli.UsageError(f"{args.model} is a model for {model.task}: use gpt.py")
+
+
+def classification_task(
+  args: argparse.Namespace, model: Model, settings: dict[str, Any]
+) -> file_run.RowTask:
+  """Return the task of a text classifier, for texts or for pairs."""
+  columns = (args.column, args.pair_column or "text_pair") if args.pair else (args.column,)
+
+  def classify_rows(rows: Sequence[tuple[str, ...]]) -> list[list[Prediction]]:
+    texts = [(row[0], row[1]) if args.pair else row[0] for row in rows]
+    return model.classify_many(texts, args.top)
+
+  # A regression model returns all its values.
+  num_labels = len(model.module.labels)
+  width = min(args.top, num_labels) if model.scores_are_probabilities else num_labels
+  task = file_run.RowTask(classify_rows, "predictions", settings, columns, is_batched=True)
+  return task._replace(fields=Prediction._fields, width=width)
 
 
 def load_task(args: argparse.Namespace) -> file_run.RowTask:

@@ -27,12 +27,12 @@ def sentences(folder: Path) -> list[str]:
   result = []
   for length in np.clip(rng.lognormal(2.6, 0.6, NUM_SENTENCES), 2, 60).astype(int):
     ranks = rng.zipf(1.3, length) % len(words)
-    chosen = [words[rank] for rank in ranks]
+    stems = [words[rank] for rank in ranks]
     # A tenth of the words consists of several tokens.
     compound = rng.random(length) < 0.1
     parts = [
-      word + ends[rng.integers(len(ends))] if split else word
-      for word, split in zip(chosen, compound, strict=True)
+      stem + ends[rng.integers(len(ends))] if split else stem
+      for stem, split in zip(stems, compound, strict=True)
     ]
     result.append(" ".join(parts).capitalize() + ".")
   return result

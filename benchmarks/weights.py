@@ -258,9 +258,9 @@ def make_minilm(folder: Path, config: dict = MINILM) -> None:
   write_safetensors(folder / "model.safetensors", bert_shapes(config), "F32", rng)
   letters = "abcdefghijklmnopqrstuvwxyz"
   special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "."]
-  pieces = [*letters, *(f"##{letter}" for letter in letters)]
+  characters = [*letters, *(f"##{letter}" for letter in letters)]
   words = [a + b + c + d for a in letters for b in "aeiou" for c in letters for d in letters]
-  tokens = (special + pieces + words)[: config["vocab_size"]]
+  tokens = (special + characters + words)[: config["vocab_size"]]
   write_text(folder / "vocab.txt", "\n".join([*tokens, ""]))
   library = "sentence_transformers.models"
   modules = [

@@ -193,9 +193,9 @@ def run_workload(name: str, scale: float) -> None:
   """Run a workload and print its memory after a quarter, after half, and at the end."""
   function, count = WORKLOADS[name]
   with tempfile.TemporaryDirectory() as folder:
-    measured = [resident_megabytes() for _ in function(Path(folder), int(count * scale))]
-  quarters = (len(measured) // 4, len(measured) // 2, len(measured) - 1)
-  print(*(f"{measured[i]:.1f}" for i in quarters))
+    megabytes = [resident_megabytes() for _ in function(Path(folder), int(count * scale))]
+  quarters = (len(megabytes) // 4, len(megabytes) // 2, len(megabytes) - 1)
+  print(*(f"{megabytes[i]:.1f}" for i in quarters))
 
 
 def measure(name: str, scale: float = 1) -> list[float]:

@@ -79,5 +79,5 @@ def fold_workgroup(op: Ops, value: UOp, thread: UOp, buffer: UOp, axis: int) -> 
 
   buffer: local memory with a number for each work item.
   """
-  shared = buffer.after(buffer[thread].store(value).barrier())
-  return fold(op, static_shape(buffer)[0], axis, lambda i: shared[i])
+  values = buffer.after(buffer[thread].store(value).barrier())
+  return fold(op, static_shape(buffer)[0], axis, lambda i: values[i])

@@ -62,10 +62,10 @@ def all_to_bytes(spellings: Sequence[str]) -> list[bytes]:
   return split_by_lengths(values.astype(np.uint8).tobytes(), map(len, spellings))
 
 
-def split_by_lengths(whole, lengths: Iterable[int]) -> list:
+def split_by_lengths(sequence, lengths: Iterable[int]) -> list:
   """Return the consecutive parts of a text or of bytes that have these lengths."""
   ends = itertools.accumulate(lengths, initial=0)
-  return [whole[start:end] for start, end in itertools.pairwise(ends)]
+  return [sequence[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def to_letters(text: str) -> str:
