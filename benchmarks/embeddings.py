@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 NUM_SENTENCES = 1000
-# One by one, a part of the sentences is enough.
+# Embedding sentences one by one is slow, so only a part of them is measured.
 ONE_BY_ONE_STRIDE = 20
 BATCHED = "1,000 sentences, batched"
 ONE_BY_ONE = "sentences one by one"

@@ -12,7 +12,7 @@ from benchmarks.machine import CORES, last_line
 from benchmarks.report import Results
 from benchmarks.systems import OURS
 
-# These generate with the same program as another peer, or none.
+# These peers generate with another peer's program, or do not generate text.
 UNMEASURED = ("torch.compile", "sentence-transformers")
 
 

@@ -130,7 +130,8 @@ def with_tensors(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
 
   A head that is not scaled has a matrix of its own, unless the checkpoint lacks it: config.json has
   no setting for this. transformers decides likewise.
-  Raises ValueError if the input of a head is scaled that is not a copy of the token embeddings.
+  Raises ValueError if config.json ties a scaled head to the token embeddings, but the checkpoint
+  has another matrix for it.
   """
   head = tensors.get("lm_head.weight")
   if not config.scaled:
@@ -140,7 +141,7 @@ def with_tensors(config: T5Config, tensors: Mapping[str, Any]) -> T5Config:
     if head.shape != tokens.shape or (head.numpy() != tokens.numpy()).any():
       raise ValueError(
         "lm_head.weight differs from shared.weight, to which config.json ties the head: write "
-        '"tie_word_embeddings": false if the head has a matrix of its own and is not scaled'
+        '"tie_word_embeddings": false if the head has its own matrix and its input is not scaled'
       )
   return config
 

@@ -84,7 +84,7 @@ def quantize_groups(x):
 
 
 def multiplied_activations(x, dtype):
-  """Return what is multiplied by weights of a dtype. GEMM rounds x to the weights' width."""
+  """Return x as a product with weights of a dtype reads it: GEMM rounds it to their width."""
   if len(x) > MAX_GEMV_ROWS and has_clang(Device.DEFAULT):
     if dtype == dtypes.int8:
       return quantize_groups(x)
