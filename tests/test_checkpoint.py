@@ -74,11 +74,15 @@ def test_random_bytes_are_refused(tmp_path):
     '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": 1}',
     '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "__metadata__": {"b": 1}}',
     '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}}',
+    '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, '
+    '"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
+    '{"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}',
     '{"a": ' + "[" * 100_000,
   ],
 )
 def test_invalid_header_is_refused(tmp_path, header):
-  (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+  data = header.encode(errors="surrogatepass")
+  (tmp_path / "x").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
   with pytest.raises(ValueError, match="is not a valid safetensors file"):
     safetensors.read_safetensors(tmp_path / "x")
 

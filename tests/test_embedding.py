@@ -159,6 +159,10 @@ def test_an_unknown_prompt_is_refused_with_the_names_of_the_known_ones(embed):
       {"modules.json": [{"path": "../x", "type": "a.Pooling"}]},
       "'../x' of a module is not the name of a folder",
     ),
+    (
+      {"modules.json": [{"path": "x" * 256, "type": "a.Pooling"}]},
+      "'xxx.*xxx' of a module is not the name of a folder",
+    ),
     ({"modules.json": {"path": ""}}, "must contain a JSON array, not dict"),
     ({"modules.json": [3]}, "must have a path and a type, unlike 3"),
     (

@@ -226,6 +226,7 @@ def test_missing_shards_are_downloaded(server):
     {"x": "/tmp/evil.safetensors"},
     {"x": "a\\b.safetensors"},
     {"x": ".."},
+    {"x": "x" * 300 + ".safetensors"},
     {"x": "config.json"},
     {"x": 3},
     {"x": {}},

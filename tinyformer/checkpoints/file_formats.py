@@ -17,8 +17,9 @@ MAX_HEADER_BYTES = 100_000_000
 # The largest file besides the weights. It bounds the memory that parsing takes.
 MAX_SMALL_FILE_BYTES = 1 << 26
 HTML = re.compile(rb"\s*(<!doctype|<html|<head|<body|<\?xml)", re.I)
-# The name of a module's folder, such as 1_Pooling. It is a part of a URL and of a path.
-FOLDER_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+# The name of a module's folder, such as 1_Pooling. It is a part of a URL and of a path, and file
+# systems allow 255 bytes.
+FOLDER_NAME = re.compile(r"\w[\w.-]{,254}", re.ASCII)
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 

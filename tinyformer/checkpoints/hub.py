@@ -59,7 +59,7 @@ INDEX = "model.safetensors.index.json"
 SMALL_FILES = ("config.json", "modules.json", INDEX, *OPTIONAL_FILES, *SENTENCE_FILES)
 DOWNLOADED = {*SMALL_FILES, *(f for s in PROCESSOR_FILES for f in s)}
 # A shard's name is a part of a URL and of a path.
-SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
+SHARD_NAME = re.compile(r"\w[\w.-]{,240}\.safetensors", re.ASCII)
 
 
 def endpoint() -> str:

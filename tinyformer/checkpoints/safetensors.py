@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,7 +149,7 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"the file ends before its header of {length:,} bytes does")
       if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
-      header = json.loads(f.read(length))
+      header = json.loads(f.read(length).decode(), object_pairs_hook=unique_names)
     metadata = header.pop("__metadata__", {})
     if not all(isinstance(value, str) for value in metadata.values()):
       raise ValueError("its metadata are not strings")
@@ -165,6 +166,15 @@ def read_safetensors(path: Path) -> dict[str, TensorInfo]:
   except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
     reason = f"a tensor has no {e}" if isinstance(e, KeyError) else e
     raise ValueError(printable(f"{path} is not a valid safetensors file: {reason}", 500)) from e
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Return the entries of a JSON object as a dict. Raises ValueError if two have the same name."""
+  entries = dict(pairs)
+  if len(entries) < len(pairs):
+    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    raise ValueError(f"its header has two entries named {twice}")
+  return entries
 
 
 def parse_entry(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
