@@ -82,6 +82,17 @@ def test_top_p_selects_the_fewest_tokens_that_reach_p():
     assert full[selected].min() > full[~selected].max(initial=0)
 
 
+def test_logits_that_cannot_be_sampled_may_be_infinite():
+  """The engine may set the logits that are not among the top k to -inf."""
+  smallest = np.sort(LOGITS)[-5]
+  candidates = np.where(smallest <= LOGITS, LOGITS, -np.inf)
+  top_5 = probabilities(LOGITS, 0.8, 5)
+  np.testing.assert_array_equal(probabilities(candidates, 0.8, 5), top_5)
+  selected = probabilities(candidates, 0.8, 5, 0.5) > 0
+  assert top_5[selected].sum() >= 0.5 > top_5[selected].sum() - top_5[selected].min()
+  assert top_5[selected].min() > top_5[~selected].max()
+
+
 # generate
 
 

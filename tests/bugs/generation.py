@@ -76,6 +76,14 @@ BUGS = [
     "engine::test_top_p_selects_the_fewest_tokens_that_reach_p",
   ),
   Bug(
+    "top-p assumes that no logit is -inf",
+    "tinyformer/generation/sampling.py",
+    "probabilities",
+    'indices[np.argsort(-p[indices], kind="stable")]',
+    'np.argsort(-p[indices], kind="stable")',
+    "engine::test_logits_that_cannot_be_sampled_may_be_infinite",
+  ),
+  Bug(
     "beam search does not reorder the KV cache",
     "tinyformer/generation/kv_cache.py",
     "KVCache.reorder",

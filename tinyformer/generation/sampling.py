@@ -20,13 +20,17 @@ def probabilities(
   """
   if temperature == 0:
     return np.eye(1, len(logits), int(logits.argmax()))[0]
-  x = (logits.astype(np.float64) - logits.max()) / temperature
+  # Most logits are -inf if an engine computes the largest ones only.
+  indices = np.flatnonzero(logits != -np.inf)
+  x = (logits[indices].astype(np.float64) - logits.max()) / temperature
   if 0 < top_k < len(x):
-    x = np.where(x < np.partition(x, -top_k)[-top_k], -np.inf, x)
-  p = np.exp(x)
+    is_candidate = x >= np.partition(x, -top_k)[-top_k]
+    indices, x = indices[is_candidate], x[is_candidate]
+  p = np.zeros(len(logits))
+  p[indices] = np.exp(x)
   p /= p.sum()
   if top_p < 1:
-    order = np.argsort(-p, kind="stable")
+    order = indices[np.argsort(-p[indices], kind="stable")]
     preceding = np.cumsum(p[order]) - p[order]
     # The first token with which the total reaches top_p remains.
     p[order[preceding >= top_p]] = 0
