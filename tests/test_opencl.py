@@ -1,6 +1,7 @@
 """The commands on OpenCL, whose kernels are those for a GPU: the same results as on the CPU.
 
-The tests need an OpenCL device, such as Debian's pocl-opencl-icd, which computes on the CPU.
+The tests need an OpenCL device, such as Debian's pocl-opencl-icd, which computes on the CPU, and an
+OpenCL loader, such as ocl-icd-libopencl1.
 """
 
 import csv
