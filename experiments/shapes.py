@@ -1,11 +1,14 @@
 """Train GPT-2 models of several shapes with equal compute and compare their bits per byte.
 
-`python experiments/shapes.py DATA...` evaluates each model on the validation documents.
+`python experiments/shapes.py DATA...` evaluates each model on the validation documents. `--ray`
+trains the models on a Ray cluster.
 """
 
 import argparse
 import csv
 import math
+import os
+import platform
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +16,7 @@ from typing import NamedTuple
 import train
 from experiments import common
 from tinyformer import cli
+from tinyformer.cli import ray_cluster
 
 
 class Shape(NamedTuple):
@@ -116,7 +120,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     "contents (default: %(default)s)",
   )
   p.add_argument("--device", help="tinygrad device to compute on, such as CPU, METAL or CUDA")
+  ray_cluster.add_arguments(p.add_argument_group("several machines"), "shapes")
   return p.parse_args(argv)
+
+
+def steps_of(args: argparse.Namespace, shape: Shape) -> int:
+  """Return the number of training steps for the FLOPs of --flops."""
+  flops_per_step = shape.flops_per_token(args.context) * args.batch * args.context
+  return max(1, round(args.flops / flops_per_step))
+
+
+def validation_documents(args: argparse.Namespace) -> list[str]:
+  """Return the beginnings of the documents that no model is trained on."""
+  from tinyformer.training.documents import read_documents, train_val_split
+
+  _, documents = train_val_split(read_documents(args.data), args.seed)
+  return [document[: args.max_chars_per_document] for document in documents]
 
 
 def bits_per_byte(folder: Path, documents: list[str]) -> float:
@@ -163,60 +182,131 @@ def train_arguments(
   return [*map(str, args.data), "-o", str(out), *flags, *values]
 
 
+def train_shape(args: argparse.Namespace, shape: Shape, tokenizer: Path | None) -> int:
+  """Train a shape, or resume its training, and return the exit status of train.py.
+
+  tokenizer: that of train_arguments. Raises UsageError if the folder has another run.
+  """
+  steps = steps_of(args, shape)
+  status = train.main(train_arguments(args, shape, steps, tokenizer))
+  if status == 0 and (last_step := read_log(args, shape)[-1]["step"]) != str(steps):
+    raise cli.UsageError(
+      f"{args.out / str(shape)} contains a run of {last_step} steps, not {steps}: "
+      "choose another folder with -o"
+    )
+  return status
+
+
+def read_log(args: argparse.Namespace, shape: Shape) -> list[dict[str, str]]:
+  """Return the rows of a shape's log.csv."""
+  with (args.out / str(shape) / "log.csv").open() as file:
+    return list(csv.DictReader(file))
+
+
+def train_here(
+  args: argparse.Namespace, shapes: list[Shape], documents: list[str]
+) -> dict[Shape, float]:
+  """Train one shape after the other in this process, and return the bits per byte of each.
+
+  Raises SystemExit if a signal ends the training.
+  """
+  tokenizers: dict[int, Path] = {}
+  results: dict[Shape, float] = {}
+  for shape in shapes:
+    if status := train_shape(args, shape, tokenizers.get(shape.vocab_size)):
+      raise SystemExit(status)
+    out = args.out / str(shape)
+    tokenizers.setdefault(shape.vocab_size, out)
+    results[shape] = bits_per_byte(out, documents)
+  return results
+
+
+def train_in_worker(
+  args: argparse.Namespace, shape: Shape, folder: str, cpus: int
+) -> tuple[float, str] | None:
+  """Train a shape in a worker of Ray. Return the bits per byte and the machine's name.
+
+  Return None if the training was stopped.  folder: the command's.  cpus: the number of cores.
+  """
+  ray_cluster.prepare_worker(cpus, folder)
+  if not args.out.is_dir():
+    raise cli.UsageError(
+      f"{platform.node()} does not have the folder {args.out}: with -o, choose one that all "
+      "machines share"
+    )
+  common.select_tinygrad_device(args.device)
+  # The tokenizers that are trained on the same documents are equal.
+  if train_shape(args, shape, tokenizer=None):
+    return None
+  value = bits_per_byte(args.out / str(shape), validation_documents(args))
+  return value, platform.node()
+
+
+def train_on_cluster(args: argparse.Namespace, shapes: list[Shape]) -> dict[Shape, float]:
+  """Train each shape in a task of Ray, and return the bits per byte of each.
+
+  Raises SystemExit if a signal ends the training.
+  """
+  args.out.mkdir(parents=True, exist_ok=True)
+  with ray_cluster.connected(args) as cluster, cli.deferred_interrupt() as interrupted:
+    cli.note(str(cluster))
+    # The worker ends after the task, so the memory of the model is free again.
+    options = {"num_cpus": cluster.cpus, "max_calls": 1, "max_retries": ray_cluster.RETRIES}
+    train_remotely = cluster.ray.remote(**options)(train_in_worker)
+    tasks = {
+      train_remotely.remote(args, shape, os.getcwd(), cluster.cpus): shape for shape in shapes
+    }
+    results: dict[Shape, float] = {}
+    with ray_cluster.stopping(cluster, tasks):
+      for task in ray_cluster.finished(cluster, tasks, interrupted):
+        with ray_cluster.one_line_errors():
+          value, machine = cluster.ray.get(task)
+        results[tasks[task]] = value
+        cli.note(f"{tasks[task]}: {value:.4f} bits per byte, trained on {machine}")
+    if number := interrupted():
+      cli.note("stopped: the same command continues the training")
+      raise SystemExit(128 + number)
+  return results
+
+
+def table_row(args: argparse.Namespace, shape: Shape, value: float) -> list:
+  """Return a row of the table. value: the bits per byte."""
+  tokens = steps_of(args, shape) * args.batch * args.context
+  seconds = sum(float(row["seconds"]) for row in read_log(args, shape))
+  return [
+    f"{shape.vocab_size:,}",
+    shape.num_layers,
+    shape.heads,
+    shape.dim,
+    f"{shape.matmul_parameters / 1e6:.2f} M",
+    f"{tokens / 1e6:.1f} M",
+    f"{seconds / 60:.0f}",
+    f"{value:.4f}",
+  ]
+
+
 def main(argv: list[str] | None = None) -> int:
   args = parse(argv)
+  ray_cluster.check_arguments(args)
   common.select_tinygrad_device(args.device)
-  from tinyformer.training.documents import read_documents, train_val_split
-
-  _, val = train_val_split(read_documents(args.data), args.seed)
-  val = [document[: args.max_chars_per_document] for document in val]
-  rows: list[tuple[float, list]] = []
-  tokenizers: dict[int, Path] = {}
-  for shape in args.shape or SHAPES:
-    out = args.out / str(shape)
+  documents = validation_documents(args)
+  shapes: list[Shape] = list(dict.fromkeys(args.shape or SHAPES))
+  for shape in shapes:
     tokens_per_step = args.batch * args.context
-    flops_per_step = shape.flops_per_token(args.context) * tokens_per_step
-    steps = max(1, round(args.flops / flops_per_step))
-    cli.note(f"{shape}: {steps:,} steps of {tokens_per_step:,} tokens")
-    status = train.main(train_arguments(args, shape, steps, tokenizers.get(shape.vocab_size)))
-    if status:
-      return status
-    tokenizers.setdefault(shape.vocab_size, out)
-    log = list(csv.DictReader((out / "log.csv").open()))
-    if log[-1]["step"] != str(steps):
-      raise cli.UsageError(
-        f"{out} contains a run of {log[-1]['step']} steps, not {steps}: "
-        "choose another folder with -o"
-      )
-    value = bits_per_byte(out, val)
-    row = [
-      f"{shape.vocab_size:,}",
-      shape.num_layers,
-      shape.heads,
-      shape.dim,
-      f"{shape.matmul_parameters / 1e6:.2f} M",
-      f"{steps * tokens_per_step / 1e6:.1f} M",
-      f"{sum(float(r['seconds']) for r in log) / 60:.0f}",
-      f"{value:.4f}",
-    ]
-    rows.append((value, row))
+    cli.note(f"{shape}: {steps_of(args, shape):,} steps of {tokens_per_step:,} tokens")
+  if args.ray is None:
+    results = train_here(args, shapes, documents)
+  else:
+    results = train_on_cluster(args, shapes)
   print(
-    f"{args.flops:.1e} FLOPs per model, {len(val):,} validation documents, "
+    f"{args.flops:.1e} FLOPs per model, {len(documents):,} validation documents, "
     f"the first {args.max_chars_per_document:,} characters of each\n"
   )
-  common.print_table(
-    [
-      "vocabulary",
-      "layers",
-      "heads",
-      "width",
-      "matrix parameters",
-      "training tokens",
-      "minutes",
-      "bits per byte",
-    ],
-    [row for _, row in sorted(rows, key=lambda r: r[0])],
-  )
+  header = ["vocabulary", "layers", "heads", "width", "matrix parameters", "training tokens"]
+  rows = [
+    table_row(args, shape, results[shape]) for shape in sorted(shapes, key=results.__getitem__)
+  ]
+  common.print_table([*header, "minutes", "bits per byte"], rows)
   return 0
 
 

@@ -16,7 +16,7 @@ from test_file_runs import run_ask
 
 import ask
 from tinyformer import cli
-from tinyformer.cli import file_run, ray_run
+from tinyformer.cli import file_run, ray_cluster, ray_run
 
 # A command like ask.py, one of whose workers is killed when it reads a certain text.
 KILLED = """
@@ -140,21 +140,21 @@ def test_a_row_that_is_invalid_in_a_worker_is_named_and_the_rows_before_it_are_k
 @pytest.mark.slow
 def test_a_server_that_is_no_ray_cluster_is_refused_in_a_short_time(monkeypatch):
   pytest.importorskip("ray")
-  monkeypatch.setattr(ray_run, "ANSWER_TIMEOUT", 3)
+  monkeypatch.setattr(ray_cluster, "ANSWER_TIMEOUT", 3)
   with socket.create_server(("127.0.0.1", 0)) as server:
     address = f"127.0.0.1:{server.getsockname()[1]}"
     with pytest.raises(cli.UsageError, match=f"no Ray cluster answers at {address}: check"):
-      ray_run.check_address(address)
+      ray_cluster.check_address(address)
 
 
 def test_an_address_that_cannot_be_reached_is_refused():
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]
   with pytest.raises(cli.UsageError, match=rf"cannot reach the Ray cluster 127.0.0.1:{port}: "):
-    ray_run.check_address(f"127.0.0.1:{port}")
+    ray_cluster.check_address(f"127.0.0.1:{port}")
   for address in ("127.0.0.1", "ray://127.0.0.1:10001", ":6379", "host:port", "host:99999", "x:y"):
     with pytest.raises(cli.UsageError, match="is not an address of a Ray cluster, HOST:PORT"):
-      ray_run.check_address(address)
+      ray_cluster.check_address(address)
 
 
 def machine(cpus, is_alive=True):
@@ -173,15 +173,15 @@ def machine(cpus, is_alive=True):
 )
 def test_the_cores_of_each_machine_are_divided_among_actors(sizes, cpus, expected):
   nodes = [*map(machine, sizes), machine(1, is_alive=False)]
-  assert ray_run.divide(nodes, cpus) == expected
+  assert ray_cluster.divide(nodes, cpus) == expected
   assert sum(size // expected[0] for size in sizes) == expected[1]
 
 
 def test_more_cores_than_a_machine_has_are_refused():
   with pytest.raises(cli.UsageError, match=r"has 5 CPU cores; the largest has 4: use a smaller"):
-    ray_run.divide([machine(4), machine(2)], 5)
+    ray_cluster.divide([machine(4), machine(2)], 5)
   with pytest.raises(cli.UsageError, match="the largest has 0"):
-    ray_run.divide([], None)
+    ray_cluster.divide([], None)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ BUGS = [
     "file_runs::test_the_header_of_a_npy_file_is_completed_after_a_kill",
   ),
   Bug(
-    "an actor of Ray has more cores than its machine",
-    "tinyformer/cli/ray_run.py",
+    "a worker of Ray has more cores than its machine",
+    "tinyformer/cli/ray_cluster.py",
     "divide",
     "cpus = cpus or min(sizes, default=1)",
     "cpus = cpus or max(sizes, default=1)",
@@ -109,7 +109,7 @@ BUGS = [
   ),
   Bug(
     "an address is not checked before Ray tries it for minutes",
-    "tinyformer/cli/ray_run.py",
+    "tinyformer/cli/ray_cluster.py",
     "check_address",
     'socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()',
     "pass",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinyformer.cli.arguments import number
+from tinyformer.cli import ray_cluster
 from tinyformer.cli.errors import UsageError, describe
 from tinyformer.cli.parquet_file import ParquetResultFile
 from tinyformer.cli.pictures import FolderReader
@@ -96,20 +96,7 @@ def add_arguments(p: argparse.ArgumentParser, formats: str, columns: str) -> Non
     default=Part(),
     help="process every N-th row only, starting with row I, such as 2/8 (default: all rows)",
   )
-  group.add_argument(
-    "--ray",
-    metavar="ADDRESS",
-    nargs="?",
-    const="",
-    help="distribute the rows over the Ray cluster at HOST:PORT; without an address, over one that "
-    "runs on this machine, or over a new one with all its cores",
-  )
-  group.add_argument(
-    "--ray-cpus",
-    metavar="N",
-    type=number(int, 1, 10_000),
-    help="CPU cores per copy of the model (default: those of the cluster's smallest machine)",
-  )
+  ray_cluster.add_arguments(group, "rows")
 
 
 def part_argument(text: str) -> Part:
@@ -129,8 +116,7 @@ def check_arguments(args: argparse.Namespace, other_input: bool) -> None:
     if args.ray is not None:
       raise UsageError("--ray needs a file: pass --input and --output")
     return
-  if args.ray_cpus and args.ray is None:
-    raise UsageError("--ray-cpus needs --ray")
+  ray_cluster.check_arguments(args)
   if other_input:
     raise UsageError("--input replaces texts from elsewhere: leave one of them out")
   if args.output.exists() and args.input.exists() and args.output.samefile(args.input):

@@ -6,23 +6,19 @@ actor that has died. Source: https://docs.ray.io/en/latest/data/transforming-dat
 """
 
 import argparse
-import contextlib
 import functools
 import importlib
-import logging
 import os
 import pickle
 import platform
-import socket
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from tinyformer.cli import file_run
+from tinyformer.cli import file_run, ray_cluster
 from tinyformer.cli.errors import UsageError, describe
+from tinyformer.cli.ray_cluster import Cluster, one_line_errors
 from tinyformer.cli.row_reader import Row
 from tinyformer.files import check_regular, printable
 from tinyformer.progress import note
@@ -33,19 +29,6 @@ WINDOW_BATCHES = 1024
 # The largest number of rows per batch, of a task that is faster for many rows and of another task.
 BATCH_ROWS = 256
 SINGLE_BATCH_ROWS = 8
-# How often a batch is repeated whose actor died: some rows may need more memory than there is.
-RETRIES = 3
-# Seconds to wait for a connection, and for the answer of a cluster.
-CONNECT_TIMEOUT = 10
-ANSWER_TIMEOUT = 20
-
-
-class Cluster(NamedTuple):
-  """A connected cluster. cpus: the number of cores of each actor.  workers: that of actors."""
-
-  ray: Any
-  cpus: int
-  workers: int
 
 
 class WorkerSettings(NamedTuple):
@@ -69,13 +52,9 @@ def run(args: argparse.Namespace, module: str) -> None:
   Raises UsageError if Ray is not installed, or if the cluster cannot be reached.
   """
   check_regular(args.input)
-  if args.device not in (None, "CPU", "NUMPY"):
-    raise UsageError(
-      f"--ray uses CPUs, not {args.device}: start a process for each GPU with --part instead"
-    )
-  with connected(args) as cluster:
+  with ray_cluster.connected(args) as cluster:
     if not args.quiet:
-      note(f"Ray: {cluster.workers} x {cluster.cpus} CPU cores")
+      note(str(cluster))
     settings = WorkerSettings(module, args, os.getcwd(), cluster.cpus)
     with one_line_errors():
       # The worker ends after the call, so the memory of the model is free again.
@@ -85,133 +64,13 @@ def run(args: argparse.Namespace, module: str) -> None:
     file_run.run(args, task, functools.partial(compute_windows, cluster, settings))
 
 
-@contextlib.contextmanager
-def connected(args: argparse.Namespace) -> Iterator[Cluster]:
-  """Connect to the cluster of --ray, or start one on this machine. Disconnect at the end."""
-  # Ray sends statistics of its use to its developers otherwise.
-  os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-  os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-  try:
-    import ray
-    import ray.data
-  except ImportError as e:
-    raise UsageError(f"--ray needs Ray ({e}): pip install -e '.[ray]'") from e
-  logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-  context = ray.data.DataContext.get_current()
-  context.enable_progress_bars = False
-  context.execution_options.preserve_order = True
-  address = args.ray or os.environ.get("RAY_ADDRESS", "")
-  if address not in ("", "auto", "local"):
-    check_address(address)
-  initialize(ray, address)
-  try:
-    yield Cluster(ray, *divide(ray.nodes(), args.ray_cpus))
-  finally:
-    ray.shutdown(wait_for_processes=True)
-
-
-def initialize(ray: Any, address: str) -> None:
-  """Connect to a cluster. Without an address, use that of this machine, or start one."""
-  try:
-    with silent_stderr():
-      ray.init(
-        address=address or None,
-        include_dashboard=None if address else False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-      )
-  except (OSError, RuntimeError, ValueError) as e:
-    raise UsageError(f"cannot use the Ray cluster {address}: {printable(e, 300)}") from e
-
-
-@contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-  """Discard what C++ code prints to standard error: Ray announces its level of logging there."""
-  sys.stderr.flush()
-  saved = os.dup(2)
-  try:
-    with open(os.devnull, "wb") as null:
-      os.dup2(null.fileno(), 2)
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)
-
-
-def divide(nodes: Sequence[dict[str, Any]], cpus: int | None) -> tuple[int, int]:
-  """Return the number of cores of each actor, and the number of actors.
-
-  cpus: the number of cores; None is that of the smallest machine, so each has at least one actor.
-  Raises UsageError if no machine has as many cores.
-  """
-  sizes = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-  sizes = [size for size in sizes if size]
-  cpus = cpus or min(sizes, default=1)
-  workers = sum(size // cpus for size in sizes)
-  if not workers:
-    raise UsageError(
-      f"no machine of the Ray cluster has {cpus} CPU cores; the largest has "
-      f"{max(sizes, default=0)}: use a smaller number of --ray-cpus"
-    )
-  return cpus, workers
-
-
-def check_address(address: str) -> None:
-  """Raise UsageError if no cluster answers at an address HOST:PORT in a short time.
-
-  ray.init would try for minutes, and then end the process.
-  """
-  host, _, port = address.rpartition(":")
-  if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-    raise UsageError(f"{printable(address)!r} is not an address of a Ray cluster, HOST:PORT")
-  hint = "check the address, and that `ray start --head` runs there"
-  try:
-    socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
-  except OSError as e:
-    raise UsageError(f"cannot reach the Ray cluster {address}: {e.strerror or e}; {hint}") from e
-  command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-  try:
-    answered = not subprocess.run(command, capture_output=True, timeout=ANSWER_TIMEOUT).returncode
-  except subprocess.TimeoutExpired:
-    answered = False
-  if not answered:
-    raise UsageError(f"no Ray cluster answers at {address}: {hint}")
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-  """Raise the exception of a worker as if it had been raised here.
-
-  Raises RuntimeError for a failure of the cluster, such as a worker that dies again and again.
-  """
-  from ray.exceptions import RayError
-
-  try:
-    yield
-  except RayError as e:
-    cause: BaseException = e
-    while next_cause := getattr(cause, "cause", None) or cause.__cause__:
-      cause = next_cause
-    if not type(cause).__module__.startswith("ray."):
-      raise cause from None
-    first_line = next(iter(str(e).strip().splitlines()), type(e).__name__)
-    raise RuntimeError(
-      f"the Ray cluster failed: {printable(first_line, 300)} Run the same command again to continue"
-    ) from e
-
-
 def not_on_this_machine(_: Sequence[tuple[str, ...]]) -> list[Any]:
   raise AssertionError("the model is loaded by the actors only")
 
 
 def load_task(settings: WorkerSettings) -> file_run.RowTask:
   """Load the model in a worker, and return its task. Raises UsageError if it is another task."""
-  # tinygrad reads the number of threads when it is imported.
-  os.environ["NUM_CPU_THREADS"] = str(settings.cpus)
-  # No processes that compile kernels: they would use other actors' cores, and outlive the actor.
-  os.environ["PARALLEL"] = "0"
-  with contextlib.suppress(OSError):  # Relative names of files then mean what they mean here.
-    os.chdir(settings.folder)
+  ray_cluster.prepare_worker(settings.cpus, settings.folder)
   task = importlib.import_module(settings.module).load_task(settings.args)
   if settings.settings not in (None, task.settings):
     raise UsageError(f"another model or other options were found: {printable(task.settings, 300)}")
@@ -322,6 +181,6 @@ def map_batches(
       batch_format="pyarrow",
       compute=data.ActorPoolStrategy(size=min(cluster.workers, batches)),
       num_cpus=cluster.cpus,
-      max_task_retries=RETRIES,
+      max_task_retries=ray_cluster.RETRIES,
     )
   yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
