@@ -129,3 +129,6 @@ FAMILIES = {
   "bart": "bart.Bart",
   "marian": "marian.Marian",
 }
+
+# Those of an architecture in config.json that differ from those of its model_type.
+ARCHITECTURES = {"BartForSequenceClassification": "bart_classifier.BartClassifier"}

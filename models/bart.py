@@ -56,8 +56,8 @@ class LearnedPositions:
     return self.table(position_ids + 2)
 
 
-class Bart(EncoderDecoder):
-  """Compute the logits of the next target token from a source and the target so far."""
+class BartModel(EncoderDecoder):
+  """A BART without a head."""
 
   def __init__(self, config: BartConfig, parts: Parts = PLAIN):
     c = config
@@ -67,7 +67,6 @@ class Bart(EncoderDecoder):
     )
     scale = math.sqrt(c.dim) if c.scale_embedding else 1.0
     super().__init__(config, parts, encoder, decoder, scale)
-    self.head_bias = Tensor.zeros(1, c.vocab_size)
 
   @classmethod
   def stack(
@@ -105,6 +104,14 @@ class Bart(EncoderDecoder):
   def embed_norm(config: BartConfig, parts: Parts) -> Callable:
     """Return the norm of a stack's embeddings."""
     return parts.layer_norm(config.dim)
+
+
+class Bart(BartModel):
+  """Compute the logits of the next target token from a source and the target so far."""
+
+  def __init__(self, config: BartConfig, parts: Parts = PLAIN):
+    super().__init__(config, parts)
+    self.head_bias = Tensor.zeros(1, config.vocab_size)
 
   def head(self, x: Tensor) -> Tensor:
     """Return the dot products with all token embeddings, plus a bias: (..., D) -> (..., V)."""

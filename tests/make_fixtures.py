@@ -392,6 +392,44 @@ def make_encoder_decoder(
   save_expected(folder / name, inputs | {"logits": out.logits, "greedy": greedy, "beams": beams})
 
 
+def bart_classifier(seed: int, **settings):
+  """Return a random BART with a classification head."""
+  labels = ["contradiction", "neutral", "entailment", "other"]
+  config = transformers.BartConfig(
+    **BART | {"id2label": dict(enumerate(labels)), "decoder_start_token_id": 3} | settings
+  )
+  model = transformers.BartForSequenceClassification(config).eval()
+  randomise(model, seed)
+  return model
+
+
+def classified_texts(config) -> dict[str, torch.Tensor]:
+  """Return three pairs of texts. Each has two eos tokens, and two of the pairs are padded."""
+  ids = random_ids(5, config.vocab_size, (3, 14))
+  ids[:, 5] = config.eos_token_id
+  attention_mask = torch.ones_like(ids)
+  for row, length in enumerate((14, 9, 7)):
+    ids[row, length - 1] = config.eos_token_id
+    ids[row, length:] = config.pad_token_id
+    attention_mask[row, length:] = 0
+  return {"input_ids": ids, "attention_mask": attention_mask}
+
+
+def make_bart_classifier(name: str, folder: Path) -> None:
+  """Write a BART with a classification head, and its logits."""
+  model = bart_classifier(seed=1)
+  model.save_pretrained(folder / name)
+  (folder / name / "generation_config.json").unlink(missing_ok=True)
+  inputs = classified_texts(model.config)
+  with torch.no_grad():
+    logits = model(**inputs).logits
+  ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+  segments = torch.zeros_like(ids)
+  save_expected(
+    folder / name, {"ids": ids, "keep": attention_mask, "segments": segments, "logits": logits}
+  )
+
+
 def main(folder: Path = FIXTURES) -> None:
   for name, sizes in SHAPES.items():
     make_gpt(name, transformers.GPT2Config, sizes, folder)
@@ -403,6 +441,7 @@ def main(folder: Path = FIXTURES) -> None:
     make_encoder(name, config, folder)
   for name, (config, generation_settings, seed) in ENCODER_DECODERS.items():
     make_encoder_decoder(name, config, generation_settings, seed, folder)
+  make_bart_classifier("bart_classifier-a", folder)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,26 @@ def test_a_checkpoint_saved_without_a_head_has_zero_bias_of_the_logits(tmp_path)
   assert not model.head_bias.numpy().any()
 
 
+@all_parts()
+def test_logits_of_a_classifier_equal_hugging_face(parts):
+  """Each pair of texts has two eos tokens, and two of the pairs are padded."""
+  model = checkpoints.load_module(FIXTURES / "bart_classifier-a", parts=parts)
+  expected = load_expected("bart_classifier-a")
+  inputs = (Tensor(expected[name]) for name in ("ids", "keep", "segments"))
+  assert (expected["ids"] == model.config.eos_token_id).sum(1).tolist() == [2, 2, 2]
+  assert model.labels == ["contradiction", "neutral", "entailment", "other"]
+  close(model(*inputs).numpy(), expected["logits"], 5e-5)
+
+
+@pytest.mark.parametrize("case", ["bart-a", "bart_classifier-a"])
+def test_a_checkpoint_with_other_tensors_than_the_head_of_its_config_is_refused(case, tmp_path):
+  architectures = ["BartForConditionalGeneration", "BartForSequenceClassification"]
+  other = {"architectures": [architectures[case == "bart-a"]]}
+  folder = modified_checkpoint(case, tmp_path / "x", lambda arrays: arrays, other)
+  with pytest.raises(ValueError, match=r"classification_head\.dense"):
+    checkpoints.load_module(folder)
+
+
 def test_the_head_of_t5_1_1_is_not_tied_with_old_or_new_config_keys(tmp_path):
   old_keys = {"tie_word_embeddings": False, "scale_decoder_outputs": None}
   new_keys = {"scale_decoder_outputs": False}

@@ -57,7 +57,14 @@ def byte_level():
   return config, tokenizer, {f"{name}_token": token for name, token in names}
 
 
-FAMILIES = {"bert": wordpiece, "roberta": byte_level}
+def bart():
+  """Return the configuration of a BART and the tokenizer of its family, which is RoBERTa's."""
+  _, tokenizer, tokens = byte_level()
+  settings = {"max_position_embeddings": LENGTH, "forced_eos_token_id": None}
+  return transformers.BartConfig(**make_fixtures.BART | settings), tokenizer, tokens
+
+
+FAMILIES = {"bert": wordpiece, "roberta": byte_level, "bart": bart}
 
 
 def save(name, folder, labels, **keys):

@@ -150,6 +150,10 @@ def inspect(
   recorded = inspection.RecordedModel(model.module, model.tokenizer)
   if target is not None and model.task != "text2text-generation":
     raise InputError(f"{model.folder.name} is not an encoder-decoder: omit the target")
+  if not hasattr(model.module, "blocks"):  # a classifier that has an encoder and a decoder
+    raise InputError(
+      f"{model.folder.name} is a {type(model.module).__name__}, whose attention cannot be shown yet"
+    )
   try:
     if model.task == "image-classification":
       return InspectedRun(model, inspect_image(model, recorded, str(text), last))

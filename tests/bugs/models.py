@@ -670,6 +670,22 @@ BUGS = [
     "encoder_decoders::test_logits_equal_hugging_face",
   ),
   Bug(
+    "BART classifies the vector of the first eos token",
+    "models/bart_classifier.py",
+    "BartClassifier.__call__",
+    "(is_eos * positions).max(1, keepdim=True)",
+    "is_eos.argmax(1, keepdim=True)",
+    "encoder_decoders::test_logits_of_a_classifier_equal_hugging_face",
+  ),
+  Bug(
+    "the decoder of a BART classifier reads each token one position too early",
+    "models/bart_classifier.py",
+    "BartClassifier.__call__",
+    "self.model.decode(self.shift_right(ids), memory, memory_mask)",
+    "self.model.decode(ids, memory, memory_mask)",
+    "encoder_decoders::test_logits_of_a_classifier_equal_hugging_face",
+  ),
+  Bug(
     "BART's positions start at row 0 of the table",
     "models/bart.py",
     "LearnedPositions.__call__",
@@ -680,7 +696,7 @@ BUGS = [
   Bug(
     "BART's cross-attention has the encoder's number of heads",
     "models/bart.py",
-    "Bart.stack",
+    "BartModel.stack",
     "cross=attn() if is_decoder",
     "cross=CachedAttention(dim, config.encoder_heads, parts.linear, parts.attention) if is_decoder",
     "encoder_decoders::test_logits_equal_hugging_face",

@@ -12,7 +12,7 @@ from typing import Any
 from tinygrad import Tensor
 
 from layers.parts import Parts
-from models import FAMILIES
+from models import ARCHITECTURES, FAMILIES
 from models.hf_config import HFConfig
 from tinyformer.checkpoints import gguf_model, gguf_tokenizer, safetensors
 from tinyformer.checkpoints.gguf import GGUF, is_gguf, read_gguf
@@ -76,8 +76,10 @@ def architecture(config: HFConfig) -> tuple[ModuleType, Any]:
 
   Raises ValueError if its model_type is not in models.FAMILIES.
   """
-  model_type = config.choice("model_type", FAMILIES)
-  module_name, class_name = FAMILIES[model_type].split(".")
+  name = FAMILIES[config.choice("model_type", FAMILIES)]
+  for architecture_name in config.texts("architectures")[:1]:
+    name = ARCHITECTURES.get(architecture_name, name)
+  module_name, class_name = name.split(".")
   module = importlib.import_module(f"models.{module_name}")
   return module, getattr(module, class_name)
 
