@@ -68,6 +68,25 @@ def test_zero_shot_probabilities_are_those_of_entailment():
   np.testing.assert_allclose([p.score for p in predictions], expected)
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_each_of_many_texts_has_the_zero_shot_probabilities_that_it_has_alone(multi_label):
+  class TextEncoder(PairEncoder):
+    """Its logits depend on the text and on the label."""
+
+    def run_many(self, texts, segments):
+      for i in reversed(range(len(texts))):
+        label = texts[i][-3]
+        yield i, np.array([texts[i][1] % 5, 0, label % texts[i][1] + len(texts[i]) / 9], np.float32)
+
+  encoder = TextEncoder(None, ["contradiction", "neutral", "entailment"])
+  classify = EntailmentClassifier(encoder, ["rome", "paris", "ann"], "the {} .", multi_label)
+  texts = ["ann lives in paris", "who ?", "rome " * 80, "paris ."]
+  alone = [classify(text) for text in texts]
+  assert len({tuple(predictions) for predictions in alone}) == 4
+  assert classify.classify_many(texts) == alone
+  assert classify.classify_many([]) == []
+
+
 def test_zero_shot_classification_truncates_the_text_and_not_the_hypothesis():
   _, encoder = entailment("ann " * 30, ["rome"], context=20)
   [ids] = encoder.inputs
@@ -118,8 +137,9 @@ class FakeModel:
   def classify(self, text, top_k):
     return [Prediction(str(text), 0.25)][:top_k]
 
-  def classify_zero_shot(self, text, labels, template, multi_label):
-    return [Prediction(f"{text} {template.format(label)} {multi_label}", 0.5) for label in labels]
+  def classify_zero_shot_many(self, texts, labels, template, multi_label):
+    hypotheses = [template.format(label) for label in labels]
+    return [[Prediction(f"{t} {h} {multi_label}", 0.5) for h in hypotheses] for t in texts]
 
   def rerank(self, query, texts, top_k=None):
     return [RankedText(i, texts[i], len(query) + i) for i in reversed(range(len(texts)))][:top_k]

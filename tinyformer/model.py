@@ -341,11 +341,26 @@ class Model:
     >>> sorted(p.label for p in predictions), round(sum(p.score for p in predictions), 4)
     (['sports', 'travel'], 1.0)
     """
-    from tinyformer.tasks.zero_shot import EntailmentClassifier
+    return self._entailment_classifier(labels, hypothesis_template, multi_label)(text)
 
-    encoder = self._encoder("text-classification", "classify_zero_shot")
-    options = (hypothesis_template, multi_label, self._sentence_config.max_length)
-    return EntailmentClassifier(encoder, labels, *options)(text)
+  def classify_zero_shot_many(
+    self,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    hypothesis_template: str = "This example is {}.",
+    multi_label: bool = False,
+  ) -> list[list[Prediction]]:
+    """Return what `classify_zero_shot` returns for each text, in batches of similar length.
+
+    >>> model = tinyformer.load("cross-encoder/nli-MiniLM2-L6-H768")
+    >>> texts = ["Rome is a city.", "The match was a draw."]
+    >>> len(model.classify_zero_shot_many(texts, ["travel", "sports"]))
+    2
+    """
+    if isinstance(texts, str):
+      raise InputError("classify_zero_shot_many takes a list of texts: pass [text] for one")
+    classifier = self._entailment_classifier(labels, hypothesis_template, multi_label)
+    return classifier.classify_many(texts)
 
   def rerank(self, query: str, texts: Sequence[str], top_k: int | None = None) -> list[RankedText]:
     """Return the top_k texts that are most relevant to a query, or all if None.
@@ -518,6 +533,13 @@ class Model:
     from tinyformer.tasks.encoder import Encoder
 
     return self._compiled("encoder", lambda: Encoder(self.module, self.tokenizer, self.key))
+
+  def _entailment_classifier(self, labels: Sequence[str], template: str, multi_label: bool):
+    from tinyformer.tasks.zero_shot import EntailmentClassifier
+
+    encoder = self._encoder("text-classification", "classify_zero_shot")
+    max_length = self._sentence_config.max_length
+    return EntailmentClassifier(encoder, labels, template, multi_label, max_length)
 
   @functools.cached_property
   def _sentence_config(self):

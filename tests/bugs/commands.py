@@ -204,6 +204,14 @@ BUGS = [
     "pairs",
   ),
   Bug(
+    "the pairs of texts and labels are mixed up in a batch",
+    "tinyformer/tasks/zero_shot.py",
+    "EntailmentClassifier.classify_many",
+    "logits[i : i + count]",
+    "logits[i // count :: len(texts)]",
+    "pairs::test_each_of_many_texts_has_the_zero_shot_probabilities_that_it_has_alone",
+  ),
+  Bug(
     "the longer of two texts is not the one that is truncated",
     "tinyformer/tasks/reranking.py",
     "truncate_pair",

@@ -70,12 +70,11 @@ def label_list(args: argparse.Namespace) -> list[str]:
   return [label.strip() for label in args.labels.split(",") if label.strip()]
 
 
-def zero_shot(args: argparse.Namespace, model) -> Callable[[str], list[Prediction]]:
-  """Return a function that classifies a text into --labels and returns at most --top of them."""
+def zero_shot(args: argparse.Namespace, model, texts: Sequence[str]) -> list[list[Prediction]]:
+  """Classify texts into --labels, and return at most --top labels of each."""
   template = args.hypothesis_template or HYPOTHESIS_TEMPLATE
-  classify = model.classify_zero_shot
-  labels = label_list(args)
-  return lambda text: classify(text, labels, template, args.multi_label)[: args.top]
+  options = (label_list(args), template, args.multi_label)
+  return [labels[: args.top] for labels in model.classify_zero_shot_many(texts, *options)]
 
 
 def pairs_of(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -97,8 +96,7 @@ def results(
   if args.pair:
     return (lines(model.classify(pair, args.top)) for pair in pairs_of(texts))
   if args.labels is not None:
-    classify = zero_shot(args, model)
-    return (lines(classify(text)) for text in texts)
+    return map(lines, zero_shot(args, model, texts))
   if args.rerank is not None:
     ranking = model.rerank(args.rerank, texts, args.top)
     return [iter([f"{found.score:.4f}  {found.text}" for found in ranking])]
@@ -119,8 +117,11 @@ def row_task(args: argparse.Namespace, model, settings: dict[str, Any]) -> file_
       "hypothesis_template": args.hypothesis_template or HYPOTHESIS_TEMPLATE,
       "multi_label": args.multi_label,
     }
-    function = file_run.each(zero_shot(args, model))
-    task = file_run.RowTask(function, "predictions", settings | options, columns)
+
+    def classify(rows: Sequence[tuple[str, ...]]) -> list[list[Prediction]]:
+      return zero_shot(args, model, [text for (text,) in rows])
+
+    task = file_run.RowTask(classify, "predictions", settings | options, columns, is_batched=True)
     return task._replace(fields=Prediction._fields, width=min(args.top, len(labels)))
   if args.rerank is not None:
     query = args.rerank

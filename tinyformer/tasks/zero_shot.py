@@ -47,10 +47,20 @@ class EntailmentClassifier:
 
   def __call__(self, text: str) -> list[Prediction]:
     """Return the labels of a text and their probabilities, most probable first."""
+    [predictions] = self.classify_many([text])
+    return predictions
+
+  def classify_many(self, texts: Sequence[str]) -> list[list[Prediction]]:
+    """Return what __call__ returns for each text. Pairs of similar length form batches."""
     encode = self.encoder.tokenizer.encode
-    text_ids = encode(text)
-    inputs = [self.pair(text_ids, encode(hypothesis)) for hypothesis in self.hypotheses]
-    logits = np.stack(logits_of(self.encoder, inputs))
+    hypotheses = [encode(hypothesis) for hypothesis in self.hypotheses]
+    inputs = [self.pair(ids, hypothesis) for ids in map(encode, texts) for hypothesis in hypotheses]
+    logits = logits_of(self.encoder, inputs)
+    count = len(hypotheses)
+    return [self.predictions(np.stack(logits[i : i + count])) for i in range(0, len(logits), count)]
+
+  def predictions(self, logits: np.ndarray) -> list[Prediction]:
+    """Return the predictions for a text from the logits of its pairs (labels, classes)."""
     if self.multi_label:
       probabilities = softmax(logits[:, [self.contradiction, self.entailment]])[:, 1]
     else:
