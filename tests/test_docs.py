@@ -376,7 +376,7 @@ def test_the_environment_page_lists_the_variables_that_the_code_reads():
   assert read <= listed
   # These are read by Python's standard library and by tinygrad.
   elsewhere = {"HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "COLUMNS", "NUM_CPU_THREADS"}
-  elsewhere |= {"RAY_USAGE_STATS_ENABLED"}
+  elsewhere |= {"RAY_USAGE_STATS_ENABLED", "RAY_AUTH_MODE"}
   assert listed - elsewhere <= read
 
 

@@ -147,6 +147,21 @@ def test_a_server_that_is_no_ray_cluster_is_refused_in_a_short_time(monkeypatch)
       ray_cluster.check_address(address)
 
 
+def test_a_cluster_that_requires_a_token_is_refused_with_the_remedy(monkeypatch):
+  errors = b"ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token"
+  done = subprocess.CompletedProcess([], 1, b"", errors)
+  monkeypatch.setattr(ray_cluster.subprocess, "run", lambda *_, **__: done)
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(cli.UsageError, match=f"{address} requires its token: set RAY_AUTH_MODE=to"):
+      ray_cluster.check_address(address)
+    done.stderr = b"other"
+    with pytest.raises(cli.UsageError, match=f"no Ray cluster answers at {address}: check"):
+      ray_cluster.check_address(address)
+    done.returncode = 0
+    ray_cluster.check_address(address)
+
+
 def test_an_address_that_cannot_be_reached_is_refused():
   with socket.create_server(("127.0.0.1", 0)) as server:
     port = server.getsockname()[1]

@@ -145,10 +145,16 @@ def check_address(address: str) -> None:
     raise UsageError(f"cannot reach the Ray cluster {address}: {e.strerror or e}; {hint}") from e
   command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
   try:
-    answered = not subprocess.run(command, capture_output=True, timeout=ANSWER_TIMEOUT).returncode
-  except subprocess.TimeoutExpired:
-    answered = False
-  if not answered:
+    done = subprocess.run(command, capture_output=True, timeout=ANSWER_TIMEOUT)
+  except subprocess.TimeoutExpired as e:
+    raise UsageError(f"no Ray cluster answers at {address}: {hint}") from e
+  # Ray sends a token to a given address only if the variable is set.
+  if done.returncode and b"InvalidAuthToken" in done.stderr:
+    raise UsageError(
+      f"the Ray cluster at {address} requires its token: set RAY_AUTH_MODE=token, and copy its "
+      "~/.ray/auth_token to this machine"
+    )
+  if done.returncode:
     raise UsageError(f"no Ray cluster answers at {address}: {hint}")
 
 
