@@ -87,6 +87,25 @@ def time_limit():
   signal.signal(signal.SIGALRM, previous)
 
 
+@pytest.mark.slow
+def test_without_an_address_the_cluster_on_this_machine_is_joined_even_if_a_token_exists(
+  cluster, tmp_path
+):
+  """The cluster requires no token. Its two machines have one address."""
+  (tmp_path / "in.txt").write_text("The man\nShe\nIt was\n")
+  command = [sys.executable, str(ROOT / "gpt.py"), "-m", "tiny", "-n", "3", "-s", "1"]
+  command += ["--input", "in.txt", "--output"]
+  environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+  environment["RAY_AUTH_TOKEN"] = "a" * 64
+  for more in (["ray.jsonl", "--ray"], ["alone.jsonl"]):
+    done = subprocess.run(
+      [*command, *more], cwd=tmp_path, env=environment, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (b"Ray: 2 x 1 CPU cores" in done.stderr) == ("--ray" in more)
+  assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   return small_berts(tmp_path_factory)

@@ -73,6 +73,8 @@ def connected(args: argparse.Namespace) -> Iterator[Cluster]:
   address = args.ray or os.environ.get("RAY_ADDRESS", "")
   if address not in ("", "auto", "local"):
     check_address(address)
+  elif address != "local":
+    use_no_token_unless_required()
   logging.getLogger("ray.data").setLevel(logging.CRITICAL)
   context = ray.data.DataContext.get_current()
   context.enable_progress_bars = False
@@ -143,19 +145,35 @@ def check_address(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()
   except OSError as e:
     raise UsageError(f"cannot reach the Ray cluster {address}: {e.strerror or e}; {hint}") from e
-  command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
-  try:
-    done = subprocess.run(command, capture_output=True, timeout=ANSWER_TIMEOUT)
-  except subprocess.TimeoutExpired as e:
-    raise UsageError(f"no Ray cluster answers at {address}: {hint}") from e
+  status, errors = health_check("--address", address)
   # Ray sends a token to a given address only if the variable is set.
-  if done.returncode and b"InvalidAuthToken" in done.stderr:
+  if status and b"InvalidAuthToken" in errors:
     raise UsageError(
       f"the Ray cluster at {address} requires its token: set RAY_AUTH_MODE=token, and copy its "
       "~/.ray/auth_token to this machine"
     )
-  if done.returncode:
+  if status:
     raise UsageError(f"no Ray cluster answers at {address}: {hint}")
+
+
+def use_no_token_unless_required() -> None:
+  """Let this process use no token if the cluster that runs on this machine requires none.
+
+  If a token exists, Ray uses it for a cluster that it finds itself. Such a cluster could not send
+  the results then: its actors would seem to die.
+  """
+  if "RAY_AUTH_MODE" not in os.environ and health_check()[0] == 0:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+def health_check(*options: str) -> tuple[int, bytes]:
+  """Return the status of `ray health-check` and its messages. The status of a cluster is 0."""
+  command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *options]
+  try:
+    done = subprocess.run(command, capture_output=True, timeout=ANSWER_TIMEOUT)
+  except subprocess.TimeoutExpired:
+    return 1, b""
+  return done.returncode, done.stderr
 
 
 @contextlib.contextmanager
