@@ -401,6 +401,24 @@ def test_a_parquet_file_has_the_texts_that_were_written(tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
+def test_the_row_of_a_parquet_file_that_is_not_utf_8_is_named_and_those_before_it_are_read(
+  tmp_path,
+):
+  pyarrow = pytest.importorskip("pyarrow")
+  parquet = pytest.importorskip("pyarrow.parquet")
+  offsets = pyarrow.array([0, 1, 3, 4], pyarrow.int32()).buffers()[1]
+  buffers = [None, offsets, pyarrow.py_buffer(b"ab\xffc")]
+  texts = pyarrow.Array.from_buffers(pyarrow.utf8(), 3, buffers)
+  parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "in.parquet")
+  rows = iter(RowReader(tmp_path / "in.parquet", ["text"]))
+  assert next(rows).values == ("a",)
+  with pytest.raises(
+    InputError, match=r"row 2: byte 2 of text is not UTF-8 .*: convert the column"
+  ):
+    next(rows)
+
+
 def test_a_parquet_file_needs_pyarrow(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "pyarrow", None)
   (tmp_path / "in.parquet").write_bytes(b"")

@@ -248,10 +248,11 @@ class RowReader:
           self.row = 0
           raise self.missing(column, names)
       for batch in table.iter_batches(1024, columns=list(self.columns)):
-        columns = [batch.column(column).to_pylist() for column in self.columns]
-        for values in zip(*columns, strict=True):
+        # A column is not decoded at once, because an error would not name the row.
+        columns = [batch.column(column) for column in self.columns]
+        for cells in zip(*columns, strict=True):
           self.end = self.size * self.row // table.metadata.num_rows
-          yield self.parquet_values(values)
+          yield self.parquet_values(cells)
           self.row += 1
     except InputError:
       raise
@@ -259,8 +260,16 @@ class RowReader:
       raise self.error(f"the file is damaged: {printable(e)}") from e
     self.end = self.size
 
-  def parquet_values(self, values: tuple) -> tuple[str, ...]:
-    for column, value in zip(self.columns, values, strict=True):
-      if not isinstance(value, str):
-        raise self.error(f"{column} must be a string, not {printable(value)}")
-    return values
+  def parquet_values(self, cells: tuple) -> tuple[str, ...]:
+    return tuple(map(self.parquet_value, self.columns, cells))
+
+  def parquet_value(self, column: str, cell) -> str:
+    try:
+      value = cell.as_py()
+    except UnicodeDecodeError as e:
+      raise self.error(
+        f"byte {e.start + 1:,} of {column} is not UTF-8 ({e.reason}): convert the column to UTF-8"
+      ) from e
+    if not isinstance(value, str):
+      raise self.error(f"{column} must be a string, not {printable(value)}")
+    return value
