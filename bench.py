@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import embeddings, llama_cpp
+from benchmarks import contexts, embeddings, llama_cpp, training
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import CORES, installed_size, last_line, machine_limits, processor
 from benchmarks.measurements import run_child
@@ -51,7 +51,21 @@ TASKS = {
 }
 # A model of a billion parameters is measured at most in 16 bits.
 LARGE_DTYPES = ("bfloat16", "int8", "int4")
-FIGURES = ["speed", "first-token", "memory", "size", "training", "embeddings"]
+FIGURES = [
+  "speed",
+  "first-token",
+  "memory",
+  "size",
+  "training",
+  "training-124m",
+  "embeddings",
+  "contexts",
+]
+# The default of --figures. The context of GPT-2 is too short for "contexts".
+DEFAULT_FIGURES = {
+  "gpt2": [figure for figure in FIGURES if figure != "contexts"],
+  "llama-1b": ["speed", "memory", "contexts"],
+}
 # The peers whose training step is measured.
 TRAINED = ("tinyformer float32", "minigrad float32", "torch float32")
 # --quick leaves these out: torch.compile compiles for minutes.
@@ -73,7 +87,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     choices=FIGURES,
     metavar="GROUP",
     help=f"what to measure, of {', '.join(FIGURES)} "
-    "(default: everything; for llama-1b, speed and memory)",
+    "(default: everything but contexts; for llama-1b, speed, memory and contexts)",
   )
   p.add_argument(
     "--repeat",
@@ -122,7 +136,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
   if args.repeat is None:
     args.repeat = 2 if args.quick else 5
   if args.figures is None:
-    args.figures = ["speed", "memory"] if args.model == "llama-1b" else FIGURES
+    args.figures = DEFAULT_FIGURES[args.model]
+  if args.model == "gpt2" and "contexts" in args.figures:
+    p.error("contexts needs --model llama-1b, because GPT-2's context is 1,024")
   return args
 
 
@@ -202,7 +218,7 @@ def measure_everything(
 
   generators = [name for name in names if name.split()[0] in SYSTEMS]
   weights = folder / args.model
-  if {"speed", "first-token", "memory"} & set(args.figures):
+  if {"speed", "first-token", "memory", "contexts"} & set(args.figures):
     prepare_weights(args, weights, generators)
   warmup = 1 if args.quick else 2
   repeat = args.repeat
@@ -227,12 +243,22 @@ def measure_everything(
       ["training step, ms"],
       Schedule(repeat, warmup=1),
     ),
+    "training-124m": lambda: training.first_and_later_steps(
+      [name for name in names if name in training.NAMES], folder, repeat
+    ),
     "embeddings": lambda: measure_in_rounds(
       "embeddings",
       [name for name in names if name in embeddings.NAMES],
       embedding_model(args, folder),
       embeddings.FIGURES,
       Schedule(repeat, warmup=1, threads=threads),
+    ),
+    "contexts": lambda: measure_in_rounds(
+      "contexts",
+      [name for name in generators if name in contexts.NAMES],
+      weights,
+      contexts.FIGURES,
+      Schedule(repeat, threads=CORES),
     ),
   }
   for group in FIGURES:

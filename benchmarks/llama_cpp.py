@@ -64,11 +64,15 @@ def convert(llama: Path, folder: Path, dtypes: list[str]) -> None:
   if not original.exists():
     converter = llama / "source" / "convert_hf_to_gguf.py"
     output_type = {"float32": "f32", "bfloat16": "bf16"}[original_dtype]
-    run([sys.executable, converter, folder, "--outfile", original, "--outtype", output_type])
+    part = original.with_suffix(".part")  # an interrupted conversion leaves no model
+    run([sys.executable, converter, folder, "--outfile", part, "--outtype", output_type])
+    part.replace(original)
   for dtype in dtypes:
     file = model_file(folder, dtype)
     if not file.exists():
-      run([program(llama, "llama-quantize"), original, file, FILE_TYPES[dtype]])
+      part = file.with_suffix(".part")
+      run([program(llama, "llama-quantize"), original, part, FILE_TYPES[dtype]])
+      part.replace(file)
 
 
 class LlamaCpp:

@@ -13,7 +13,17 @@ import pytest
 from conftest import ROOT
 
 import bench
-from benchmarks import embeddings, first_token, llama_cpp, weights
+from benchmarks import (
+  contexts,
+  embeddings,
+  first_token,
+  large_model,
+  llama_cpp,
+  llama_session,
+  plot_contexts,
+  training,
+  weights,
+)
 from benchmarks.first_token import first_token_code, first_token_command
 from benchmarks.measurements import batch_and_length
 from benchmarks.report import ratio, table
@@ -75,8 +85,8 @@ assert tinygrad is minigrad
 
 def test_a_training_step_on_minigrad_takes_milliseconds():
   code = (
-    "from benchmarks.measurements import training\n"
-    "print(training('minigrad float32', None, 1)('training step, ms'))"
+    "from benchmarks.training import small_model_steps\n"
+    "print(small_model_steps('minigrad float32', None, 1)('training step, ms'))"
   )
   result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert len(json.loads(result.stdout)) == 4, result.stderr
@@ -227,3 +237,125 @@ def test_a_large_model_is_not_measured_in_32_bits(tmp_path):
   args = bench.parse_arguments(["--model", "llama-1b", "--llama-cpp", str(tmp_path)])
   names = bench.measurable(args)
   assert "tinyformer bfloat16" in names and not any("float32" in name for name in names)
+
+
+def test_contexts_are_measured_for_llama_only(capsys):
+  assert "contexts" not in bench.parse_arguments([]).figures
+  assert "contexts" in bench.parse_arguments(["--model", "llama-1b"]).figures
+  with pytest.raises(SystemExit):
+    bench.parse_arguments(["--figures", "contexts"])
+  assert "--model llama-1b" in capsys.readouterr().err
+
+
+def test_the_memory_of_a_context_is_measured_only_while_the_contexts_grow(tmp_path, monkeypatch):
+  filled = []
+
+  class System:
+    def __init__(self, *_):
+      pass
+
+    def fill(self, length):
+      filled.append(length)
+      return lambda: None
+
+  monkeypatch.setattr(contexts, "LongTorch", System)
+  measure = contexts.contexts("torch bfloat16", tmp_path, 1)
+  counts = [len(measure(figure)) for figure in contexts.FIGURES * 2]
+  assert counts == [1, 1] * 4 + [1, 0] * 4
+  assert filled == [*contexts.LENGTHS] * 2
+
+
+def test_a_session_contains_the_keys_and_values_of_each_layer(tmp_path):
+  file = tmp_path / "session"
+  llama_session.write_session(file, SMALL_LLAMA, 5)
+  numbers = 2 * 2 * 5 * 6  # keys and values of two layers, five tokens, one head of width 6
+  headers = 4 * 3 + 4 * 6 + 4 + len("llama") + 4 * 2 + 4 * 3 * 5 + 4 * 2 + 2 * 2 * (4 + 8)
+  assert file.stat().st_size == headers + 2 * numbers
+  last = np.frombuffer(file.read_bytes()[-2 * 5 * 6 :], np.float16)
+  assert 0.5 < last.astype(np.float32).std() < 1.5
+
+
+FAKE_COMPLETION = """#!{python}
+print("main: loaded a session with prompt size of 8 tokens")
+print("prompt eval time =  100.00 ms /  2 tokens (  50.00 ms per token,  20.00 tokens per second)")
+print("       eval time =  300.00 ms / 12 runs   (  25.00 ms per token,  40.00 tokens per second)")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program is a script")
+def test_the_time_after_a_session_is_that_of_new_tokens(tmp_path):
+  file = llama_cpp.program(tmp_path / "llama.cpp", "llama-completion")
+  file.parent.mkdir(parents=True)
+  file.write_text(FAKE_COMPLETION.format(python=sys.executable))
+  file.chmod(0o755)
+  (tmp_path / "config.json").write_text(json.dumps(SMALL_LLAMA))
+  milliseconds, memory = llama_session.decode(tmp_path, "int4", 1, 7)
+  assert milliseconds == 25.0 and memory > 1
+  with pytest.raises(RuntimeError, match="llama-completion"):
+    llama_session.decode(tmp_path, "int4", 1, 8)  # the session was not read
+
+
+def test_the_plot_shows_the_medians_of_systems_that_were_measured_at_each_length():
+  figures = {contexts.TIME.format(n): [n, n + 1, n + 5] for n in contexts.LENGTHS}
+  results = {OURS: figures, PEER: dict([*figures.items()][1:])}
+  assert plot_contexts.curves(results, contexts.TIME) == {OURS: [n + 1 for n in contexts.LENGTHS]}
+  assert plot_contexts.curves(results, contexts.MEMORY) == {}
+
+
+def test_random_q4_0_model_is_loaded_as_it_is(tmp_path):
+  sizes = {
+    "llama.vocab_size": 50,
+    "llama.embedding_length": 64,
+    "llama.feed_forward_length": 96,
+    "llama.block_count": 2,
+    "llama.attention.head_count": 2,
+    "llama.attention.head_count_kv": 2,
+    "llama.rope.dimension_count": 32,
+  }
+  file = tmp_path / "model.gguf"
+  large_model.write_model(file, large_model.LLAMA_7B | sizes)
+  model = checkpoints.load_module(file, "int4")
+  tensor = checkpoints.read_tensors(file)["model.layers.1.mlp.up_proj.weight"]
+  assert (model.blocks[1].ff.up.weight.numpy() == tensor.int4(0, 96)).all()
+  assert 0.015 < tensor.numpy().std() < 0.025
+
+
+def test_the_first_training_step_with_an_empty_cache_is_measured_once_for_tinyformer(
+  tmp_path, monkeypatch
+):
+  def measure(kind, names, folder, figures, schedule):
+    return {names[0]: {figure: [1.0] for figure in figures}}
+
+  monkeypatch.setattr(training, "measure_in_rounds", measure)
+  cache = training.cache_folder(OURS, tmp_path)
+  cache.mkdir()
+  results = training.first_and_later_steps([OURS, PEER], tmp_path, repeat=2)
+  assert not cache.exists()
+  counts = {name: [len(results[name].get(f, [])) for f in STEP_FIGURES] for name in results}
+  assert counts == {OURS: [1, 2, 3, 3], PEER: [0, 2, 3, 3]}
+
+
+STEP_FIGURES = (training.FIRST_EMPTY, training.FIRST_WARM, training.STEP, training.MEMORY)
+
+
+@pytest.mark.slow
+def test_training_is_measured_from_the_start_of_the_process(tmp_path, monkeypatch):
+  monkeypatch.setattr(training, "GPT2_124M", training.NANOGPT)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  measure = training.steps_of_124m(OURS, tmp_path, 1)
+  [first] = measure(training.FIRST_WARM)
+  steps = measure(training.STEP)
+  assert first > max(steps) and len(steps) == 2
+  assert measure(training.MEMORY)[0] > 10
+
+
+@pytest.mark.slow
+def test_a_filled_cache_is_that_of_the_engine(tmp_path):
+  weights.make_llama(tmp_path, SMALL_LLAMA | {"max_position_embeddings": 32_768})
+  system = contexts.LongTinyformer(tmp_path, "bfloat16", 1)
+  step = system.fill(2048)
+  engine = system.engine(1)
+  assert engine.position == 2048
+  assert np.isfinite(step()).all() and engine.position == 2049
+  values = engine.cache.v[1].numpy()
+  assert 0.9 < values[:, :, :2048].std() < 1.1
