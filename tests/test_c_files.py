@@ -103,6 +103,20 @@ def gemv_int4(M, N, K, bias=0, x=None) -> Case:
   return Case("gemv_int4.c", macros, inputs, M * N)
 
 
+def experts(selected, N, K, dtype, same_x=0) -> Case:
+  """A product with selected experts. The last of them is the last in the weight."""
+  macros = dict(M=1, N=N, K=K, HAS_BIAS=0, EXPERTS=len(selected), SAME_X=same_x)
+  total = max(selected) + 1
+  x = normal(1 if same_x else len(selected), K)
+  indices = np.array(selected, np.int32)
+  if dtype == "int4":
+    w = quantize_int4(normal(total * N, K, seed=1))
+    return Case("gemv_int4.c", macros, (x, w, None, indices), len(selected) * N)
+  w = weights((total * N, K), dtype)
+  inputs = (x, w, None, indices)
+  return Case("gemv.c", macros | dtype_macros(dtype), inputs, len(selected) * N)
+
+
 def dequantize_int4(N, K) -> Case:
   w = quantize_int4(normal(N, K))
   return Case("dequantize_int4.c", dict(N=N, K=K), (w,), N * K)
@@ -270,6 +284,7 @@ UNUSUAL_GROUPS[4] = normal(128) * 1e-30
 FEW_CASES = [
   gemv(3, 7, 67, dtypes.float16, 1),
   gemv_int4(2, 7, 416, 1),
+  experts([2, 0], 7, 67, dtypes.int8),
   dequantize_int4(5, 96),
   gemm(1, 19, 53, 389, bias=1),
   quantize_rows(5, 37, 16),
@@ -305,6 +320,8 @@ ALL_CASES = [
   *(gemv(1, 50, 128, dtype, 1) for dtype in DTYPES),
   *(gemv_int4(*sizes) for sizes in [(1, 1, 32), (1, 9, 256), (3, 5, 224), (16, 3, 160)]),
   gemv_int4(5, 7, 128, x=UNUSUAL_GROUPS),
+  *(experts([0, 3], 9, 39, dtype, same_x=1) for dtype in DTYPES),
+  *(experts([3, 1, 2], 5, 160, "int4", same_x) for same_x in (0, 1)),
   dequantize_int4(1, 32),
   *(gemm(1, 23, 50, 400, dtype, 1) for dtype in DTYPES),
   *(gemm(1, 17, 100, 33, dtype, split=1) for dtype in DTYPES),

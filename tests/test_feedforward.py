@@ -5,11 +5,13 @@ import functools
 import numpy as np
 import pytest
 from conftest import PARTS, normal, randomise
-from tinygrad import GlobalCounters, Tensor, nn
+from tinygrad import Device, GlobalCounters, Tensor, dtypes, nn
 
 from layers.feedforward import GatedFeedForward
 from layers.moe import MixtureOfExperts
-from tinyformer.kernels.parts import FUSED
+from tinyformer.kernels.c_kernel import has_clang
+from tinyformer.kernels.parts import CPU_KERNELS, FUSED
+from tinyformer.kernels.quantization import quantize_int4, quantize_int8, to_float32
 from transformer import Linear
 
 X = normal(2, 3, 6)
@@ -61,6 +63,61 @@ def test_a_single_token_reads_only_the_selected_experts():
   GlobalCounters.reset()
   moe(x).realize()
   assert GlobalCounters.global_mem < 0.3 * sum(t.nbytes() for t in nn.state.get_parameters(moe))
+
+
+DTYPES = (dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.uint8)
+
+
+def matrix_of(values, dtype):
+  """Return a matrix as realized weights of a dtype."""
+  if dtype == dtypes.int8:
+    return Tensor(quantize_int8(values)).realize()
+  if dtype == dtypes.uint8:
+    return Tensor(quantize_int4(values)).realize()
+  return Tensor(values).cast(dtype).realize()
+
+
+def set_rows_to_nan(weight, first, last):
+  """Set rows of weights to NaN in place, or the scales of quantized rows."""
+  bits = {dtypes.float32: 0x7FC00000, dtypes.float16: 0x7E00, dtypes.bfloat16: 0x7FC0}
+  if weight.dtype in bits:
+    is_wide = weight.dtype == dtypes.float32
+    rows = weight.bitcast(dtypes.uint32 if is_wide else dtypes.uint16).numpy()
+    rows[first:last] = bits[weight.dtype]
+  else:
+    rows = weight.numpy()
+    nan = np.array(np.nan, np.float32 if weight.dtype == dtypes.int8 else np.float16)
+    scales = rows[first:last, -4:] if weight.dtype == dtypes.int8 else rows[first:last, :2]
+    scales[...] = np.frombuffer(nan.tobytes(), rows.dtype)
+  return Tensor(rows).bitcast(weight.dtype).realize()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES, ids=[dtype.name for dtype in DTYPES])
+@pytest.mark.parametrize("parts", [FUSED, CPU_KERNELS], ids=["fused", "cpu"])
+def test_a_single_token_depends_on_the_selected_experts_only_in_each_dtype(parts, dtype):
+  if parts is CPU_KERNELS and not has_clang(Device.DEFAULT):
+    pytest.skip("the kernels run on the CPU only")
+  moe, plain = (randomise(mixture(5, 2, 64, 96)) for mixture in (parts.moe, MixtureOfExperts))
+  x = Tensor(normal(1, 1, 64)).realize()
+  plain.router = moe.router
+  matrices = {name: getattr(moe, name).weight.numpy() for name in ("gate", "up", "down")}
+  for name, values in matrices.items():
+    getattr(moe, name).weight = weight = matrix_of(values, dtype)
+    getattr(plain, name).weight = to_float32(weight).realize()
+  expected = plain(x).numpy()
+  actual = moe(x).numpy()
+  # The CPU's kernel for int4 rounds x too: see docs/performance.md.
+  rounds = parts is CPU_KERNELS and dtype == dtypes.uint8
+  tolerance = 0.03 if rounds else 1e-5
+  np.testing.assert_allclose(actual, expected, atol=tolerance * np.abs(expected).max())
+  _, indices = moe.route(x)
+  for expert in {*range(5)} - {*indices.numpy().flatten().tolist()}:
+    for name in matrices:
+      weight = getattr(moe, name).weight
+      rows = weight.shape[0] // 5
+      getattr(moe, name).weight = set_rows_to_nan(weight, expert * rows, (expert + 1) * rows)
+  np.testing.assert_array_equal(moe(x).numpy(), actual)
 
 
 def test_more_experts_per_token_than_experts_are_rejected():

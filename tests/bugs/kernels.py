@@ -222,6 +222,14 @@ BUGS = [
     "attention::test_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
+    "the kernel for experts multiplies by the first selected expert only",
+    "tinyformer/kernels/c/experts.h",
+    "",
+    "return EXPERTS ? selected[i] : 0;",
+    "return EXPERTS ? selected[0] : 0;",
+    "feedforward::test_the_output_is_the_weighted_sum_of_the_two_selected_experts",
+  ),
+  Bug(
     "the attention gradient reads the unused rows of a KV cache",
     "tinyformer/kernels/attention.py",
     "attention_backward",

@@ -150,16 +150,21 @@ class FusedMixtureOfExperts(MixtureOfExperts):
 
   def forward_token(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
     """Run one token through the selected experts, reading only their weights."""
-
-    def project(y: Tensor, stacked: Tensor) -> Tensor:  # y (selected or 1, in) -> (selected, out)
-      matrices = stacked.reshape(self.experts, -1, stacked.shape[-1])
-      return (y.unsqueeze(1) * gather_rows(matrices, indices.flatten())).sum(-1)
-
     y = x.reshape(1, -1)
-    gate = self.activation(project(y, self.gate.weight))
-    y = (gate * project(y, self.up.weight)).contiguous()
-    outputs = project(y, self.down.weight)
+    indices = indices.flatten()
+    gate = self.activation(self.project(y, self.gate.weight, indices))
+    y = (gate * self.project(y, self.up.weight, indices)).contiguous()
+    outputs = self.project(y, self.down.weight, indices)
     return (outputs * weights.reshape(-1, 1)).sum(0).reshape(x.shape)
+
+  def project(self, x: Tensor, stacked: Tensor, indices: Tensor) -> Tensor:
+    """Multiply each row of x by the matrix of one of the selected experts.
+
+    x (selected, in), or (1, in) if it is the same for all; stacked: the matrices (E * out, in);
+    indices (selected) -> (selected, out).
+    """
+    matrices = stacked.reshape(self.experts, -1, stacked.shape[-1])
+    return (x.unsqueeze(1) * gather_rows(matrices, indices)).sum(-1)
 
   def forward_dense(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
     """Run all tokens through all experts; the weight of an expert that is not selected is 0."""

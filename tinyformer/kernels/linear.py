@@ -119,6 +119,38 @@ def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
   return None, dx.uop, dw.uop, empty(N).custom_kernel(dy, fxn=function)[0].uop
 
 
+def supports_experts(x: Tensor, weight: Tensor) -> bool:
+  """Return whether expert_products multiplies x by these matrices."""
+  return (
+    x.dtype == dtypes.float32
+    and x.device == weight.device
+    and has_clang(str(x.device))
+    and (weight.dtype in C_TYPES or weight.dtype == dtypes.uint8)
+  )
+
+
+def expert_products(x: Tensor, weight: Tensor, indices: Tensor, experts: int) -> Tensor:
+  """Return the products of x with the matrices of selected experts. It is not differentiable.
+
+  x (selected, K), or (1, K) if it is the same for all; weight: the matrices of all experts
+  (experts * N, K), in any dtype of PackedLinear.product; indices (selected) -> (selected, N).
+  """
+  selected = static_size(indices.shape[0])
+  N = static_size(weight.shape[0]) // experts
+  K = static_size(x.shape[-1])
+  macros: dict[str, Any] = dict(M=1, N=N, K=K, HAS_BIAS=0, EXPERTS=selected)
+  macros["SAME_X"] = int(x.shape[0] == 1)
+  tasks = num_tasks(5 * N * K)
+  if weight.dtype == dtypes.uint8:
+    function = kernel("gemv_int4", 4, tasks, **macros)
+  else:
+    function = kernel("gemv", 4, tasks, **macros, **dtype_macros(weight.dtype))
+  # Whatever the router computes, the kernel must not read beyond the matrices.
+  indices = indices.clamp(0, experts - 1).cast(dtypes.int32)
+  inputs = (contiguous_buffer(x), contiguous_buffer(weight), contiguous_buffer(indices))
+  return empty(selected, N).custom_kernel(*inputs, fxn=function)[0]
+
+
 class PackedLinear(transformer.Linear):
   """A transformer.Linear whose product is a C kernel, if x is float32 and on the CPU."""
 

@@ -13,7 +13,7 @@ from tinyformer.kernels.c_kernel import has_clang
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.gelu import gelu
 from tinyformer.kernels.layer_norm import LayerNorm
-from tinyformer.kernels.linear import PackedLinear
+from tinyformer.kernels.linear import PackedLinear, expert_products, supports_experts
 
 # Parts that limit what tinygrad fuses.
 FUSED = replace(
@@ -42,9 +42,15 @@ class PackedEmbedding(fused.FusedEmbedding):
 
 
 class PackedMixtureOfExperts(fused.FusedMixtureOfExperts):
-  """A FusedMixtureOfExperts whose products are C kernels, if x has several tokens on the CPU."""
+  """A FusedMixtureOfExperts whose products are C kernels, if x is on the CPU."""
 
   linear = staticmethod(PackedLinear.product)
+
+  def project(self, x: Tensor, stacked: Tensor, indices: Tensor) -> Tensor:
+    """Multiply each row of x by the matrix of one of the selected experts; see the base class."""
+    if supports_experts(x, stacked):
+      return expert_products(x, stacked, indices, self.experts)
+    return super().project(x, stacked, indices)
 
 
 def top_k_head(weight: Tensor, count: int, batch: int, key: str | None) -> ExactTopKHead | None:

@@ -1,23 +1,28 @@
 #include "bias.h"
 #include "dtypes.h"
+#include "experts.h"
 #include "partial_sums.h"
 
 // Product of a weight matrix with the few rows of x in a step of generation:
 //
 //   out[m][n] = sum over k < K of x[m][k] * w[n][k]  (+ bias[n] if HAS_BIAS)
 //
-// out (M, N), x (M, K), w (N, K) of any type in dtypes.h, bias (N).
+// out (M, N), x (M, K), w (N, K) of any type in dtypes.h, bias (N). experts.h describes the product
+// with several matrices, for which M is 1.
 enum { W_ROW = IS_INT8 ? K + 4 : K }; // elements in a row of w
 
 #ifdef NAIVE
-void naive(float *out, const float *x, const TYPE *w, const float *bias) {
-  for (long m = 0; m < M; m++) {
-    for (long n = 0; n < N; n++) {
-      const TYPE *row = w + n * W_ROW;
-      float sum = 0;
-      for (long k = 0; k < K; k++)
-        sum += x[m * K + k] * to_float(row[k]);
-      out[m * N + n] = sum * row_scale(row + K) + (HAS_BIAS ? bias[n] : 0);
+void naive(float *out, const float *x, const TYPE *w, const float *bias, const int *experts) {
+  for (long i = 0; i < NUM_MATRICES; i++) {
+    for (long m = 0; m < M; m++) {
+      for (long n = 0; n < N; n++) {
+        const TYPE *row = w + (matrix_of(experts, i) * N + n) * W_ROW;
+        const float *y = x + (SAME_X ? 0 : i * M + m) * K;
+        float sum = 0;
+        for (long k = 0; k < K; k++)
+          sum += y[k] * to_float(row[k]);
+        out[(i * M + m) * N + n] = sum * row_scale(row + K) + (HAS_BIAS ? bias[n] : 0);
+      }
     }
   }
 }
@@ -50,8 +55,9 @@ INLINE void multiply_add(vec s[M][ROWS_PER_ITER][PARTS], const float *x, const T
   }
 }
 
-KERNEL NAME(float *restrict out, const float *restrict x, const TYPE *restrict w,
-            BIAS_PARAMETER int task) {
+// Multiply by one matrix w (N, K), and add a bias.
+INLINE void multiply(float *restrict out, const float *restrict x, const TYPE *restrict w,
+                     const float *restrict added, int task) {
   long n = UNITS * task / NUM_TASKS * ROWS_PER_ITER;
   long last = UNITS * (task + 1) / NUM_TASKS * ROWS_PER_ITER;
   for (; n < last; n += ROWS_PER_ITER) {
@@ -82,9 +88,17 @@ KERNEL NAME(float *restrict out, const float *restrict x, const TYPE *restrict w
           y += to_float(row[r][l]) * x[m * K + l];
         if (n + r < N) {
           long c = n + r;
-          out[m * N + c] = y * row_scale(row[r] + K) + (HAS_BIAS ? bias[c] : 0);
+          out[m * N + c] = y * row_scale(row[r] + K) + (HAS_BIAS ? added[c] : 0);
         }
       }
     }
+  }
+}
+
+KERNEL NAME(float *restrict out, const float *restrict x, const TYPE *restrict w,
+            BIAS_PARAMETER EXPERTS_PARAMETER int task) {
+  for (long i = 0; i < NUM_MATRICES; i++) {
+    const TYPE *matrix = w + matrix_of(experts, i) * N * W_ROW;
+    multiply(out + i * M * N, x + (SAME_X ? 0 : i * M * K), matrix, bias, task);
   }
 }

@@ -1,4 +1,5 @@
 #include "bias.h"
+#include "experts.h"
 #include "int4.h"
 
 // Product of an int4 weight matrix with the few rows of x in a step of generation. Each group of x
@@ -10,8 +11,8 @@
 //               (+ bias[n] if HAS_BIAS)
 //
 // for groups g < K / 32 of i < 32 columns. w (N, K) is in int4 (see int4.h), and w[n][g][i] is one
-// of its integers from -8 to 7. out (M, N), x (M, K), bias (N). llama.cpp computes its Q4_0
-// products from the same integers.
+// of its integers from -8 to 7. out (M, N), x (M, K), bias (N). experts.h describes the product
+// with several matrices. llama.cpp computes its Q4_0 products from the same integers.
 
 // Adding 1.5 * 2^23 rounds a float32 below 2^22 to an integer, which is in the lower bits of the
 // sum.
@@ -23,7 +24,7 @@ typedef union {
 } rounded;
 
 #ifdef NAIVE
-void naive(float *out, const float *x, const byte *w, const float *bias) {
+INLINE void naive_product(float *out, const float *x, const byte *w, const float *added) {
   for (long m = 0; m < M; m++) {
     float scale[GROUPS];
     int p[K];
@@ -55,8 +56,15 @@ void naive(float *out, const float *x, const byte *w, const float *bias) {
         }
         y += block_scale(block) * scale[g] * sum;
       }
-      out[m * N + n] = y + (HAS_BIAS ? bias[n] : 0);
+      out[m * N + n] = y + (HAS_BIAS ? added[n] : 0);
     }
+  }
+}
+
+void naive(float *out, const float *x, const byte *w, const float *bias, const int *experts) {
+  for (long i = 0; i < NUM_MATRICES; i++) {
+    const byte *matrix = w + matrix_of(experts, i) * N * W_ROW;
+    naive_product(out + i * M * N, x + (SAME_X ? 0 : i * M * K), matrix, bias);
   }
 }
 #endif
@@ -176,8 +184,9 @@ INLINE void multiply_add(vec *s, const rounded_row *x, long g, const byte *block
   }
 }
 
-KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w,
-            BIAS_PARAMETER int task) {
+// Multiply by one matrix w (N, K), and add a bias.
+INLINE void multiply(float *restrict out, const float *restrict x, const byte *restrict w,
+                     const float *restrict added, int task) {
   rounded_row rows[M];
   for (long m = 0; m < M; m++)
     round_row(rows + m, x + m * K);
@@ -209,6 +218,14 @@ KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w
         y[m] += scale * rows[m].lane_scale[4 * g] * dot_group(rows + m, g, block);
     }
     for (long m = 0; m < M; m++)
-      out[m * N + n] = y[m] + rows[m].check + (HAS_BIAS ? bias[n] : 0);
+      out[m * N + n] = y[m] + rows[m].check + (HAS_BIAS ? added[n] : 0);
+  }
+}
+
+KERNEL NAME(float *restrict out, const float *restrict x, const byte *restrict w,
+            BIAS_PARAMETER EXPERTS_PARAMETER int task) {
+  for (long i = 0; i < NUM_MATRICES; i++) {
+    const byte *matrix = w + matrix_of(experts, i) * N * W_ROW;
+    multiply(out + i * M * N, x + (SAME_X ? 0 : i * M * K), matrix, bias, task);
   }
 }
