@@ -222,6 +222,14 @@ BUGS = [
     "attention::test_attention_and_its_gradients_equal_the_plain_form",
   ),
   Bug(
+    "the decoding kernel adds the keys of all heads of a group to one head",
+    "tinyformer/kernels/c/attention_decode.c",
+    "",
+    "add_keys(states + i,",
+    "add_keys(states,",
+    "attention::test_attention_and_its_gradients_equal_the_plain_form",
+  ),
+  Bug(
     "the kernel for experts multiplies by the first selected expert only",
     "tinyformer/kernels/c/experts.h",
     "",

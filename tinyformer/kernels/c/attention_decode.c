@@ -42,8 +42,65 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
 }
 #endif
 
-// The kernel reads each key and each value once, KEYS keys at a time. A task is a range of heads.
+// The kernel reads each key and each value once, KEYS keys at a time, for all query heads of a task
+// that share them. A task is a range of query heads.
 enum { KEYS = 64, VECTORS = (K + W - 1) / W };
+
+// The running softmax of one query over the keys read so far: the largest score, the sum of
+// exp(score - row_max), and the sum of the values weighted by it.
+typedef struct {
+  vec acc[VECTORS];
+  float row_max, row_sum;
+} State;
+
+// Add keys `first` to `first` + n to the state of a query head. k and v are the rows of these keys.
+INLINE void add_keys(State *state, const float *head_q, const float *k, const float *v,
+                     const float *mask, long head, int first, int n) {
+  ALIGNED float scores[KEYS];
+  ALIGNED float tail[W] = {};
+  float old_max = state->row_max;
+  float new_max = old_max;
+  for (int j = 0; j < KEYS; j++)
+    scores[j] = -INFINITY;
+  for (int j = 0; j < n; j++) {
+    scores[j] = dot(head_q, k + j * K, K) * SCALE + mask_at(mask, head, 0, first + j);
+    // The negation makes a NaN the maximum too.
+    if (!(scores[j] <= new_max))
+      new_max = scores[j];
+  }
+  state->row_max = new_max;
+  if (new_max == -INFINITY)
+    return;
+  vec sums = 0.0f;
+  vec rescale = vec_exp((vec)(old_max - new_max));
+  for (int j = 0; j < KEYS; j += W) {
+    vec e = vec_exp(*(vec *)(scores + j) - new_max);
+    *(vec *)(scores + j) = e;
+    sums += e;
+  }
+  state->row_sum = state->row_sum * rescale[0] + hsum(sums);
+  vec acc[VECTORS];
+  UNROLL
+  for (int p = 0; p < VECTORS; p++)
+    acc[p] = state->acc[p] * rescale[0];
+  for (int j = 0; j < n; j++) {
+    const float *row = v + j * K;
+    UNROLL
+    for (int p = 0; p < VECTORS; p++) {
+      if (p * W + W <= K) {
+        acc[p] += scores[j] * *(const vec *)(row + p * W);
+      } else {
+        for (int l = 0; p * W + l < K; l++)
+          tail[l] = row[p * W + l];
+        acc[p] += scores[j] * *(vec *)tail;
+      }
+    }
+  }
+  UNROLL
+  for (int p = 0; p < VECTORS; p++)
+    state->acc[p] = acc[p];
+}
+
 KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict k,
             const float *restrict v,
 #if HAS_MASK
@@ -66,54 +123,29 @@ KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict 
 #else
   const int S = S_CONSTANT + first + second;
 #endif
-  for (long head = HEADS * task / NUM_TASKS; head < HEADS * (task + 1) / NUM_TASKS; head++) {
+  long last = HEADS * (task + 1) / NUM_TASKS;
+  for (long head = HEADS * task / NUM_TASKS; head < last;) {
     const float *head_k = k + head / GROUP * CAPACITY * K;
     const float *head_v = v + head / GROUP * CAPACITY * K;
-    const float *head_q = q + head * K;
-    ALIGNED float row_max = -INFINITY, row_sum = 0, scores[KEYS];
-    vec acc[VECTORS] = {};
-    ALIGNED float tail[W] = {};
+    int heads = min_int(last - head, GROUP - head % GROUP);
+    State states[GROUP];
+    for (int i = 0; i < heads; i++)
+      states[i] = (State){.row_max = -INFINITY};
     for (int s = 0; s < S; s += KEYS) {
-      int n = min_int(KEYS, S - s);
-      float new_max = row_max;
-      for (int j = 0; j < KEYS; j++)
-        scores[j] = -INFINITY;
-      for (int j = 0; j < n; j++) {
-        scores[j] = dot(head_q, head_k + (s + j) * K, K) * SCALE + mask_at(mask, head, 0, s + j);
-        // The negation makes a NaN the maximum too.
-        if (!(scores[j] <= new_max))
-          new_max = scores[j];
-      }
-      float old_max = row_max;
-      row_max = new_max;
-      if (new_max == -INFINITY)
-        continue;
-      vec sums = 0.0f;
-      vec rescale = vec_exp((vec)(old_max - new_max));
-      for (int j = 0; j < KEYS; j += W) {
-        vec e = vec_exp(*(vec *)(scores + j) - new_max);
-        *(vec *)(scores + j) = e;
-        sums += e;
-      }
-      row_sum = row_sum * rescale[0] + hsum(sums);
-      UNROLL
-      for (int p = 0; p < VECTORS; p++)
-        acc[p] *= rescale[0];
-      for (int j = 0; j < n; j++) {
-        const float *row = head_v + (s + j) * K;
-        UNROLL
-        for (int p = 0; p < VECTORS; p++) {
-          if (p * W + W <= K) {
-            acc[p] += scores[j] * *(const vec *)(row + p * W);
-          } else {
-            for (int l = 0; p * W + l < K; l++)
-              tail[l] = row[p * W + l];
-            acc[p] += scores[j] * *(vec *)tail;
-          }
-        }
+      for (int i = 0; i < heads; i++) {
+        const float *head_q = q + (head + i) * K;
+        long offset = (long)s * K;
+        int n = min_int(KEYS, S - s);
+        add_keys(states + i, head_q, head_k + offset, head_v + offset, mask, head + i, s, n);
       }
     }
-    for (int p = 0; p < K; p++)
-      out[head * K + p] = row_sum == 0 ? 0 : acc[p / W][p % W] / row_sum;
+    for (int i = 0; i < heads; i++) {
+      const State *state = states + i;
+      for (int p = 0; p < K; p++) {
+        float sum = state->acc[p / W][p % W];
+        out[(head + i) * K + p] = state->row_sum == 0 ? 0 : sum / state->row_sum;
+      }
+    }
+    head += heads;
   }
 }
