@@ -30,6 +30,8 @@ class Parts:
   dtypes: the dtypes of weights that these parts can read.
   top_k_head: (weight (V, D), k, batch size, key) -> a head that returns at least the k largest
     logits and may return -inf for all others, or None if it is not faster.
+  top_k_selection: (batch size, V, k) -> an object that selects the k largest logits where they are
+    computed (kernels/device_top_k.py), or None if that is not faster.
   """
 
   linear: Any = Linear
@@ -44,6 +46,7 @@ class Parts:
   initialize: bool = True
   dtypes: tuple[str, ...] = ("float32",)
   top_k_head: Callable | None = None
+  top_k_selection: Callable | None = None
 
 
 PLAIN = Parts()

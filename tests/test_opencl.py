@@ -87,8 +87,9 @@ def test_training_losses_on_opencl_equal_the_cpus(tmp_path):
 
 @pytest.mark.slow
 def test_a_part_of_the_tests_passes_on_opencl():
-  """The kernels for workgroups, the engine, and the KV cache of beams."""
-  tests = ["tests/test_workgroup.py", "tests/test_kv_cache.py", "tests/test_generate_simple.py"]
-  names = "workgroup or reordered or bucket or (gpt2 and padded)"
+  """The kernels for workgroups, the engine, sampling, and the KV cache of beams."""
+  files = ("workgroup", "kv_cache", "generate_simple", "exact_top_k")
+  tests = [f"tests/test_{name}.py" for name in files]
+  names = "workgroup or reordered or bucket or (gpt2 and padded) or samples_the_same_tokens"
   output = run("CL", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, "-k", names)
   assert "failed" not in output

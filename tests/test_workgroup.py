@@ -6,7 +6,7 @@ from conftest import close, normal
 from tinygrad import Device, Tensor, nn
 
 from layers.attention import grouped_attention
-from tinyformer.kernels import decode_attention, decode_linear, fused, workgroup
+from tinyformer.kernels import decode_attention, decode_linear, device_top_k, fused, workgroup
 from tinyformer.kernels.quantization import quantize_int8, row_scales, to_float32
 from transformer import dot_product, scaled_dot_product
 
@@ -85,3 +85,22 @@ def test_the_logits_of_single_tokens_equal_their_definition(dtype, monkeypatch):
   assert decode_linear.supports(on_device(x), matrix)
   expected = Tensor(x) @ to_float32(Tensor(weight)).T
   close(fused.linear(on_device(x), matrix).numpy(), expected.numpy())
+
+
+def test_selected_logits_are_the_largest_and_all_that_are_equal_to_them(monkeypatch):
+  """Two of three largest logits are equal. The last chunk has fewer logits than work items."""
+  monkeypatch.setattr(device_top_k, "CHUNK", 8)
+  monkeypatch.setattr(device_top_k, "THREADS", 4)
+  logits = normal(2, 1, 19)
+  logits[:, 0, [3, 17]] = logits.max() + 1
+  selection = device_top_k.DeviceTopK(2, 19, 3)
+  selection.logits = on_device(np.zeros((2, 19)))
+  candidates = selection.select(on_device(logits)).numpy()
+  order = np.argsort(-logits[:, 0], 1, kind="stable")[:, : selection.count]
+  np.testing.assert_array_equal(candidates[:, 1], order)
+  expected = np.full((2, 19), -np.inf)
+  np.put_along_axis(expected, order, np.take_along_axis(logits[:, 0], order, 1), 1)
+  np.testing.assert_array_equal(selection.expand(candidates), expected)
+  # The fourth logit may be equal to others, which were not selected.
+  candidates[0, 0, 3] = candidates[0, 0, 2]
+  np.testing.assert_array_equal(selection.expand(candidates), logits[:, 0])

@@ -453,4 +453,20 @@ BUGS = [
     "256 ** (3 - i)",
     "workgroup",
   ),
+  Bug(
+    "of equal logits, the last is selected first",
+    "tinyformer/kernels/device_top_k.py",
+    "rank_kernel.precedes",
+    "j < position",
+    "position < j",
+    "workgroup::test_selected_logits_are_the_largest_and_all_that_are_equal_to_them",
+  ),
+  Bug(
+    "logits that are equal to the smallest selected one are lost",
+    "tinyformer/kernels/device_top_k.py",
+    "DeviceTopK.expand",
+    "return self.logits.numpy()",
+    "pass",
+    "workgroup::test_selected_logits_are_the_largest_and_all_that_are_equal_to_them",
+  ),
 ]

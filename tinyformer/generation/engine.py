@@ -140,7 +140,7 @@ class Engine(StepEngine):
     the weights. The kernels are saved under this key for later processes; None does not save them.
   cache: a cache for `batch` texts; None creates a KVCache.
   top_k: only the top_k largest logits of a decoder are needed. The engine may then set all other
-    logits to -inf, which can take less time. None or 0 computes all logits.
+    logits to -inf, which takes less time, or moves less data. None or 0 computes all logits.
   """
 
   # The numbers of cached keys that attention reads if shapes are fixed, besides the whole cache.
@@ -175,6 +175,12 @@ class Engine(StepEngine):
       self.head = self.top_k_head = head
       captured_buffers |= {"top_k_head.copy": head.copy, "top_k_head.slack": head.slack}
       key = key and f"{key} {head.count}"
+    self.top_k_selection = None
+    make_selection = model.parts.top_k_selection
+    if top_k and make_selection and not self.top_k_head:
+      self.top_k_selection = make_selection(batch, int(model.unembedding.shape[0]), top_k)
+    if self.top_k_selection:
+      captured_buffers["top_k_selection.logits"] = self.top_k_selection.logits
     self.captured_buffers = captured_buffers
     self.key = key
     # By the number of tokens and the bucket.
@@ -208,16 +214,29 @@ class Engine(StepEngine):
     return next((n for n in self.BUCKETS if rows <= n < self.cache.rows), self.cache.rows)
 
   def process_chunk(self, ids: Tensor, start: Size, last: Size, bucket: int | None) -> Tensor:
-    """Return the logits (B, 1, V) of position `last` of a chunk ids (B, T) from row `start` on."""
+    """Return `result` of position `last` of a chunk ids (B, T) from row `start` on."""
     self.cache.length = start
     self.cache.bucket = bucket
-    return self.head(hidden_state_at(self.model, ids, self.cache, last)).float().realize()
+    return self.result(hidden_state_at(self.model, ids, self.cache, last))
 
   def process_token(self, ids: Tensor, start: Size, bucket: int | None) -> Tensor:
-    """Return the logits (B, 1, V) of one token ids (B, 1) in row `start`."""
+    """Return `result` of one token ids (B, 1) in row `start`."""
     self.cache.length = start
     self.cache.bucket = bucket
-    return self.head(last_hidden_state(self.model, ids, self.cache)).float().realize()
+    return self.result(last_hidden_state(self.model, ids, self.cache))
+
+  def result(self, x: Tensor) -> Tensor:
+    """Return the logits (B, 1, V) of a hidden state x (B, 1, D), or the selected ones."""
+    logits = self.head(x).float()
+    if self.top_k_selection:
+      logits = self.top_k_selection.select(logits)
+    return logits.realize()
+
+  def read_logits(self, result: np.ndarray) -> np.ndarray:
+    """Return the logits (B, V) in a step's result, -inf for those that are not selected."""
+    if self.top_k_selection:
+      return self.top_k_selection.expand(result)
+    return super().read_logits(result)
 
   def follow_weights(self, keep_cache: bool) -> None:
     """Follow changes of the weights in place, such as an optimizer makes, since the last call.

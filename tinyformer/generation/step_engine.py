@@ -68,15 +68,19 @@ class StepEngine:
       tokens = chunk.shape[1]
       step = self.step(size, self.bucket(start + size))
       if size == 1:
-        logits = step(chunk, start=start)
+        result = step(chunk, start=start)
       else:
         # Padding changes no result: its keys are masked here and overwritten by the next chunk.
         padded_chunk = np.pad(chunk, ((0, 0), (0, size - tokens)))
-        logits = step(padded_chunk, start=start, last=tokens - 1)
+        result = step(padded_chunk, start=start, last=tokens - 1)
       self.cache.length = start + tokens
       self.tokens[:, self.position : self.position + tokens] = chunk
       self.position += tokens
-    return logits[:, -1].copy()
+    return self.read_logits(result)
+
+  def read_logits(self, result: np.ndarray) -> np.ndarray:
+    """Return the logits (B, V) in a step's result, which the next step may overwrite."""
+    return result[:, -1].copy()
 
   def resume(self, ids: Sequence[int]) -> list[int]:
     """Rewind to the longest prefix of ids (T) in the cache, and return the tokens that remain.
