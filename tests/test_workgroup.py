@@ -22,9 +22,9 @@ def to_cpu(x: Tensor) -> Tensor:
   return Tensor(x.numpy())
 
 
-def attention_case(B, H, G, S, rows, K, mask_shape):
+def attention_case(B, H, G, T, S, rows, K, mask_shape):
   """Return q, the first S rows of buffers of k and v, and a mask that hides the last keys."""
-  q, k, v = normal(B, H, 1, K), normal(B, G, rows, K, seed=1), normal(B, G, rows, K, seed=2)
+  q, k, v = normal(B, H, T, K), normal(B, G, rows, K, seed=1), normal(B, G, rows, K, seed=2)
   mask = np.where(np.arange(S) <= S // 2, normal(*mask_shape, S, seed=3), -np.inf)
   k, v = (on_device(x)[:, :, :S] for x in (k, v))
   return on_device(q), k, v, on_device(mask.astype(np.float32))
@@ -34,16 +34,17 @@ def attention_case(B, H, G, S, rows, K, mask_shape):
   "sizes, max_keys, similarity",
   [
     # Two texts, grouped queries; fewer keys than work items.
-    ((2, 4, 2, 7, 9, 4, (1,)), 1024, scaled_dot_product),
+    ((2, 4, 2, 1, 7, 9, 4, (1,)), 1024, scaled_dot_product),
     # A head width that is no multiple of 4; a bias per head.
-    pytest.param((1, 3, 3, 13, 13, 5, (3, 1)), 1024, dot_product, marks=pytest.mark.slow),
+    pytest.param((1, 3, 3, 1, 13, 13, 5, (3, 1)), 1024, dot_product, marks=pytest.mark.slow),
     # Three parts, of which the mask hides the last ones.
-    ((2, 2, 1, 11, 12, 4, (2, 1, 1)), 4, dot_product),
+    ((2, 2, 1, 1, 11, 12, 4, (2, 1, 1)), 4, dot_product),
+    # Five queries, of which the last workgroup has one; two parts.
+    ((1, 2, 1, 5, 7, 9, 4, (5,)), 8, scaled_dot_product),
+    pytest.param((2, 4, 2, 6, 13, 17, 4, (4, 6)), 8, dot_product, marks=pytest.mark.slow),
   ],
 )
-def test_attention_of_single_queries_equals_its_definition(
-  sizes, max_keys, similarity, monkeypatch
-):
+def test_attention_to_a_kv_cache_equals_its_definition(sizes, max_keys, similarity, monkeypatch):
   monkeypatch.setattr(decode_attention, "MAX_KEYS", max_keys)
   monkeypatch.setattr(decode_attention, "MAX_THREADS", 8)
   q, k, v, mask = attention_case(*sizes)

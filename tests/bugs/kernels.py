@@ -432,7 +432,7 @@ BUGS = [
   Bug(
     "decode attends to keys that do not exist",
     "tinyformer/kernels/decode_attention.py",
-    "part_kernel.program",
+    "store_scores",
     ".where(score, -math.inf)",
     ".where(score, score)",
     "workgroup",
@@ -441,7 +441,7 @@ BUGS = [
     "parts of a long KV cache are combined without their maxima",
     "tinyformer/kernels/decode_attention.py",
     "combine_kernel.total",
-    "(statistics[b, h, part, 0] - highest).exp() *",
+    "(statistics[b, h, t, part, 0] - highest).exp() *",
     "",
     "workgroup",
   ),
@@ -468,5 +468,13 @@ BUGS = [
     "return self.logits.numpy()",
     "pass",
     "workgroup::test_selected_logits_are_the_largest_and_all_that_are_equal_to_them",
+  ),
+  Bug(
+    "attention to a KV cache gives all queries the mask of the first",
+    "tinyformer/kernels/decode_attention.py",
+    "store_scores",
+    "i if size > 1 else 0 for i",
+    "0 for i",
+    "workgroup::test_attention_to_a_kv_cache_equals_its_definition",
   ),
 ]
