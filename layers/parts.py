@@ -32,6 +32,7 @@ class Parts:
     logits and may return -inf for all others, or None if it is not faster.
   top_k_selection: (batch size, V, k) -> an object that selects the k largest logits where they are
     computed (kernels/device_top_k.py), or None if that is not faster.
+  decode_block: a block -> a block with the same result, for a single token.
   """
 
   linear: Any = Linear
@@ -47,6 +48,7 @@ class Parts:
   dtypes: tuple[str, ...] = ("float32",)
   top_k_head: Callable | None = None
   top_k_selection: Callable | None = None
+  decode_block: Callable | None = None
 
 
 PLAIN = Parts()

@@ -1,15 +1,18 @@
-"""Compile a GPT-2's kernels for an NVIDIA GPU, without one, and print what test_cuda.py checks.
+"""Compile kernels for an NVIDIA GPU, without one, and print what test_cuda.py checks.
 
-`python tests/cuda_kernels.py DTYPE` compiles decode, prefill and a training step. It needs the
-package nvidia-cuda-nvrtc-cu12. tinygrad's device NULL compiles kernels and does not run them.
+`python tests/cuda_kernels.py DTYPE` compiles decode of a GPT-2 and a LLaMA, and prefill and a
+training step of a GPT-2. It needs the package nvidia-cuda-nvrtc-cu12. tinygrad's device NULL
+compiles kernels and does not run them.
 """
 
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ |= {"DEV": "NULL:CUDA:sm_90", "NULL_ALLOW_COPYOUT": "1", "JIT": "2", "PARALLEL": "0"}
@@ -24,15 +27,21 @@ def nvrtc_path() -> Path:
   return next(Path(folder, "lib").glob("libnvrtc.so.*"))
 
 
-def quantized_gpt2(layers: int, dtype: str):
-  """Return a GPT-2 with the smallest GPT-2's sizes, without values, and weights of this dtype."""
+def quantized_model(family: str, layers: int, dtype: str):
+  """Return a gpt2 or llama of the smallest GPT-2's width, without values, with this dtype."""
   from tinygrad import Tensor, dtypes, nn
 
   from models.gpt2 import GPT2, GPT2Config
+  from models.llama import Llama, LlamaConfig
   from tinyformer.checkpoints import without_initial_values
   from tinyformer.kernels.parts import default_parts
 
-  model = GPT2(GPT2Config(num_layers=layers), without_initial_values(default_parts()))
+  parts = without_initial_values(default_parts())
+  model: Any
+  if family == "gpt2":
+    model = GPT2(GPT2Config(num_layers=layers), parts)
+  else:
+    model = Llama(LlamaConfig(32_000, 1024, 768, 12, 4, 64, layers, 2048), parts)
   for tensor in nn.state.get_parameters(model):
     if tensor.ndim == 2 and dtype != "float32":
       rows, columns = tensor.shape
@@ -41,20 +50,28 @@ def quantized_gpt2(layers: int, dtype: str):
   return model
 
 
-def step_kernels(layers: int, dtype: str, num_tokens: int, bucket: int) -> list[str]:
-  """Return the names of the kernels that process this number of tokens."""
+def step_facts(model: Any, num_tokens: int) -> dict[str, Any]:
+  """Return what test_cuda.py checks of the step that processes this number of tokens.
+
+  That is: the kernels' names; the sizes of the buffers that they read or write, except the weights'
+  and the cache's; and the size of the step's result, which leaves the device.
+  """
   import numpy as np
 
   from tinyformer.generation import Engine
 
-  engine = Engine(quantized_gpt2(layers, dtype))
-  engine.step(num_tokens, bucket)(
+  engine = Engine(model, top_k=40)
+  result = engine.step(num_tokens, 1024)(
     np.zeros((1, num_tokens), np.int32), start=3, **({"last": 5} if num_tokens > 1 else {})
   )
   [step] = engine.steps.values()
   captured = step.jit.captured
   assert captured is not None
-  return [re.sub(r"\x1b\[\d+m", "", call.src[0].arg.name) for call in captured.linear.src]
+  calls = captured.linear.src
+  names = [re.sub(r"\x1b\[\d+m", "", call.src[0].arg.name) for call in calls]
+  captured_sizes = {tensor.numel() for tensor in engine.captured_buffers.values()}
+  sizes = {math.prod(buffer.shape) for call in calls for buffer in call.src[1:]} - captured_sizes
+  return {"kernels": names, "sizes": sorted(sizes), "result": result.size}
 
 
 def compile_training_step(precision: str) -> None:
@@ -77,11 +94,14 @@ def main(dtype: str) -> None:
   from tinyformer.device import select_device
 
   select_device()
-  decode = step_kernels(12, dtype, 1, 1024)
-  prefill = step_kernels(2, dtype, 64, 1024)
+  facts = {
+    "gpt2": step_facts(quantized_model("gpt2", 12, dtype), 1),
+    "llama": step_facts(quantized_model("llama", 12, dtype), 1),
+    "prefill": step_facts(quantized_model("gpt2", 2, dtype), 512),
+  }
   if dtype != "int8":
     compile_training_step(dtype)
-  print(json.dumps({"decode": decode, "prefill": prefill}))
+  print(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,28 @@
 """Kernels for devices with workgroups equal the definitions, here on an emulated device."""
 
+import functools
+
 import numpy as np
 import pytest
 from conftest import close, normal
 from tinygrad import Device, Tensor, nn
 
-from layers.attention import grouped_attention
-from tinyformer.kernels import decode_attention, decode_linear, device_top_k, fused, workgroup
+from layers.attention import CachedAttention, grouped_attention
+from layers.feedforward import GatedFeedForward
+from layers.norms import pre_norm
+from layers.parts import PLAIN
+from layers.positions import apply_rope_half
+from tinyformer.kernels import (
+  decode_attention,
+  decode_block,
+  decode_linear,
+  device_top_k,
+  fused,
+  workgroup,
+)
+from tinyformer.kernels.parts import FUSED
 from tinyformer.kernels.quantization import quantize_int8, row_scales, to_float32
-from transformer import dot_product, scaled_dot_product
+from transformer import Block, Linear, dot_product, scaled_dot_product
 
 # tinygrad's emulated device has local memory, but its CPU has none.
 DEVICE = Device.DEFAULT if workgroup.has_local_memory(Device.DEFAULT) else "PYTHON"
@@ -105,3 +119,55 @@ def test_selected_logits_are_the_largest_and_all_that_are_equal_to_them(monkeypa
   # The fourth logit may be equal to others, which were not selected.
   candidates[0, 0, 3] = candidates[0, 0, 2]
   np.testing.assert_array_equal(selection.expand(candidates), logits[:, 0])
+
+
+def copy_weights(plain, module, dtype: str) -> None:
+  """Give a plain module and one on the device the same random weights of this dtype."""
+  targets = nn.state.get_state_dict(module)
+  for i, (name, tensor) in enumerate(nn.state.get_state_dict(plain).items()):
+    values = normal(*tensor.shape, seed=i)
+    if tensor.ndim == 2 and dtype == "int8":
+      values = quantize_int8(values)
+    elif tensor.ndim == 2:
+      values = values.astype(dtype)
+    tensor.replace(to_float32(Tensor(values)) if tensor.ndim == 2 else Tensor(values))
+    targets[name].uop = on_device(values).uop
+
+
+@pytest.mark.parametrize(
+  "dtype, bias", [("float16", False), pytest.param("int8", True, marks=pytest.mark.slow)]
+)
+def test_projections_of_a_single_token_equal_their_definition(dtype, bias, monkeypatch):
+  """Queries share keys and values. The width is no multiple of the number of work items."""
+  monkeypatch.setattr(decode_block, "THREADS", 4)
+  plain = functools.partial(Linear, bias=bias)
+  linear = functools.partial(fused.FusedLinear, bias=bias)
+  x, cos, sin = normal(1, 1, 6), normal(1, 1, seed=1), normal(1, 1, seed=2)
+  heads = {"heads": 4, "kv_heads": 2, "head_dim": 2}
+  definition = CachedAttention(6, linear=plain, **heads)
+  attn = CachedAttention(6, linear=linear, **heads)
+  copy_weights(definition, attn, dtype)
+  assert decode_block.supports(on_device(x), attn.q, attn.k, attn.v)
+  actual = decode_block.queries_keys_values(attn, *map(on_device, (x, cos, sin)))
+  rope = functools.partial(apply_rope_half, cos=Tensor(cos), sin=Tensor(sin))
+  expected = definition.queries(Tensor(x), rope), *definition.keys_values(Tensor(x), rope)
+  Tensor.realize(*actual)
+  for a, e in zip(actual, expected, strict=True):
+    close(a.numpy(), e.numpy())
+
+
+@pytest.mark.slow
+def test_a_block_for_a_single_token_equals_its_definition():
+  def block(parts):
+    attn = CachedAttention(6, 4, parts.linear, parts.attention, kv_heads=2, head_dim=2)
+    ff = GatedFeedForward(6, 5, parts.activations["silu"], parts.linear)
+    return Block(attn, ff, lambda: parts.rms_norm(6), pre_norm)
+
+  plain, module = block(PLAIN), block(FUSED)
+  copy_weights(plain, module, "float32")
+  fast = decode_block.decode_block(module)
+  x, cos, sin = normal(1, 1, 6), normal(1, 1, seed=1), normal(1, 1, seed=2)
+  angles = {"cos": on_device(cos), "sin": on_device(sin)}
+  actual = fast(on_device(x), rope=functools.partial(FUSED.rope, **angles))
+  rope = functools.partial(PLAIN.rope, cos=Tensor(cos), sin=Tensor(sin))
+  close(actual.numpy(), plain(Tensor(x), rope=rope).numpy())

@@ -95,9 +95,12 @@ def run_blocks(blocks: Sequence, x: Tensor, inputs: dict[str, Any], cache: KVCac
 
 
 def last_hidden_state(model, ids: Tensor, cache: KVCache) -> Tensor:
-  """Return the model's last hidden state (B, T, D) of new tokens ids (B, T)."""
+  """Return the model's last hidden state (B, 1, D) of a new token ids (B, 1)."""
   inputs = attention_inputs(model, ids, cache)
-  return model.norm(run_blocks(model.blocks, model.embed(ids, cache), inputs, cache))
+  blocks = model.blocks
+  if cache.bucket is not None and model.parts.decode_block:
+    blocks = [model.parts.decode_block(block) for block in blocks]
+  return model.norm(run_blocks(blocks, model.embed(ids, cache), inputs, cache))
 
 
 def hidden_state_at(model, ids: Tensor, cache: KVCache, index: Any) -> Tensor:

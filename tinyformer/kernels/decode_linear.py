@@ -22,14 +22,14 @@ from tinyformer.kernels.workgroup import (
 THREADS = 32
 # A matrix with more rows is a head. tinygrad fuses smaller products with what follows them.
 MAX_FUSED_ROWS = 16_384
+# The dtypes of weights that kernels for workgroups read.
+READABLE = (dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8)
 
 
 def supports(x: Tensor, weight: Tensor) -> bool:
   """Return whether `product` computes x W^T for single tokens x, and W is a head's matrix."""
   return (
-    int(weight.shape[0]) > MAX_FUSED_ROWS
-    and weight.dtype in (dtypes.float32, dtypes.float16, dtypes.bfloat16, dtypes.int8)
-    and workgroup.supports(x)
+    int(weight.shape[0]) > MAX_FUSED_ROWS and weight.dtype in READABLE and workgroup.supports(x)
   )
 
 
@@ -66,8 +66,13 @@ def product_kernel(out: UOp, x: UOp, weight: UOp) -> UOp:
   value = fold(Ops.ADD, -(-K // THREADS), 3, term)
   value = fold_workgroup(Ops.ADD, value, thread, local_memory(0, THREADS), 4)
   if weight.dtype == dtypes.int8:
-    parts = [weight[n, K + i].bitcast(dtypes.uint8).cast(dtypes.uint32) for i in range(4)]
-    bits = parts[0] + parts[1] * 256 + parts[2] * 256**2 + parts[3] * 256**3
-    value = value * bits.bitcast(dtypes.float32)
+    value = value * row_scale(weight, n, K)
   info = KernelInfo(name=f"head_{M}_{N}_{K}", opts_to_apply=())
   return out[m, n].store(value).end(thread, n, m).sink(arg=info)
+
+
+def row_scale(weight: UOp, row: UOp, K: int) -> UOp:
+  """Return the scale of a row of a weight (N, K + 4) in quantize_int8's format."""
+  parts = [weight[row, K + i].bitcast(dtypes.uint8).cast(dtypes.uint32) for i in range(4)]
+  bits = parts[0] + parts[1] * 256 + parts[2] * 256**2 + parts[3] * 256**3
+  return bits.bitcast(dtypes.float32)

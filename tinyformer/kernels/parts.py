@@ -10,6 +10,7 @@ from layers.parts import PLAIN, Parts
 from tinyformer.kernels import decode_attention, fused
 from tinyformer.kernels.attention import attention
 from tinyformer.kernels.c_kernel import has_clang
+from tinyformer.kernels.decode_block import decode_block
 from tinyformer.kernels.device_top_k import top_k_selection
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.gelu import gelu
@@ -32,6 +33,7 @@ FUSED = replace(
   },
   dtypes=("float32", "float16", "bfloat16", "int8", "int4"),
   top_k_selection=top_k_selection,
+  decode_block=decode_block,
 )
 
 

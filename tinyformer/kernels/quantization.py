@@ -83,12 +83,12 @@ def float16_of_bytes(low: Tensor, high: Tensor) -> Tensor:
 
 
 def row_scales(weight: Tensor) -> Tensor:
-  """Return the scales (N) of quantize_int8's weights (N, K + 4), without copying them first.
+  """Return the scales (...) of quantize_int8's weights (..., K + 4), without copying them first.
 
   tinygrad copies the bytes before it reads them as float32 numbers. The sum of shifted bytes has
   the same bits.
   """
-  parts = [weight[:, i - 4].bitcast(dtypes.uint8).cast(dtypes.uint32) * 256**i for i in range(4)]
+  parts = [weight[..., i - 4].bitcast(dtypes.uint8).cast(dtypes.uint32) * 256**i for i in range(4)]
   return sum(parts[1:], parts[0]).bitcast(dtypes.float32)
 
 
@@ -100,6 +100,9 @@ def gather_rows(weight: Tensor, ids: Tensor) -> Tensor:
   """
   if weight.dtype == dtypes.float32:
     return weight[ids]
+  if weight.dtype == dtypes.int8 and weight.ndim == 2:
+    rows = weight[ids].contiguous()
+    return rows[..., :-4].float() * row_scales(rows).unsqueeze(-1)
   if is_quantized(weight):
     return to_float32(weight[ids].contiguous())
   return weight.bitcast(dtypes.int16)[ids].contiguous().bitcast(weight.dtype).float()
