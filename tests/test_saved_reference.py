@@ -1,17 +1,19 @@
-"""What train.py saves opens in transformers and CTranslate2, with equal tokens and logits.
+"""What train.py saves opens in transformers, CTranslate2 and llama.cpp, with equal tokens.
 
-Needs the extras `reference` and `bench`; runs in .ci/run.
+Needs the extras `reference` and `bench`, and llama.cpp's programs; runs in .ci/run.
 """
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from llama_cpp_program import assert_equal_ids
 from test_train import SMALL
 from tinygrad import Tensor
 
 import tinyformer
 import train
+from tinyformer.checkpoints.convert import convert_folder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -67,6 +69,12 @@ def test_transformers_computes_the_same_logits_and_greedy_tokens(saved):
     new = output[0, len(ids) :].tolist()
     end = saved.ours.tokenizer.end
     assert greedy(saved.ours, ids) == (new[: new.index(end)] if end in new else new)
+
+
+def test_llama_cpp_generates_the_same_greedy_tokens(saved, tmp_path):
+  convert_folder(saved.folder, tmp_path / "saved.gguf")
+  for prompt in PROMPTS:
+    assert_equal_ids(saved.ours, tmp_path / "saved.gguf", prompt, 20)
 
 
 def test_ctranslate2_generates_the_same_greedy_tokens(saved, tmp_path):

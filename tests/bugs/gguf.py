@@ -7,6 +7,9 @@ TYPES = "tinyformer/checkpoints/ggml_types.py"
 MODEL = "tinyformer/checkpoints/gguf_model.py"
 TOKENIZER = "tinyformer/checkpoints/gguf_tokenizer.py"
 CONVERT = "tinyformer/checkpoints/convert.py"
+WRITER = "tinyformer/checkpoints/gguf_writer.py"
+EXPORT = "tinyformer/checkpoints/gguf_export.py"
+EXPORT_TOKENIZER = "tinyformer/checkpoints/gguf_export_tokenizer.py"
 BUGS = [
   Bug(
     "GGUF: the permutation of q and k is ignored",
@@ -223,6 +226,86 @@ BUGS = [
     "shutil.rmtree(part, ignore_errors=True)",
     "pass",
     "gguf_tokenizer::test_a_conversion_that_fails_leaves_nothing_behind",
+  ),
+  Bug(
+    "GGUF: q and k are written in Hugging Face's order",
+    EXPORT,
+    "export_model",
+    "tensor = AdjacentRows(tensor, config.head_dim)",
+    "pass",
+    "gguf_export::test_the_reader_returns_the_config_and_the_parameters_of_the_folder",
+  ),
+  Bug(
+    "GGUF: the factors of LLaMA 3.1 are not written",
+    EXPORT,
+    "export_model",
+    "{} if is_gpt2 else rope_factors(config)",
+    "{}",
+    "gguf_export::test_rope_scaling_is_written",
+  ),
+  Bug(
+    "GGUF: written axes are in Hugging Face's order",
+    WRITER,
+    "write_gguf",
+    "*shape[::-1]",
+    "*shape",
+    "gguf_export::test_the_reader_returns_the_config_and_the_parameters_of_the_folder",
+  ),
+  Bug(
+    "GGUF: norms are written in 16 bits",
+    WRITER,
+    "type_of",
+    "len(tensor.shape) < 2 or ",
+    "",
+    "gguf_export::test_only_matrices_are_stored_in_the_chosen_type",
+  ),
+  Bug(
+    "GGUF: half a step is rounded to even in Q8_0",
+    TYPES,
+    "quantize_q8_0",
+    "truncated + np.trunc(2 * (steps - truncated))",
+    "np.rint(steps)",
+    "gguf_export::test_blocks_of_q8_0_have_the_largest_weight_127_and_half_a_step_rounded_up",
+  ),
+  Bug(
+    "GGUF: ignore_merges does not select the pre-tokenizer",
+    EXPORT_TOKENIZER,
+    "pre_tokenizer_name",
+    "and ignore_merges == pre.ignore_merges",
+    "and True",
+    "gguf_export::test_a_tokenizer_has_the_same_metadata_after_a_conversion_to_a_folder_and_back",
+  ),
+  Bug(
+    "GGUF: a normalizer without an equivalent is ignored",
+    EXPORT_TOKENIZER,
+    "pre_tokenizer_name",
+    'normalizers == ([{"type": "NFC"}] if pre.nfc else [])',
+    "True",
+    "gguf_export::test_a_tokenizer_without_an_equivalent_is_refused_in_one_line",
+  ),
+  Bug(
+    "GGUF: merges that llama.cpp would add are accepted",
+    EXPORT_TOKENIZER,
+    "scores_of",
+    "if not same_order or",
+    "if False and",
+    "gguf_export::test_a_tokenizer_without_an_equivalent_is_refused_in_one_line",
+  ),
+  Bug(
+    "GGUF: special tokens are written as regular ones",
+    EXPORT_TOKENIZER,
+    "token_types",
+    'CONTROL if a["special"] else USER_DEFINED',
+    "NORMAL",
+    "gguf_export::test_a_tokenizer_has_the_same_metadata_after_a_conversion_to_a_folder_and_back",
+  ),
+  Bug(
+    "GGUF: a second token that ends a turn is not written",
+    EXPORT_TOKENIZER,
+    "special_ids",
+    'zip(("eot", "eom"), others, strict=False)',
+    "{}",
+    "gguf_export::test_a_tokenizer_has_the_same_metadata_after_a_conversion_to_a_folder_and_back",
   ),
   Bug(
     "a chat template may take any number of steps",

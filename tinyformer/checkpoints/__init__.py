@@ -14,6 +14,7 @@ from tinygrad import Tensor
 from layers.parts import Parts
 from models import ARCHITECTURES, FAMILIES
 from models.hf_config import HFConfig
+from models.key_map import KeyMap
 from tinyformer.checkpoints import gguf_model, gguf_tokenizer, safetensors
 from tinyformer.checkpoints.gguf import GGUF, is_gguf, read_gguf
 from tinyformer.files import read_json
@@ -101,6 +102,18 @@ def load_module(
     raise ValueError(
       f"these parts cannot read weights in {dtype}: use {' or '.join(parts.dtypes)}, or other parts"
     )
+  model, tensors, key_map = open_module(folder, parts, **settings)
+  safetensors.load_weights(model, tensors, key_map, safetensors.DTYPES[dtype])
+  return model
+
+
+def open_module(
+  folder: str | Path, parts: Parts, **settings: Any
+) -> tuple[Any, Mapping[str, safetensors.StoredTensor], KeyMap]:
+  """Return the model in a folder without its weights, the folder's tensors, and the key map.
+
+  The arguments and exceptions are those of load_module.
+  """
   hf = read_config(folder)
   module, model_class = architecture(hf)
   config = module.from_hf(hf)
@@ -113,8 +126,7 @@ def load_module(
     model = model_class(config, without_initial_values(parts))
   except ValueError as e:
     raise ValueError(f"{hf.source}: {e}") from e
-  safetensors.load_weights(model, tensors, module.KEY_MAP, safetensors.DTYPES[dtype])
-  return model
+  return model, tensors, module.KEY_MAP
 
 
 # The fields of a config that are the length of a tensor's axis, or divide it.

@@ -133,6 +133,20 @@ def dequantize_q6_k(blocks: np.ndarray) -> np.ndarray:
   return (d[..., None] * q.reshape(-1, 16, 16)).reshape(-1, 256)
 
 
+def quantize_q8_0(rows: np.ndarray) -> np.ndarray:
+  """Return the blocks (N, 34) of float32 weights whose rows are multiples of 32.
+
+  d is the largest absolute value of a block / 127. Half a step is rounded away from zero.
+  Source: quantize_row_q8_0_ref in llama.cpp's ggml-quants.c.
+  """
+  weights = np.ascontiguousarray(rows, np.float32).reshape(-1, 32)
+  d = np.abs(weights).max(1, keepdims=True) / np.float32(127)
+  steps = weights * (np.float32(1) / np.where(d == 0, np.float32(np.inf), d))
+  truncated = np.trunc(steps)
+  q = truncated + np.trunc(2 * (steps - truncated))
+  return np.concatenate([d.astype(np.float16).view(np.uint8), q.astype(np.int8).view(np.uint8)], 1)
+
+
 # The number of each type in a file.
 GGML_TYPES = {
   0: GGMLType("F32", 1, 4, dequantize_f32),

@@ -9,7 +9,7 @@ import numpy as np
 from layers.positions import rope_inv_freq
 from models.hf_config import HFConfig
 from models.llama import MAX_THETA
-from tinyformer.checkpoints.gguf import GGUF, GGUFTensor
+from tinyformer.checkpoints.gguf import GGUF
 from tinyformer.checkpoints.safetensors import StoredTensor
 
 # The settings of LLaMA 3.1's RoPE scaling. A file contains only the factors that result from them.
@@ -31,7 +31,7 @@ class InterleavedRows(NamedTuple):
   a pair. llama.cpp stores the two in adjacent rows.
   """
 
-  tensor: GGUFTensor
+  tensor: Any  # a stored tensor with llama.cpp's order
   head_dim: int
 
   @property
@@ -62,10 +62,19 @@ class InterleavedRows(NamedTuple):
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-class TransposedTensor(NamedTuple):
-  """A matrix that Hugging Face stores as (inputs, outputs)."""
+class AdjacentRows(InterleavedRows):
+  """The rows of q or k of a LLaMA, in llama.cpp's order, from a tensor in Hugging Face's."""
 
-  tensor: GGUFTensor
+  def order(self, rows: np.ndarray) -> np.ndarray:
+    """Return the rows of whole heads in llama.cpp's order."""
+    halves = rows.reshape(-1, 2, self.head_dim // 2, *rows.shape[1:])
+    return halves.swapaxes(1, 2).reshape(rows.shape)
+
+
+class TransposedTensor(NamedTuple):
+  """A matrix that Hugging Face stores as (inputs, outputs), and GGUF as (outputs, inputs)."""
+
+  tensor: StoredTensor
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tinyformer.checkpoints.gguf import GGUF
 
 # The types of tokens.
+NORMAL = 1
 UNKNOWN = 2
 CONTROL = 3
 USER_DEFINED = 4
@@ -26,6 +27,9 @@ TEKKEN = (
   r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
   r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 
 
 class PreTokenizer(NamedTuple):
@@ -66,6 +70,17 @@ def pre_tokenizer_of(gguf: GGUF) -> PreTokenizer:
   raise ValueError(f"{gguf.path}: tokenizer.ggml.pre {name!r} is not one of {supported}")
 
 
+def pre_tokenizer_steps(pre: PreTokenizer) -> list[dict[str, Any]]:
+  """Return the steps of the pre_tokenizer in tokenizer.json."""
+  steps: list[dict[str, Any]] = []
+  if pre.digits:
+    steps.append({"type": "Digits", "individual_digits": True})
+  if pre.pattern:
+    split = {"pattern": {"Regex": pre.pattern}, "behavior": "Isolated", "invert": False}
+    steps.append({"type": "Split", **split})
+  return [*steps, BYTE_LEVEL | {"use_regex": pre.pattern is None}]
+
+
 def token_list(gguf: GGUF) -> tuple[list[str], list[int]]:
   """Return the tokens in the order of their IDs, and their types.
 
@@ -75,7 +90,7 @@ def token_list(gguf: GGUF) -> tuple[list[str], list[int]]:
   if not isinstance(tokens, list):
     raise ValueError(f"{gguf.path} has no tokenizer.ggml.tokens")
   types = gguf.metadata.get("tokenizer.ggml.token_type")
-  types = [1] * len(tokens) if types is None else list(map(int, types))
+  types = [NORMAL] * len(tokens) if types is None else list(map(int, types))
   if len(types) != len(tokens):
     raise ValueError(f"{gguf.path} has {len(tokens):,} tokens, but {len(types):,} token types")
   return tokens, types
@@ -159,14 +174,7 @@ def byte_level_bpe(gguf: GGUF) -> dict[str, Any]:
   """Return the tokenizer.json of a byte-level BPE: GPT-2, LLaMA 3, Qwen2, SmolLM2."""
   tokens, types = token_list(gguf)
   pre = pre_tokenizer_of(gguf)
-  byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-  steps: list[dict[str, Any]] = (
-    [{"type": "Digits", "individual_digits": True}] if pre.digits else []
-  )
-  if pre.pattern:
-    split = {"pattern": {"Regex": pre.pattern}, "behavior": "Isolated", "invert": False}
-    steps.append({"type": "Split", **split})
-  steps.append(byte_level | {"use_regex": pre.pattern is None})
+  steps = pre_tokenizer_steps(pre)
   merges = gguf.metadata.get("tokenizer.ggml.merges")
   if not isinstance(merges, list):
     raise ValueError(f"{gguf.path} has no tokenizer.ggml.merges")
@@ -180,8 +188,8 @@ def byte_level_bpe(gguf: GGUF) -> dict[str, Any]:
     "added_tokens": added_tokens(tokens, types),
     "normalizer": {"type": "NFC"} if pre.nfc else None,
     "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if steps[1:] else steps[0],
-    "post_processor": post_processor(gguf, pre.add_bos) or byte_level | {"use_regex": True},
-    "decoder": byte_level | {"use_regex": True},
+    "post_processor": post_processor(gguf, pre.add_bos) or BYTE_LEVEL | {"use_regex": True},
+    "decoder": BYTE_LEVEL | {"use_regex": True},
     "model": model,
   }
 

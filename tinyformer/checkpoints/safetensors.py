@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -258,19 +258,8 @@ def load_weights(
   stored as int8.
   Raises ValueError if the checkpoint lacks a tensor or has an unknown one, or if a shape differs.
   """
-  for pattern, spelling in key_map.legacy.items():
-    found = {re.sub(pattern, spelling, name): tensor for name, tensor in found.items()}
   parameters = nn.state.get_state_dict(model)
-  tensors, table = match_tensors(join(found, key_map.stacked), key_map, key_map.table(model))
-  for name, targets in table.items():
-    first = parameters[targets[0]]
-    expected = (sum(parameters[t].shape[0] for t in targets), *first.shape[1:])
-    if re.search(key_map.transposed, name):
-      expected = expected[::-1]
-    if tensors[name].shape != expected:
-      raise ValueError(
-        f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
-      )
+  tensors, table = tensors_of_model(model, found, key_map)
 
   def heads_of(name: str) -> int:
     return model.config.heads if re.search(key_map.by_head, name) else 1
@@ -303,6 +292,29 @@ def load_weights(
     # tinygrad compiles the conversion, and its database of kernels belongs to this thread.
     for name in table:
       load_tensor(name)
+
+
+def tensors_of_model(
+  model, found: Mapping[str, StoredTensor], key_map: KeyMap
+) -> tuple[dict[str, StoredTensor], dict[str, list[str]]]:
+  """Return a checkpoint's tensors for a model by name, and the names of the parameters in each.
+
+  Raises ValueError if the checkpoint lacks a tensor or has an unknown one, or if a shape differs.
+  """
+  for pattern, spelling in key_map.legacy.items():
+    found = {re.sub(pattern, spelling, name): tensor for name, tensor in found.items()}
+  parameters = nn.state.get_state_dict(model)
+  tensors, table = match_tensors(join(found, key_map.stacked), key_map, key_map.table(model))
+  for name, targets in table.items():
+    first = parameters[targets[0]]
+    expected = (sum(parameters[t].shape[0] for t in targets), *first.shape[1:])
+    if re.search(key_map.transposed, name):
+      expected = expected[::-1]
+    if tensors[name].shape != expected:
+      raise ValueError(
+        f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
+      )
+  return tensors, table
 
 
 def match_tensors(
@@ -351,6 +363,13 @@ def map_parameters(
 def rows_per_read(tensor: StoredTensor) -> int:
   """Return the number of rows with a megaelement: large tensors must not be in memory twice."""
   return max(1, 2**20 // math.prod(tensor.shape[1:]))
+
+
+def rows_of(tensor: StoredTensor) -> Iterator[np.ndarray]:
+  """Yield the rows of a tensor as float32, about a megaelement at a time."""
+  step = rows_per_read(tensor)
+  for i in range(0, tensor.shape[0], step):
+    yield tensor.numpy(i, min(tensor.shape[0], i + step))
 
 
 def write_parameters(
@@ -487,14 +506,12 @@ def copy_safetensors(
   report: called with the number of elements that have been written and the total.
   """
   label = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
-  convert = CONVERT[DTYPES[dtype]]
+  convert = CONVERSIONS[dtype]
   total, done = sum(math.prod(t.shape) for t in tensors.values()), 0
   with open(path, "wb") as f:
     f.write(header_bytes({name: (label, t.shape) for name, t in tensors.items()}))
     for tensor in tensors.values():
-      step = rows_per_read(tensor)
-      for i in range(0, tensor.shape[0], step):
-        values = tensor.numpy(i, min(tensor.shape[0], i + step))
+      for values in rows_of(tensor):
         f.write(np.ascontiguousarray(convert(values)).data)
         done += values.size
         report(done, total)
