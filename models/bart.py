@@ -164,5 +164,6 @@ KEY_MAP = KeyMap(
     r"lm_head\.weight": "a copy of the token embeddings, to which the head is tied",
     r"model\.(en|de)coder\.version": "the version of fairseq's file format",
   },
+  tied={"lm_head.weight": ("model.shared.weight",)},
   optional={"final_logits_bias": "zero if the file was saved from a model without a head"},
 )

@@ -10,7 +10,15 @@ from tinygrad import Tensor, nn
 
 from layers.parts import PLAIN, Parts
 from layers.positions import check_context, token_positions
-from models.heads import HEAD_RULES, IGNORED_HEADS, NO_HEAD, HeadConfig, head_from_hf, make_head
+from models.heads import (
+  HEAD_RULES,
+  IGNORED_HEADS,
+  NO_HEAD,
+  HeadConfig,
+  head_from_hf,
+  make_head,
+  tied_decoder,
+)
 from models.hf_config import HFConfig
 from models.key_map import KeyMap
 from transformer import Block, FeedForward, MultiHeadAttention, padding_mask, post_norm
@@ -163,7 +171,8 @@ def key_map(prefix: str, head_rules: dict[str, str]) -> KeyMap:
   ignored = {
     rf"{prefix}\.embeddings\.(position|token_type)_ids": "constants; the model computes them",
   }
-  return KeyMap(rules | head_rules, legacy=legacy, ignored=ignored | IGNORED_HEADS)
+  tied = tied_decoder(f"{prefix}.embeddings.word_embeddings.weight", head_rules)
+  return KeyMap(rules | head_rules, legacy=legacy, ignored=ignored | IGNORED_HEADS, tied=tied)
 
 
 # The pooler, which classifies a text, has the prefix although it is part of our head.

@@ -14,7 +14,15 @@ from tinygrad import Tensor, nn
 
 from layers.parts import PLAIN, Parts
 from layers.positions import distances, signed_bucket
-from models.heads import HEAD_RULES, IGNORED_HEADS, NO_HEAD, HeadConfig, head_from_hf, make_head
+from models.heads import (
+  HEAD_RULES,
+  IGNORED_HEADS,
+  NO_HEAD,
+  HeadConfig,
+  head_from_hf,
+  make_head,
+  tied_decoder,
+)
 from models.hf_config import HFConfig
 from models.key_map import KeyMap
 from transformer import (
@@ -342,4 +350,5 @@ KEY_MAP = KeyMap(
     r"mask_predictions\.": "a task that only pre-training uses",
   }
   | IGNORED_HEADS,
+  tied=tied_decoder("deberta.embeddings.word_embeddings.weight", HEAD_RULES),
 )

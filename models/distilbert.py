@@ -60,4 +60,10 @@ KEY_MAP = KeyMap(
     ),
   }
   | IGNORED_HEADS,
+  tied={
+    "vocab_projector.weight": (
+      "distilbert.embeddings.word_embeddings.weight",
+      "vocab_projector.bias",
+    )
+  },
 )

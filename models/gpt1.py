@@ -59,4 +59,8 @@ EMBEDDINGS = {
   r"tokens": "transformer.tokens_embed",
   r"positions": "transformer.positions_embed",
 }
-KEY_MAP = dataclasses.replace(gpt2.KEY_MAP, rules=gpt2.KEY_MAP.rules | EMBEDDINGS)
+KEY_MAP = dataclasses.replace(
+  gpt2.KEY_MAP,
+  rules=gpt2.KEY_MAP.rules | EMBEDDINGS,
+  tied={"lm_head.weight": ("transformer.tokens_embed.weight",)},
+)

@@ -195,4 +195,5 @@ KEY_MAP = KeyMap(
     r"transformer\.h\.\d+\.attn\.(masked_)?bias": "constants: causal_mask computes the mask",
     r"lm_head\.weight": "a copy of the token embeddings, to which the head is tied",
   },
+  tied={"lm_head.weight": ("transformer.wte.weight",)},
 )

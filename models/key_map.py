@@ -21,6 +21,8 @@ class KeyMap:
     Group 2 of the pattern must match the index of the tensor, such as 3 in `experts.3.w1`.
   optional: tensors that a checkpoint may lack -> the reason.
     The parameter keeps its initial value if the tensor is missing.
+  tied: a tensor of a tied head -> the tensor that it must equal if a checkpoint contains it, then
+    other tensors of that head. Without them, the model has another head and ignores the tensor.
   """
 
   rules: dict[str, str]
@@ -30,6 +32,7 @@ class KeyMap:
   legacy: dict[str, str] = field(default_factory=dict)
   stacked: dict[str, str] = field(default_factory=dict)
   optional: dict[str, str] = field(default_factory=dict)
+  tied: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
   def table(self, model) -> dict[str, list[str]]:
     """Return the name of each tensor in a checkpoint and the names of the parameters it holds."""

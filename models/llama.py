@@ -228,5 +228,9 @@ KEY_MAP = KeyMap(
     r"norm": "model.norm",
     r"head": "lm_head",
   },
-  ignored={r".*\.rotary_emb\.inv_freq": "RoPE frequencies: layers/positions.py computes them"},
+  ignored={
+    r".*\.rotary_emb\.inv_freq": "RoPE frequencies: layers/positions.py computes them",
+    r"lm_head\.weight": "a copy of the token embeddings if the head is tied to them",
+  },
+  tied={"lm_head.weight": ("model.embed_tokens.weight",)},
 )

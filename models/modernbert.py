@@ -241,4 +241,5 @@ KEY_MAP = KeyMap(
     r"(head|decoder)\.": "a head for another task than the one named in config.json",
   }
   | IGNORED_HEADS,
+  tied={"decoder.weight": ("model.embeddings.tok_embeddings.weight", "decoder.bias")},
 )

@@ -231,3 +231,61 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
   assert received == ["a page"]
   assert pipe.is_fifo()
   assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+# The tensor of each tied head, and the tensor to which it is tied.
+TIED = {
+  "gpt1-a": ("lm_head.weight", "transformer.tokens_embed.weight"),
+  "gpt2-a": ("lm_head.weight", "transformer.wte.weight"),
+  "bart-a": ("lm_head.weight", "model.shared.weight"),
+  "marian-a": ("lm_head.weight", "model.shared.weight"),
+  "llama-a": ("lm_head.weight", "model.embed_tokens.weight"),
+  "bert-a": ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+  "roberta-a": ("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
+  "deberta-a": ("cls.predictions.decoder.weight", "deberta.embeddings.word_embeddings.weight"),
+  "distilbert-a": ("vocab_projector.weight", "distilbert.embeddings.word_embeddings.weight"),
+  "modernbert-a": ("decoder.weight", "model.embeddings.tok_embeddings.weight"),
+}
+
+
+def folder_with(tmp_path, case, tensors, **config):
+  """Return a copy of a fixture with more tensors and other settings."""
+  folder = tmp_path / case
+  shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
+  arrays = {name: t.numpy() for name, t in safetensors.read(FIXTURES / case).items()}
+  (folder / "model.safetensors").unlink()
+  safetensors.write_safetensors(folder / "model.safetensors", arrays | tensors)
+  content = json.loads((FIXTURES / case / "config.json").read_text()) | config
+  (folder / "config.json").write_text(json.dumps(content))
+  return folder
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_a_tensor_of_a_tied_head_must_equal_the_embedding(tmp_path, case):
+  head, embedding = TIED[case]
+  array = safetensors.read(FIXTURES / case)[embedding].numpy()
+  load_module(folder_with(tmp_path, case, {head: array}, tie_word_embeddings=True))
+  array = array.copy()
+  array[-1, -1] += 1
+  for other in (array, array[:-1]):
+    folder = folder_with(tmp_path, case, {head: other}, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as error:
+      load_module(folder)
+    assert f"{head} differs from {embedding}, to which config.json ties it" in str(error.value)
+
+
+@pytest.mark.parametrize("case", ["bert-a", "distilbert-a", "modernbert-a"])
+def test_a_tied_head_that_the_model_does_not_have_is_ignored(tmp_path, case):
+  head, embedding = TIED[case]
+  array = safetensors.read(FIXTURES / case)[embedding].numpy() + 1
+  architecture = json.loads((FIXTURES / case / "config.json").read_text())["architectures"][0]
+  base_model = [architecture.replace("ForMaskedLM", "Model")]
+  load_module(folder_with(tmp_path, case, {head: array}, architectures=base_model))
+
+
+def test_the_bias_of_a_tied_decoder_must_equal_that_of_the_head(tmp_path):
+  bias = safetensors.read(FIXTURES / "bert-a")["cls.predictions.bias"].numpy()
+  load_module(folder_with(tmp_path, "bert-a", {"cls.predictions.decoder.bias": bias}))
+  folder = folder_with(tmp_path, "bert-a", {"cls.predictions.decoder.bias": bias + 1})
+  with pytest.raises(ValueError, match=r"decoder\.bias differs from cls\.predictions\.bias"):
+    load_module(folder)

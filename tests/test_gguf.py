@@ -345,6 +345,16 @@ def test_a_model_that_is_not_supported_is_refused_in_one_line(tmp_path, path, ca
   assert message in str(error.value)
 
 
+def test_the_copy_of_the_embedding_in_a_gpt2_is_ignored(tmp_path, path):
+  """llama.cpp's quantizer gives the two different types."""
+  folder = case_folder("gpt2-a", tmp_path, n_inner=60)
+  config = json.loads((folder / "config.json").read_text())
+  tensors = model_tensors(folder, config)
+  copy = tensors["token_embd.weight"] + 1
+  write_gguf(path, model_metadata(config), tensors | {"output.weight": copy})
+  assert_equal_parameters(load_module(path), load_module(folder))
+
+
 def test_a_tensor_that_the_model_does_not_have_is_refused(tmp_path, path):
   folder = case_folder("llama-a", tmp_path, **CASES["llama-a"])
   config = json.loads((folder / "config.json").read_text())

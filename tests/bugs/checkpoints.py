@@ -4,6 +4,22 @@ from planted_bugs import Bug
 
 BUGS = [
   Bug(
+    "the tensor of a tied head may differ from the embedding",
+    "tinyformer/checkpoints/safetensors.py",
+    "check_tied_heads",
+    "all(map(np.array_equal, rows_of(a), rows_of(b)))",
+    "True",
+    "checkpoint::test_a_tensor_of_a_tied_head_must_equal_the_embedding",
+  ),
+  Bug(
+    "a head for another task must equal the embedding",
+    "tinyformer/checkpoints/safetensors.py",
+    "check_tied_heads",
+    "{original, *others} <= table.keys() and name not in table",
+    "name not in table",
+    "checkpoint::test_a_tied_head_that_the_model_does_not_have_is_ignored",
+  ),
+  Bug(
     "gelu_new is the exact GELU",
     "models/hf_config.py",
     "ACTIVATION_NAMES",

@@ -100,7 +100,6 @@ GPT2_NAMES = {
   r"token_embd\.": "transformer.wte.",
   r"position_embd\.": "transformer.wpe.",
   r"output_norm\.": "transformer.ln_f.",
-  r"output\.": "lm_head.",
   r"blk\.(\d+)\.attn_norm\.": r"transformer.h.\1.ln_1.",
   r"blk\.(\d+)\.attn_qkv\.": r"transformer.h.\1.attn.c_attn.",
   r"blk\.(\d+)\.attn_output\.": r"transformer.h.\1.attn.c_proj.",
@@ -246,12 +245,14 @@ class Architecture(NamedTuple):
   names: regular expressions of the beginnings of tensor names -> Hugging Face's.
   interleaved: matches tensors with interleaved rows.
   transposed: matches tensors that Hugging Face stores as (inputs, outputs).
+  ignored: matches tensors that Hugging Face does not have.
   """
 
   config: Callable[[GGUF, HFConfig], dict[str, Any]]
   names: dict[str, str]
   interleaved: str = "$^"  # matches nothing
   transposed: str = "$^"
+  ignored: str = "$^"
 
 
 # The values of general.architecture.
@@ -260,7 +261,10 @@ ARCHITECTURES = {
   "qwen2": Architecture(qwen2_config, LLAMA_NAMES),
   "qwen3": Architecture(qwen3_config, LLAMA_NAMES),
   "gpt2": Architecture(
-    gpt2_config, GPT2_NAMES, transposed=r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight"
+    gpt2_config,
+    GPT2_NAMES,
+    transposed=r"blk\.\d+\.(attn_qkv|attn_output|ffn_up|ffn_down)\.weight",
+    ignored=r"output\.weight",  # a copy of the token embeddings, maybe in another type
   ),
   "bert": Architecture(bert_config, BERT_NAMES),
 }
@@ -316,7 +320,7 @@ def hf_tensors(gguf: GGUF) -> dict[str, StoredTensor]:
   head_dim = hf_config(gguf).get("head_dim", 0)
   tensors: dict[str, StoredTensor] = {}
   for name, tensor in gguf.tensors.items():
-    if name == ROPE_FACTORS:
+    if name == ROPE_FACTORS or re.match(architecture.ignored, name):
       continue
     pattern = next((p for p in architecture.names if re.match(p, name)), None)
     hf_name = re.sub(pattern, architecture.names[pattern], name) if pattern else name

@@ -304,7 +304,9 @@ def tensors_of_model(
   for pattern, spelling in key_map.legacy.items():
     found = {re.sub(pattern, spelling, name): tensor for name, tensor in found.items()}
   parameters = nn.state.get_state_dict(model)
-  tensors, table = match_tensors(join(found, key_map.stacked), key_map, key_map.table(model))
+  joined, table = join(found, key_map.stacked), key_map.table(model)
+  check_tied_heads(joined, table, key_map)
+  tensors, table = match_tensors(joined, key_map, table)
   for name, targets in table.items():
     first = parameters[targets[0]]
     expected = (sum(parameters[t].shape[0] for t in targets), *first.shape[1:])
@@ -315,6 +317,25 @@ def tensors_of_model(
         f"{name} has shape {tensors[name].shape}, but config.json requires {expected}"
       )
   return tensors, table
+
+
+def check_tied_heads(
+  tensors: Mapping[str, StoredTensor], table: Mapping[str, list[str]], key_map: KeyMap
+) -> None:
+  """Raise ValueError if a checkpoint has another tensor for a head that config.json ties.
+
+  table: the model's tensors. transformers does not tie such a head, but uses the tensor.
+  """
+  for name, (original, *others) in key_map.tied.items():
+    is_used = {original, *others} <= table.keys() and name not in table
+    if not is_used or name not in tensors or original not in tensors:
+      continue
+    a, b = tensors[name], tensors[original]
+    if a.shape != b.shape or not all(map(np.array_equal, rows_of(a), rows_of(b))):
+      raise ValueError(
+        f"{name} differs from {original}, to which config.json ties it: delete the tensor if the "
+        'head is tied; "tie_word_embeddings" must be false if it is not'
+      )
 
 
 def match_tensors(
