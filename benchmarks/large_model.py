@@ -61,7 +61,10 @@ def shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     "ffn_up": (ff_dim, dim),
     "ffn_down": (dim, ff_dim),
   }
-  tensors = {"token_embd.weight": (vocab_size, dim), "output.weight": (vocab_size, dim)}
+  tensors: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (vocab_size, dim),
+    "output.weight": (vocab_size, dim),
+  }
   for layer in range(sizes["llama.block_count"]):
     tensors |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
   return tensors | {"output_norm.weight": (dim,)}
