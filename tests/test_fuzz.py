@@ -1,8 +1,12 @@
 """Damaged files are read, and equally to Hugging Face, or refused with one clear error."""
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from fuzz import mutate, runner, targets
 
 NAMES = list(targets.TARGETS)
@@ -123,3 +127,17 @@ def test_2000_damaged_files_are_read_equally_to_hugging_face_or_refused():
   print("\n".join(runner.table(cases)))
   assert len(cases) == 2000
   assert not runner.failures(cases), report(runner.failures(cases))
+
+
+@pytest.mark.slow
+def test_the_command_needs_no_compiler_but_that_of_the_extra_cpu(tmp_path):
+  """The tests' own process has found a compiler already, and the cache may have its programs."""
+  env = {name: value for name, value in os.environ.items() if name not in ("CC", "DEV")}
+  env["XDG_CACHE_HOME"] = str(tmp_path)
+  command = [sys.executable, "-m", "tests.fuzz", "--target", "config gpt2-b", "--cases", "5"]
+  result = subprocess.run(
+    [*command, "--no-reference"], cwd=ROOT, env=env, capture_output=True, text=True
+  )
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert runner.READ in result.stdout
+  assert "5 cases, 0 failures" in result.stdout

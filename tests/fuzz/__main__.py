@@ -5,6 +5,8 @@ import shlex
 import sys
 import time
 
+from tinyformer.device import compile_in_this_process, select_device
+
 from .runner import ALLOWED, failures, run, table
 from .targets import TARGETS, import_references
 
@@ -22,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
   args = p.parse_args(argv)
   names = args.target or list(TARGETS)
   compare = not args.no_reference and import_references()
+  select_device("CPU")  # finds the compiler of the extra `cpu`
+  compile_in_this_process()
   start = time.monotonic()
   cases = []
   for case in run(
