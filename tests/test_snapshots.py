@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -208,6 +209,41 @@ def test_damaged_files_and_files_that_others_can_write_are_ignored(folder, cache
 def test_one_wrong_byte_of_machine_code_is_noticed(folder, cache):
   change_bytes(cache / request(folder).name, lambda data: data[:-1] + bytes([data[-1] ^ 1]))
   assert opened(folder) is None
+
+
+DAY = storage.CHECK_INTERVAL
+
+
+@pytest.mark.parametrize(
+  "seconds_since_check, uptime, is_due",
+  [(60, 2 * DAY, False), (DAY + 60, 2 * DAY, True), (60, 30, True), (-DAY, 2 * DAY, True)],
+)
+def test_one_wrong_byte_of_the_weights_is_noticed_when_a_check_is_due(
+  folder, cache, seconds_since_check, uptime, is_due, monkeypatch
+):
+  """A file is checked once a day, and after each start of the system."""
+  file = cache / request(folder).weights_name
+  monkeypatch.setattr(storage.time, "clock_gettime", lambda _: uptime)
+  checked = int(time.time()) - seconds_since_check
+  for byte in (0, 1):
+    change_bytes(file, lambda data, byte=byte: data[:-70] + bytes([data[-70] ^ byte]) + data[-69:])
+    os.utime(file, (checked, checked))
+    is_damaged = byte == 1
+    assert (opened(folder) is None) == (is_due and is_damaged)
+    # The time of a successful check is noted.
+    assert (file.stat().st_mtime != checked) == (is_due and not is_damaged)
+  if is_due:
+    save_snapshot(folder)  # replaces the damaged file
+    os.utime(file, (checked, checked))
+    assert opened(folder) is not None
+
+
+def test_the_checksum_of_weights_changes_if_two_blocks_swap_their_places():
+  words = np.arange(3 * storage.BLOCK_BYTES // 4, dtype=np.float32)
+  first, second, third = words.reshape(3, -1)
+  swapped = np.concatenate([second, first, third])
+  assert storage.checksum([], {}, {"a": words}) == storage.checksum([], {}, {"a": words.copy()})
+  assert storage.checksum([], {}, {"a": words}) != storage.checksum([], {}, {"a": swapped})
 
 
 def test_a_folder_that_others_can_write_is_ignored(folder, cache):

@@ -172,6 +172,22 @@ BUGS = [
     "snapshots",
   ),
   Bug(
+    "the weights of a snapshot are never checked",
+    "tinyformer/snapshots/storage.py",
+    "check_is_due",
+    "not max(start, now - CHECK_INTERVAL) < checked <= now",
+    "False",
+    "snapshots::test_one_wrong_byte_of_the_weights_is_noticed_when_a_check_is_due",
+  ),
+  Bug(
+    "the weights of a snapshot are not checked after a start of the system",
+    "tinyformer/snapshots/storage.py",
+    "check_is_due",
+    "max(start, now - CHECK_INTERVAL)",
+    "now - CHECK_INTERVAL",
+    "snapshots::test_one_wrong_byte_of_the_weights_is_noticed_when_a_check_is_due",
+  ),
+  Bug(
     "the mask of a bucket is that of the first queries",
     "tinyformer/generation/engine.py",
     "attention_inputs",
