@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "int8", "int4")
 STEPS = 70
 UNCOUNTED = 8
 # Mixtral 8x7B has four times the width and six times the layers.
-MIXTRAL = LLAMA_1B | {
+MIXTRAL: dict[str, Any] = LLAMA_1B | {
   "model_type": "mixtral",
   "architectures": ["MixtralForCausalLM"],
   "vocab_size": 32_000,
