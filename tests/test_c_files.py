@@ -117,9 +117,11 @@ def experts(selected, N, K, dtype, same_x=0) -> Case:
   return Case("gemv.c", macros | dtype_macros(dtype), inputs, len(selected) * N)
 
 
-def dequantize_int4(N, K) -> Case:
-  w = quantize_int4(normal(N, K))
-  return Case("dequantize_int4.c", dict(N=N, K=K), (w,), N * K)
+def gemm_int4(M, N, K, bias=0, split=0) -> Case:
+  macros = dict(M=M, N=N, K=K, SPLIT_COLUMNS=split, HAS_BIAS=bias)
+  w = quantize_int4(normal(N, K, seed=1))
+  inputs = (int8_rows(normal(M, K), 32), w, normal(N, seed=2) if bias else None)
+  return Case("gemm_int4.c", macros, inputs, M * N)
 
 
 def gemm(batch, M, N, K, dtype=dtypes.float32, bias=0, transpose=(0, 1), split=0) -> Case:
@@ -285,7 +287,7 @@ FEW_CASES = [
   gemv(3, 7, 67, dtypes.float16, 1),
   gemv_int4(2, 7, 416, 1),
   experts([2, 0], 7, 67, dtypes.int8),
-  dequantize_int4(5, 96),
+  gemm_int4(19, 53, 416, 1),
   gemm(1, 19, 53, 389, bias=1),
   quantize_rows(5, 37, 16),
   gemm_dot(19, 53, 389, dtypes.bfloat16, 1),
@@ -313,6 +315,11 @@ DOT_CASES = [
     (101, 401, 67, 1, 1, 64),
   ]
 ]
+DOT_CASES += [
+  gemm_int4(*sizes)
+  for sizes in [(1, 1, 32), (17, 100, 96, 1, 1), (50, 131, 768), (101, 401, 288, 1, 1)]
+]
+DOT_CASES.append(gemv_int4(3, 5, 416, 1))
 SIZES = [(1, 1, 1, 1), (2, 3, 3, 70), (2, 4, 2, 65), (1, 2, 2, 64), (1, 3, 1, 113)]
 ALL_CASES = [
   *FEW_CASES,
@@ -322,7 +329,6 @@ ALL_CASES = [
   gemv_int4(5, 7, 128, x=UNUSUAL_GROUPS),
   *(experts([0, 3], 9, 39, dtype, same_x=1) for dtype in DTYPES),
   *(experts([3, 1, 2], 5, 160, "int4", same_x) for same_x in (0, 1)),
-  dequantize_int4(1, 32),
   *(gemm(1, 23, 50, 400, dtype, 1) for dtype in DTYPES),
   *(gemm(1, 17, 100, 33, dtype, split=1) for dtype in DTYPES),
   *(gemm(3, 5, 7, 19, transpose=pair) for pair in itertools.product((0, 1), repeat=2)),

@@ -27,7 +27,7 @@ def load(
     If standard error is a terminal, it shows the progress.
   device: tinygrad's device, such as "CPU", "METAL" or "CUDA"; None uses the best one.
   dtype: the data type of the matrices in memory: float32, float16, bfloat16, int8 or int4.
-    Computation is in float32, except that int4 products of few rows round them to 8 bits.
+    Computation is in float32, except that some products of narrow weights narrow activations too.
   offline: do not access the hub.
 
   >>> import tinyformer

@@ -91,7 +91,7 @@ def load_module(
   """Load the architecture in a folder written by `save_pretrained`, or in a GGUF file.
 
   dtype: the data type of the matrices in memory: float32, float16, bfloat16, int8 or int4.
-  Computation is in float32, except that int4 products of few rows round them to 8 bits.
+  Computation is in float32, except that some products of narrow weights narrow activations too.
   parts: what the model is built from; None uses the fastest parts for the device.
   settings: replace those of the model's config, such as dropout=0.1.
   Raises FileNotFoundError for a missing file, and ValueError for a damaged file, one of an unknown

@@ -18,11 +18,12 @@ from tinyformer.kernels.c_kernel import (
   static_size,
 )
 from tinyformer.kernels.fused import Size, linear
-from tinyformer.kernels.quantization import is_quantized, quantized_row_size, to_float32
+from tinyformer.kernels.quantization import GROUP, is_quantized, quantized_row_size, to_float32
 
 # PackedLinear multiplies up to this many rows of x by GEMV, and more by GEMM.
 MAX_GEMV_ROWS = 16
-# GEMM quantizes each row of x to int8 in groups of this size, each with its own scale.
+# GEMM with int8 weights quantizes each row of x to int8 in groups of this size, each with its own
+# scale. With int4 weights, the groups are those of the weights.
 INT8_GROUP = 256
 
 
@@ -73,32 +74,28 @@ def matmul_kernel(
 
 
 def dot_kernel(sizes: tuple[Size, Size, Size], weight: Tensor, bias: bool) -> Callable:
-  """Return the kernel that multiplies int8_rows or float32 x (M, K) by an int8 or bfloat16 weight.
+  """Return the kernel that multiplies x (M, K) by an int8, int4 or bfloat16 weight.
 
-  sizes: M, N and K. The kernel rounds x to bfloat16 if the weight is bfloat16.
+  sizes: M, N and K. x is what int8_rows returns for the weight, or float32 if the weight is
+  bfloat16. The kernel rounds it to bfloat16 then.
   """
   M, N, K = (static_size(n) for n in sizes)
-  macros = dtype_macros(weight.dtype) | dict(M=M, N=N, K=K, HAS_BIAS=int(bias))
-  if weight.dtype == dtypes.int8:
-    macros["GROUP"] = INT8_GROUP
   split_columns = N >= 192
   tasks = min(num_tasks(M * N * K), 16 if split_columns else -(-M // 32))
-  return kernel("gemm_dot", 3 + bias, tasks, SPLIT_COLUMNS=int(split_columns), **macros)
+  macros: dict[str, Any] = dict(M=M, N=N, K=K, HAS_BIAS=int(bias), SPLIT_COLUMNS=int(split_columns))
+  if weight.dtype == dtypes.uint8:
+    return kernel("gemm_int4", 3 + bias, tasks, **macros)
+  if weight.dtype == dtypes.int8:
+    macros["GROUP"] = INT8_GROUP
+  return kernel("gemm_dot", 3 + bias, tasks, **macros, **dtype_macros(weight.dtype))
 
 
-def int8_rows(x: Tensor) -> Tensor:
-  """Quantize the rows of x (M, K) to int8, as c/quantize_rows.c describes."""
+def int8_rows(x: Tensor, group: int) -> Tensor:
+  """Quantize the rows of x (M, K) to int8 in groups, as c/quantize_rows.c describes."""
   M, K = (static_size(n) for n in x.shape)
-  out = Tensor.empty(M, quantized_row_size(K, INT8_GROUP), dtype=dtypes.int8, device="CPU")
-  function = kernel("quantize_rows", 2, num_tasks(10 * M * K), M=M, K=K, GROUP=INT8_GROUP)
+  out = Tensor.empty(M, quantized_row_size(K, group), dtype=dtypes.int8, device="CPU")
+  function = kernel("quantize_rows", 2, num_tasks(10 * M * K), M=M, K=K, GROUP=group)
   return out.custom_kernel(contiguous_buffer(x), fxn=function)[0]
-
-
-def dequantize_int4(weight: Tensor, K: Size) -> Tensor:
-  """Return an int4 weight as float32 (N, K), on the CPU."""
-  N = static_size(weight.shape[0])
-  function = kernel("dequantize_int4", 2, num_tasks(N * K), N=N, K=static_size(K))
-  return empty(N, K).custom_kernel(contiguous_buffer(weight), fxn=function)[0]
 
 
 def linear_backward(grad: UOp, call: UOp) -> tuple[UOp | None, ...]:
@@ -178,12 +175,10 @@ class PackedLinear(transformer.Linear):
       return linear(x, weight, bias)
     biases = [] if bias is None else [contiguous_buffer(bias)]
     x = x.reshape(M, K)
-    if weight.dtype == dtypes.uint8 and M > MAX_GEMV_ROWS:
-      weight = dequantize_int4(weight, K)
-    if M > MAX_GEMV_ROWS and weight.dtype in (dtypes.int8, dtypes.bfloat16):
+    if M > MAX_GEMV_ROWS and weight.dtype in (dtypes.int8, dtypes.uint8, dtypes.bfloat16):
       function = dot_kernel((M, N, K), weight, bool(biases))
-      if weight.dtype == dtypes.int8:
-        x = int8_rows(x)
+      if is_quantized(weight):
+        x = int8_rows(x, INT8_GROUP if weight.dtype == dtypes.int8 else GROUP)
     elif M > MAX_GEMV_ROWS:
       function = matmul_kernel((1, M, N, K), weight, transpose_b=True, bias=bool(biases))
     elif weight.dtype == dtypes.uint8:

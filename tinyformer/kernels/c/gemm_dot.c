@@ -29,7 +29,7 @@ void naive(float *out, const A_TYPE *x, const TYPE *w, const float *bias) {
         y += to_float(round_bf16(x[m * K + k])) * to_float(row[k]);
 #else
       const signed char *q = x + m * Q_ROW;
-      for (long g = 0; g < GROUPS; g++) {
+      for (long g = 0; g < X_GROUPS; g++) {
         int sum = 0;
         for (long k = g * GROUP; k < K && k < (g + 1) * GROUP; k++)
           sum += q[k] * row[k];

@@ -74,33 +74,9 @@ void naive(float *out, const float *x, const byte *w, const float *bias, const i
 // belong to each group. The kernel reads w once, 10 KB after it was prefetched. A task is a range
 // of n; each rounds all of x, which is small.
 enum { STEP = W / 4, AHEAD = 10240, LINE = 64 };
-typedef int int_vec __attribute__((ext_vector_type(W)));
 typedef byte bytes16 __attribute__((ext_vector_type(16), aligned(1)));
-typedef byte byte_vec __attribute__((ext_vector_type(4 * W)));
-typedef signed char signed_vec __attribute__((ext_vector_type(4 * W)));
-typedef short short_vec __attribute__((ext_vector_type(4 * W)));
-typedef short half_short_vec __attribute__((ext_vector_type(2 * W)));
 typedef _Float16 half_vec __attribute__((ext_vector_type(STEP)));
 typedef float scale_vec __attribute__((ext_vector_type(STEP)));
-
-// Add to each lane of s the products of its four bytes of a, which are at most 15, and of b.
-INLINE int_vec add_products(int_vec s, byte_vec a, signed_vec b) {
-#if defined(__AVX512VNNI__)
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
-  return s;
-#elif defined(__AVX512BW__) || (defined(__AVX2__) && !defined(__AVX512F__))
-  half_short_vec pairs, ones = 1;
-  int_vec sums;
-  __asm__("vpmaddubsw %2, %1, %0" : "=v"(pairs) : "v"(a), "v"(b));
-  __asm__("vpmaddwd %2, %1, %0" : "=v"(sums) : "v"(pairs), "v"(ones));
-  return s + sums;
-#else
-  short_vec products =
-      __builtin_convertvector(a, short_vec) * __builtin_convertvector(b, short_vec);
-  half_short_vec pairs = products.even + products.odd;
-  return s + __builtin_convertvector(pairs.even + pairs.odd, int_vec);
-#endif
-}
 
 typedef struct {
   ALIGNED signed char low[K / 2];       // the lower half of each group of a row of x, rounded

@@ -4,8 +4,8 @@
 #pragma once
 #include "kernel.h"
 
-enum { GROUPS = (K + GROUP - 1) / GROUP, K_PADDED = (K + 3) / 4 * 4 };
-enum { Q_ROW = K_PADDED + 8 * GROUPS }; // bytes in a row
+enum { X_GROUPS = (K + GROUP - 1) / GROUP, K_PADDED = (K + 3) / 4 * 4 };
+enum { Q_ROW = K_PADDED + 8 * X_GROUPS }; // bytes in a row
 
 // Return the scale of group g in a row.
 INLINE float group_scale(const signed char *row, long g) {
@@ -17,12 +17,12 @@ INLINE float group_scale(const signed char *row, long g) {
 // Return the sum of group g in a row.
 INLINE int group_sum(const signed char *row, long g) {
   int sum;
-  __builtin_memcpy(&sum, row + K_PADDED + 4 * (GROUPS + g), 4);
+  __builtin_memcpy(&sum, row + K_PADDED + 4 * (X_GROUPS + g), 4);
   return sum;
 }
 
 // Write the scale and the sum of group g.
 INLINE void set_group(signed char *row, long g, float scale, int sum) {
   __builtin_memcpy(row + K_PADDED + 4 * g, &scale, 4);
-  __builtin_memcpy(row + K_PADDED + 4 * (GROUPS + g), &sum, 4);
+  __builtin_memcpy(row + K_PADDED + 4 * (X_GROUPS + g), &sum, 4);
 }

@@ -36,7 +36,7 @@ void naive(signed char *out, const float *x) {
     signed char *row = out + m * Q_ROW;
     for (long k = K; k < K_PADDED; k++)
       row[k] = 0;
-    for (long g = 0; g < GROUPS; g++) {
+    for (long g = 0; g < X_GROUPS; g++) {
       union {
         float f;
         unsigned u;
@@ -111,7 +111,7 @@ KERNEL NAME(signed char *restrict out, const float *restrict x, int task) {
     signed char *row = out + m * Q_ROW;
     for (long k = K; k < K_PADDED; k++)
       row[k] = 0;
-    for (long g = 0; g < GROUPS; g++) {
+    for (long g = 0; g < X_GROUPS; g++) {
       const float *in = x + m * K + g * GROUP;
       int n = min_int(GROUP, K - g * GROUP);
       unsigned bits = largest_bits(in, n);
