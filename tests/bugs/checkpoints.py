@@ -54,8 +54,8 @@ BUGS = [
   Bug(
     "biases are stored in 16 bits",
     "tinyformer/checkpoints/safetensors.py",
-    "load_weights.new_writer",
-    'if t.ndim != 2 or "bias" in target:',
+    "new_writers.dtype_of",
+    'if t.ndim != 2 or "bias" in name:',
     "if t.ndim != 2:",
     "encoder_decoders::test_int8_models_have_float32_biases",
   ),

@@ -150,6 +150,22 @@ BUGS = [
     "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
+    "the memory of huge pages is never freed",
+    "tinyformer/kernels/huge_pages.py",
+    "allocator",
+    "weakref.finalize(buffer_of(tensor), lambda memory: None, memory)",
+    "weakref.finalize(buffer_of, lambda memory: None, memory)",
+    "huge_pages::test_the_memory_is_freed_with_the_last_tensor",
+  ),
+  Bug(
+    "the first tensor in huge pages does not begin at one",
+    "tinyformer/kernels/huge_pages.py",
+    "allocator",
+    "-memory.ctypes.data % HUGE_PAGE",
+    "64 - memory.ctypes.data % 64",
+    "huge_pages::test_tensors_have_their_shapes_and_do_not_overlap",
+  ),
+  Bug(
     "the kernel for int4 omits the groups after the last four",
     "tinyformer/kernels/c/gemv_int4.c",
     "",

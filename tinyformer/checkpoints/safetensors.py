@@ -271,14 +271,7 @@ def load_weights(
       map_parameters(tensors[name], targeted, is_transposed, heads_of(name))
     return
 
-  def new_writer(target: str) -> "ParameterWriter":
-    t = parameters[target]
-    if t.ndim != 2 or "bias" in target:
-      return ParameterWriter(t, dtypes.float32)
-    keep_int8 = re.search(KEPT_IN_INT8, target) or t.shape[1] % GROUP
-    return ParameterWriter(t, dtypes.int8 if dtype == dtypes.uint8 and keep_int8 else dtype)
-
-  writers = {target: new_writer(target) for targets in table.values() for target in targets}
+  writers = new_writers({t: parameters[t] for targets in table.values() for t in targets}, dtype)
 
   def load_tensor(name: str) -> None:
     is_transposed = re.search(key_map.transposed, name) is not None
@@ -336,6 +329,23 @@ def check_tied_heads(
         f"{name} differs from {original}, to which config.json ties it: delete the tensor if the "
         'head is tied; "tie_word_embeddings" must be false if it is not'
       )
+
+
+def new_writers(parameters: dict[str, Tensor], dtype: DType) -> dict[str, "ParameterWriter"]:
+  """Return a writer for each parameter, which allocates its memory; see load_weights."""
+  from tinyformer.kernels import huge_pages
+
+  def dtype_of(name: str) -> DType:
+    t = parameters[name]
+    if t.ndim != 2 or "bias" in name:
+      return dtypes.float32
+    keep_int8 = re.search(KEPT_IN_INT8, name) or t.shape[1] % GROUP
+    return dtypes.int8 if dtype == dtypes.uint8 and keep_int8 else dtype
+
+  pairs = {name: (t, dtype_of(name)) for name, t in parameters.items()}
+  sizes = [huge_pages.padded_size(stored_shape(t.shape, d), d) for t, d in pairs.values()]
+  empty = huge_pages.allocator(sum(sizes))
+  return {name: ParameterWriter(t, d, empty) for name, (t, d) in pairs.items()}
 
 
 def match_tensors(
@@ -415,16 +425,21 @@ def write_parameters(
     writer.close()
 
 
+def stored_shape(shape: tuple[Any, ...], dtype: DType) -> tuple[int, ...]:
+  """Return the shape in which a parameter of this shape is stored."""
+  if dtype == dtypes.int8:  # the last four bytes of a row hold its scale
+    return (*shape[:-1], shape[-1] + 4)
+  if dtype == dtypes.uint8:
+    return (*shape[:-1], shape[-1] // GROUP * GROUP_BYTES)
+  return shape
+
+
 class ParameterWriter:
   """Converts a parameter to a dtype and writes its values, a few rows at a time."""
 
-  def __init__(self, t: Tensor, dtype: DType):
-    shape = t.shape
-    if dtype == dtypes.int8:  # the last four bytes of a row hold its scale
-      shape = (*t.shape[:-1], t.shape[-1] + 4)
-    elif dtype == dtypes.uint8:
-      shape = (*t.shape[:-1], t.shape[-1] // GROUP * GROUP_BYTES)
-    t.uop = Tensor.empty(*shape, dtype=dtype).uop
+  def __init__(self, t: Tensor, dtype: DType, empty: Callable[..., Tensor] = Tensor.empty):
+    """Replace the parameter by a tensor of this dtype, which `empty` allocates."""
+    t.uop = empty(*stored_shape(t.shape, dtype), dtype=dtype).uop
     self.parameter, self.dtype = t, dtype
     self.convert = CONVERT[dtype]
     numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)

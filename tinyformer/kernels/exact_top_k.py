@@ -8,6 +8,7 @@ import math
 
 from tinygrad import Tensor, dtypes
 
+from tinyformer.kernels import huge_pages
 from tinyformer.kernels.c_kernel import (
   contiguous_buffer,
   dtype_macros,
@@ -38,7 +39,8 @@ class ExactTopKHead:
     N, K = weight.shape
     self.weight = weight
     self.count = 1 << (count - 1).bit_length()
-    self.copy = Tensor.empty(N, K, dtype=dtypes.bfloat16, device="CPU").realize()
+    allocate = huge_pages.allocator(huge_pages.padded_size((N, K), dtypes.bfloat16))
+    self.copy = allocate(N, K, dtype=dtypes.bfloat16)
     tasks = num_tasks(5 * N * K)
 
     def copy_and_bound() -> Tensor:
