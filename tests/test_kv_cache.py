@@ -1,6 +1,8 @@
 """Logits computed with a KV cache, in chunks or with an engine, equal those without a cache."""
 
+import gc
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -84,6 +86,20 @@ def test_an_engine_can_restart_at_position_0(model, expected):
   engine(IDS[:, ::-1])
   engine.position = 0
   close(engine(IDS[:, :70]), expected[:, 69])
+
+
+def test_an_engine_that_is_not_used_any_more_is_freed_without_the_garbage_collector(model):
+  """tinygrad never forgets a tensor that the garbage collector has freed."""
+  engine = Engine(model, B)
+  engine(IDS[:, :10])
+  engine(IDS[:, 10:11])
+  tensors = [weakref.ref(tensor) for tensor in (*engine.cache.k, *engine.cache.v)]
+  gc.disable()
+  try:
+    del engine
+    assert [tensor() for tensor in tensors] == [None] * len(tensors)
+  finally:
+    gc.enable()
 
 
 def test_an_engine_rejects_invalid_shapes_and_long_texts(model):

@@ -188,6 +188,14 @@ BUGS = [
     "snapshots::test_one_wrong_byte_of_the_weights_is_noticed_when_a_check_is_due",
   ),
   Bug(
+    "an engine and its steps refer to each other",
+    "tinyformer/generation/engine.py",
+    "Engine.step",
+    "functools.partial(function, weakref.proxy(self), bucket=bucket)",
+    "functools.partial(function, self, bucket=bucket)",
+    "kv_cache::test_an_engine_that_is_not_used_any_more_is_freed_without_the_garbage_collector",
+  ),
+  Bug(
     "the mask of a bucket is that of the first queries",
     "tinyformer/generation/engine.py",
     "attention_inputs",

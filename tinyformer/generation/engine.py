@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -197,11 +198,13 @@ class Engine(StepEngine):
     if is_minigrad():
       size = min(size, 2)
     if (size, bucket) not in self.steps:
-      function: Callable = self.process_token if size == 1 else self.process_chunk
+      function: Callable = Engine.process_token if size == 1 else Engine.process_chunk
       variables = [variable("start", 0, self.cache.rows - 1)]
       if size > 1:
         variables.append(variable("last", 0, size - 1))
-      step = functools.partial(function, bucket=bucket)
+      # Without a cycle of references, an engine's tensors are freed as soon as it is not used any
+      # more. tinygrad keeps an entry of 80 bytes for each tensor that the garbage collector frees.
+      step = functools.partial(function, weakref.proxy(self), bucket=bucket)
       buffers = self.captured_buffers
       self.steps[size, bucket] = CompiledStep(step, tuple(variables), buffers, self.key)
     return self.steps[size, bucket]
