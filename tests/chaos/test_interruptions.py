@@ -282,6 +282,30 @@ def test_a_signal_ends_each_experiment_cleanly(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_signals_end_the_comparison_of_shapes_cleanly_and_each_training_is_resumed(tmp_path):
+  text = tmp_path / "text.txt"
+  kill_training.write_text(text)
+  command = ["experiments/shapes.py", str(text), "--context", "16", "--batch", "4"]
+  command += ["--flops", "4e8", "--max-chars-per-document", "200"]
+  command += ["--shape", "300:1:2:16:1e-2", "--shape", "300:2:2:16:1e-2"]
+  expected = processes.finish(processes.start([*command, "-o", str(tmp_path / "expected")]))
+  assert expected.status == 0, expected.err.decode()
+  out = tmp_path / "out"
+  rng = random.Random(0)
+  for number in SIGNALS * 2:
+    process = processes.start_and_wait([*command, "-o", str(out)])
+    check_end(processes.end_after(process, rng.uniform(0, 8), number), number)
+    assert not list(tmp_path.rglob(".*.part"))
+  outcome = processes.finish(processes.start([*command, "-o", str(out)]))
+  assert outcome.status == 0, outcome.err.decode()
+  assert without_times(outcome.out) == without_times(expected.out)
+  for folder in ("300-1x16", "300-2x16"):
+    a, b = out / folder, tmp_path / "expected" / folder
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert kill_training.log_rows(a) == kill_training.log_rows(b)
+
+
+@pytest.mark.slow
 def test_a_killed_training_run_ends_equal_to_an_uninterrupted_one():
   outcomes = kill_training.kill_training(kills=6, steps=60)
   assert outcomes["kills"] == 6
