@@ -53,12 +53,15 @@ def quantized_model(family: str, layers: int, dtype: str):
 def step_facts(model: Any, num_tokens: int) -> dict[str, Any]:
   """Return what test_cuda.py checks of the step that processes this number of tokens.
 
-  That is: the kernels' names; the sizes of the buffers that they read or write, except the weights'
-  and the cache's; and the size of the step's result, which leaves the device.
+  That is: the kernels' names; how many of them use tensor cores; the sizes of the buffers that they
+  read or write, except the weights' and the cache's, and those of all float32 buffers; and the size
+  of the step's result, which leaves the device.
   """
   import numpy as np
+  from tinygrad import dtypes
 
   from tinyformer.generation import Engine
+  from tinyformer.kernels.tinygrad_internals import Ops
 
   engine = Engine(model, top_k=40)
   result = engine.step(num_tokens, 1024)(
@@ -70,8 +73,15 @@ def step_facts(model: Any, num_tokens: int) -> dict[str, Any]:
   calls = captured.linear.src
   names = [re.sub(r"\x1b\[\d+m", "", call.src[0].arg.name) for call in calls]
   captured_sizes = {tensor.numel() for tensor in engine.captured_buffers.values()}
-  sizes = {math.prod(buffer.shape) for call in calls for buffer in call.src[1:]} - captured_sizes
-  return {"kernels": names, "sizes": sorted(sizes), "result": result.size}
+  buffers = [buffer for call in calls for buffer in call.src[1:]]
+  sources = [part.arg for call in calls for part in call.src[0].src if part.op is Ops.SOURCE]
+  return {
+    "kernels": names,
+    "tensor_cores": sum("mma.sync" in source for source in sources),
+    "sizes": sorted({math.prod(buffer.shape) for buffer in buffers} - captured_sizes),
+    "float32_sizes": sorted({math.prod(b.shape) for b in buffers if b.dtype == dtypes.float32}),
+    "result": result.size,
+  }
 
 
 def compile_training_step(precision: str) -> None:

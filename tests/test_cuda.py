@@ -10,7 +10,7 @@ from conftest import ROOT
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
-def test_a_token_takes_at_most_120_kernels_and_no_step_stores_all_scores(dtype):
+def test_a_token_takes_at_most_120_kernels_and_no_step_copies_weights_or_stores_scores(dtype):
   pytest.importorskip("nvidia.cuda_nvrtc", reason="nvidia-cuda-nvrtc-cu12 is not installed")
   command = [sys.executable, ROOT / "tests" / "cuda_kernels.py", dtype]
   run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -29,3 +29,9 @@ def test_a_token_takes_at_most_120_kernels_and_no_step_stores_all_scores(dtype):
   # No buffer has a score for each of 12 heads, 512 queries and 1,024 keys.
   assert sum("attention" in name for name in prefill["kernels"]) == 3
   assert max(prefill["sizes"]) < 12 * 512 * 1024 // 2
+  if dtype in ("float16", "bfloat16"):
+    # All products of the first block, and the keys and values of the last one.
+    assert prefill["tensor_cores"] == 6 + 2
+    weights = {768 * 768, 768 * 3072, 50257 * 768}
+    for name in ("gpt2", "prefill"):
+      assert not weights & set(steps[name]["float32_sizes"])

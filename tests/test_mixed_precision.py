@@ -89,6 +89,19 @@ def test_sums_and_attention_scores_are_not_rounded_to_bfloat16(path):
   assert actual[:2] == pytest.approx(expected, abs=2e-3)
 
 
+def tensor_cores_used(code: str) -> int:
+  """Run Python code on an emulated GPU, and return how many of its kernels use tensor cores."""
+  process = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"DEV": "PYTHON::sm_80", "DEBUG": "3", "NOOPT": "0"},
+  )
+  assert process.returncode == 0, process.stderr
+  return len(re.findall(r"opts: \(Opt\(op=OptOps.TC", process.stdout + process.stderr))
+
+
 @pytest.mark.slow
 def test_tensor_cores_compute_all_products():
   """tinygrad's emulated sm_80 GPU counts as one with tensor cores.
@@ -121,16 +134,31 @@ linear = MixedLinear(32, 17, bias=False)
 linear.weight.replace(Tensor(weight).realize())
 assert (linear(Tensor(x).realize()).numpy() == x @ weight.T).all()
 """
-  process = subprocess.run(
-    [sys.executable, "-c", code],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    env=os.environ | {"DEV": "PYTHON::sm_80", "DEBUG": "3", "NOOPT": "0"},
-  )
-  assert process.returncode == 0, process.stderr
-  output = process.stdout + process.stderr
-  assert len(re.findall(r"opts: \(Opt\(op=OptOps.TC", output)) >= 5
+  assert tensor_cores_used(code) >= 5
+
+
+@pytest.mark.slow
+def test_tensor_cores_multiply_activations_by_16_bit_weights():
+  """The GPU is tinygrad's emulated sm_80. The error bounds are those of docs/performance.md."""
+  code = """
+import numpy as np
+from tinygrad import Tensor
+from tinyformer.kernels import tensor_cores
+from tinyformer.kernels.fused import linear
+rng = np.random.default_rng(0)
+x, w = (rng.normal(0, 1, shape).astype(np.float32) for shape in ((1, 16, 32), (32, 32)))
+x[0, 0, 0] = 1e6
+for dtype, bound in (("float16", 2**-11), ("bfloat16", 2**-8)):
+  weight = Tensor(w).cast(dtype).realize()
+  rounded = weight.float().numpy()
+  assert tensor_cores.supports(Tensor(x), weight)
+  assert not tensor_cores.supports(Tensor(x[:, :15]), weight)
+  clipped = np.minimum(x, 65504) if dtype == "float16" else x
+  error = np.abs(linear(Tensor(x).realize(), weight).numpy() - clipped @ rounded.T)
+  assert (error <= (bound + 2**-20) * (np.abs(clipped) @ np.abs(rounded).T)).all()
+  assert error.max() > 0
+"""
+  assert tensor_cores_used(code) == 2
 
 
 class BigramModel:

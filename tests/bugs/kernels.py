@@ -401,7 +401,7 @@ BUGS = [
     "bfloat16 products are rounded if no tensor core supports their sizes",
     "tinyformer/kernels/mixed_precision.py",
     "matmul",
-    "if tensor_cores_support(str(a.device), M, *b.shape[-2:])",
+    "if tensor_cores_support(str(a.device), dtypes.bfloat16, M, *b.shape[-2:])",
     "if True",
     "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),

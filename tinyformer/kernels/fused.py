@@ -13,7 +13,7 @@ import transformer
 from layers.attention import repeat_kv
 from layers.moe import MixtureOfExperts
 from layers.positions import apply_rope_half
-from tinyformer.kernels import decode_linear, decode_norm
+from tinyformer.kernels import decode_linear, decode_norm, tensor_cores
 from tinyformer.kernels.quantization import (
   gather_rows,
   is_quantized,
@@ -55,7 +55,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
   if is_single_token(x) and decode_linear.supports(x, weight) and bias is None:
     return decode_linear.product(x, weight)
   x = contiguous_buffer(x) if is_single_token(x) else materialize(x)
-  if weight.dtype == dtypes.int8:
+  if not is_single_token(x) and tensor_cores.supports(x, weight):
+    y = tensor_cores.product(x, weight)
+  elif weight.dtype == dtypes.int8:
     # The scale multiplies each sum, not each weight.
     y = x @ weight[..., :-4].float().T * row_scales(weight)
   else:

@@ -10,35 +10,22 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tinygrad import Device, Tensor, dtypes
+from tinygrad import Tensor, dtypes
 
 import tinyformer.kernels.attention
 from layers.attention import repeat_kv
 from tinyformer.kernels import fused
 from tinyformer.kernels.c_kernel import has_clang
-from tinyformer.kernels.fused import Size, materialize
+from tinyformer.kernels.fused import materialize
 from tinyformer.kernels.linear import PackedLinear
 from tinyformer.kernels.parts import CPU_KERNELS, PackedEmbedding
+from tinyformer.kernels.tensor_cores import tensor_cores_support
 from transformer import attention_weights, scaled_dot_product
 
 
 def to_bfloat16(x: Tensor) -> Tensor:
   """Return x in bfloat16, materialized."""
   return x.cast(dtypes.bfloat16).contiguous()
-
-
-def tensor_cores_support(device: str, *sizes: Size) -> bool:
-  """Return whether the device has tensor cores that multiply bfloat16 matrices of these sizes.
-
-  sizes: M, K and N. The gradients are products of the same sizes in another order, so each size
-  must be a multiple of the largest dimension of a tensor core.
-  """
-  for core in Device[device].renderer.tensor_cores:
-    if (core.dtype_in, core.dtype_out) == (dtypes.bfloat16, dtypes.float32):
-      multiple = max(core.dims)
-      if all(isinstance(size, int) and size % multiple == 0 for size in sizes):
-        return True
-  return False
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -52,7 +39,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
   b = to_bfloat16(b)
   # tinygrad merges the rows of all matrices in a if they are multiplied by one matrix.
   M = math.prod(a.shape[:-1]) if b.ndim == 2 else a.shape[-2]
-  if tensor_cores_support(str(a.device), M, *b.shape[-2:]):
+  if tensor_cores_support(str(a.device), dtypes.bfloat16, M, *b.shape[-2:]):
     return a.dot(b, dtype=dtypes.float32)
   return a.float().dot(b.float())
 

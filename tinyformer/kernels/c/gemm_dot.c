@@ -14,7 +14,7 @@ typedef signed char A_TYPE;
 //
 // out (M, N), w (N, K) as in dtypes.h, bias (N). For int8, x (M, K) was quantized by
 // quantize_rows.c. For bfloat16, x is float32 and each value is rounded to the nearest bfloat16,
-// which changes it by at most 2^-9 of it. Products of int8 are summed exactly in each group, and
+// which changes it by at most 2^-8 of it. Products of int8 are summed exactly in each group, and
 // everything else in float32.
 enum { W_ROW = IS_INT8 ? K + 4 : K }; // elements in a row of w
 
