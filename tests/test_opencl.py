@@ -55,6 +55,44 @@ def test_greedy_text_on_opencl_equals_the_cpus(dtype):
   assert run("CL", *command) == run("CPU", *command)
 
 
+INT4_LOGITS = """
+import sys
+import numpy as np
+from tinygrad import nn
+import tinyformer
+from tinyformer.generation import Engine
+from tinyformer.kernels.quantization import is_quantized, to_float32
+
+_, file, is_dequantized = sys.argv
+model = tinyformer.load("tiny", dtype="int4")
+for weight in nn.state.get_parameters(model.module):
+  if int(is_dequantized) and is_quantized(weight):
+    weight.uop = to_float32(weight).contiguous().realize().uop
+engine = Engine(model.module)
+ids = model.tokenizer.encode("He shook his head and")
+np.save(file, [engine(np.array([[token]]))[0] for token in ids])
+"""
+
+
+@pytest.mark.slow
+def test_int4_logits_on_opencl_equal_those_of_the_weights_in_float32(tmp_path):
+  """The CPU also rounds activations to int8, which changes its logits a little."""
+  script = tmp_path / "int4_logits.py"
+  script.write_text(INT4_LOGITS)
+
+  def logits(device: str, is_dequantized: bool) -> np.ndarray:
+    file = tmp_path / f"{device}{is_dequantized}.npy"
+    run(device, script, file, int(is_dequantized))
+    return np.load(file)
+
+  expected = logits("CPU", True)
+  std = expected.std(1, keepdims=True)
+  on_opencl, on_cpu = logits("CL", False), logits("CPU", False)
+  assert (np.abs(on_opencl - expected) < 1e-4 * std).all()
+  assert (np.abs(on_opencl - on_cpu) < 0.1 * std).all()
+  np.testing.assert_array_equal(on_opencl.argmax(1), expected.argmax(1))
+
+
 @pytest.mark.slow
 def test_the_predictions_of_a_mask_on_opencl_equal_the_cpus(tmp_path_factory):
   folder = small_berts(tmp_path_factory)("ForMaskedLM")
@@ -90,6 +128,7 @@ def test_a_part_of_the_tests_passes_on_opencl():
   """The kernels for workgroups, the engine, sampling, and the KV cache of beams."""
   files = ("workgroup", "kv_cache", "generate_simple", "exact_top_k")
   tests = [f"tests/test_{name}.py" for name in files]
-  names = "workgroup or reordered or bucket or (gpt2 and padded) or samples_the_same_tokens"
+  names = "workgroup or reordered or bucket or fixed_shapes or samples_the_same_tokens"
+  names += " or (padded and (gpt2 or llama or qwen2))"
   output = run("CL", "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, "-k", names)
   assert "failed" not in output
