@@ -11,9 +11,10 @@ from llama_cpp_program import assert_equal_ids
 from test_gguf import LLAMA3, case_folder
 from test_gguf_export import END, byte_level_bpe, change, sentencepiece_folder
 from test_gguf_tokenizer import TEXT, TINY, sentencepiece_metadata
+from test_smollm2 import PROMPTS
 
 import tinyformer
-from tinyformer.checkpoints import convert
+from tinyformer.checkpoints import convert, hub
 from tinyformer.checkpoints.ggml_types import quantize_q8_0
 from tinyformer.checkpoints.gguf import read_gguf
 
@@ -89,3 +90,25 @@ def test_the_package_gguf_reads_the_same_metadata_and_tensors(tmp_path):
   for tensor in reader.tensors:
     ours = expected.tensors[tensor.name]
     np.testing.assert_array_equal(tensor.data.reshape(ours.shape), ours.numpy())
+
+
+# **************** SmolLM2 ****************
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+  """The published file, our model, and the same weights in float32 in a file that we write."""
+  try:
+    published = hub.find("smollm2")
+  except hub.Unreachable as e:
+    pytest.skip(str(e))
+  folder = tmp_path_factory.mktemp("smollm2")
+  convert.convert_gguf(published, folder / "converted")
+  convert.convert_folder(folder / "converted", folder / "float32.gguf")
+  return published, tinyformer.load(published), folder / "float32.gguf"
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_smollm2_in_float32_generates_the_same_tokens_in_llama_cpp(smollm2, prompt):
+  _, model, float32 = smollm2
+  assert_equal_ids(model, float32, prompt, NUM_TOKENS)
