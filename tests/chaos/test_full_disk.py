@@ -3,7 +3,9 @@
 The disk is a file system of 320 KiB in memory. Only root may mount one.
 """
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos.hostile_hub import HostileHub
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES, ROOT, with_head
 
-from tinyformer import checkpoints
+import ask
+from tinyformer import checkpoints, cli
 from tinyformer.checkpoints import download, hub
 from tinyformer.checkpoints.safetensors import write_safetensors
+from tinyformer.cli import file_run
 from tinyformer.cli.errors import describe
 from tinyformer.files import write_text
 from tinyformer.kernels import step_cache
@@ -203,3 +207,90 @@ def test_training_on_a_full_disk_can_be_resumed_or_started_again(disk, tmp_path,
   assert again.returncode == 0, again.stderr
   for name in ("model.safetensors", "config.json", "vocab.json", "merges.txt"):
     assert (out / name).read_bytes() == (expected / name).read_bytes()
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(56))]
+RESULT_ROWS = 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".npy", ".parquet"])
+def test_a_disk_that_fills_while_ask_writes_results_keeps_the_finished_rows(
+  disk, tmp_path, suffix, capsys, monkeypatch
+):
+  if suffix == ".parquet":
+    pytest.importorskip("pyarrow")
+  monkeypatch.setattr(file_run, "CHUNK_ROWS", 50)
+  model = tmp_path / "model"
+  model.mkdir()
+  (with_head("bert-a", "Model", model) / "vocab.txt").write_text("\n".join(WORDS))
+  texts = tmp_path / "texts.txt"
+  texts.write_text("".join(f"w{i % 56} w{i // 56}\n" for i in range(RESULT_ROWS)))
+
+  def run(output: Path) -> tuple[int, list[str]]:
+    argv = ["-m", str(model), "--input", str(texts), "--output", str(output)]
+    status = cli.run(lambda: ask.main(argv))
+    return status, capsys.readouterr().err.splitlines()
+
+  assert run(tmp_path / f"expected{suffix}")[0] == 0
+  expected = read_vectors(tmp_path / f"expected{suffix}")
+  folder = disk / "results"
+  errors = []
+  for pages in range(0, PAGES - 5, 5):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    leave_free(disk, pages)
+    status, lines = run(folder / f"out{suffix}")
+    (disk / "filling").unlink()
+    if status == 0:
+      same_vectors(read_vectors(folder / f"out{suffix}"), expected)
+      continue
+    errors.append(lines)
+    assert status == 1
+    [error] = [line for line in lines if line.startswith("error: ")]
+    assert "full: free some space" in error and f"out{suffix}" in error
+    assert "Traceback" not in "".join(lines)
+    kept = RESULT_ROWS - computed_rows(error)
+    status, lines = run(folder / f"out{suffix}")
+    assert status == 0
+    same_vectors(read_vectors(folder / f"out{suffix}"), expected)
+    assert f"{kept:,} rows: continuing" in lines[0] or not kept
+    names = {f"out{suffix}", f"out{suffix}.run.json"}
+    assert {path.name for path in folder.iterdir()} == names
+  assert any("cannot write the result of row" in lines[-1] for lines in errors)
+  if suffix == ".parquet":
+    assert any("cannot write the Parquet file" in lines[-1] for lines in errors)
+
+
+def read_vectors(path: Path) -> tuple[list[int], np.ndarray]:
+  """Return the numbers of the rows of a file with embeddings, and the embeddings (N, D)."""
+  if path.suffix == ".npy":
+    vectors = np.load(path)
+    return list(range(1, len(vectors) + 1)), vectors
+  if path.suffix == ".csv":
+    rows = np.loadtxt(path, delimiter=",", skiprows=1)
+    return rows[:, 0].astype(int).tolist(), rows[:, 1:]
+  if path.suffix == ".jsonl":
+    records = [json.loads(line) for line in path.open()]
+  else:
+    from pyarrow import parquet
+
+    records = parquet.read_table(path).to_pylist()
+  return [r["row"] for r in records], np.array([r["embedding"] for r in records])
+
+
+def same_vectors(actual: tuple[list[int], np.ndarray], expected: tuple[list[int], np.ndarray]):
+  """Check that each row is there once. Other batches have other rounding errors."""
+  assert actual[0] == expected[0] == list(range(1, RESULT_ROWS + 1))
+  np.testing.assert_allclose(actual[1], expected[1], atol=1e-5)
+
+
+def computed_rows(error: str) -> int:
+  """Return how many rows a run must compute that continues after an error."""
+  if "the Parquet file" in error:
+    return 0
+  row = re.search(r"result of row (\d+)", error)
+  after = re.search(r"continue after row (\d+)", error)
+  if after:
+    return RESULT_ROWS - int(after[1])
+  return RESULT_ROWS - int(row[1]) + 1 if row else RESULT_ROWS
