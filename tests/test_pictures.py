@@ -2,15 +2,21 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from conftest import FIXTURES
+from tinygrad import Tensor
 
 import ask
+import tinyformer
 from tinyformer import cli
 from tinyformer.cli import file_run, pictures
 from tinyformer.tasks import Prediction
+from tinyformer.tasks.encoder import softmax
 
 
 class FakeModel:
@@ -101,3 +107,33 @@ def test_a_picture_that_cannot_be_read_is_named_with_its_row(photos, tmp_path):
   with pytest.raises(ValueError, match="photos, row 2: "):
     write_results(photos, tmp_path / "out.jsonl")
   assert (tmp_path / "out.jsonl").read_text().count("\n") == 1
+
+
+def test_pictures_of_different_sizes_share_a_compiled_step(tmp_path, monkeypatch):
+  image = pytest.importorskip("PIL.Image")
+  from tinyformer.vision.image_processor import Preprocessor
+
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(FIXTURES / "vit-a" / name, tmp_path)
+  preprocessor = {"size": {"height": 12, "width": 12}}
+  (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+  model = tinyformer.load(tmp_path)
+  forward = type(model.module).__call__
+  pictures, calls = [], []
+  for size in ((20, 30), (50, 12), (12, 12)):
+    noise = np.random.default_rng(size[0]).integers(0, 256, (*size, 3), np.uint8)
+    pictures.append(image.fromarray(noise))
+  pixels = [Preprocessor.load(tmp_path)(picture) for picture in pictures]
+  expected = [softmax(forward(model.module, Tensor(p)).numpy()[0]) for p in pixels]
+
+  def record(module, pixels):
+    calls.append(pixels.shape)
+    return forward(module, pixels)
+
+  monkeypatch.setattr(type(model.module), "__call__", record)
+  for picture, probabilities in zip(pictures, expected, strict=True):
+    picture.save(tmp_path / "a.png")
+    found = {p.label: p.score for p in model.classify_image(tmp_path / "a.png", None)}
+    for label, probability in zip(model.module.labels, probabilities, strict=True):
+      assert abs(found[label] - probability) < 1e-5
+  assert len(calls) == 1

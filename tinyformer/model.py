@@ -577,7 +577,9 @@ class Model:
   def _image_classifier(self):
     from tinyformer.tasks.image_classification import ImageClassifier
 
-    return self._compiled("image classifier", lambda: ImageClassifier(self.module, self.folder))
+    return self._compiled(
+      "image classifier", lambda: ImageClassifier(self.module, self.folder, self.key)
+    )
 
 
 METHODS = {
