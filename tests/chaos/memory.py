@@ -137,21 +137,53 @@ def translate_rows(folder: Path, count: int) -> Iterator[None]:
     yield
 
 
-def classify_images(folder: Path, count: int) -> Iterator[None]:
-  """Classify pictures of different sizes with a small ViT."""
-  from PIL import Image
-
-  import tinyformer
-
+def write_vision_model(folder: Path) -> None:
+  """Write a small ViT."""
   for name in ("config.json", "model.safetensors"):
     shutil.copy(FIXTURES / "vit-a" / name, folder)
   preprocessor = {"size": {"height": 12, "width": 12}}
   (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+
+
+def write_picture(file: Path, number: int) -> None:
+  """Write a picture of one color, whose size depends on its number."""
+  from PIL import Image
+
+  size = (20 + 7 * number % 300, 20 + 11 * number % 300)
+  Image.new("RGB", size, (number % 256, 0, 0)).save(file)
+
+
+def classify_images(folder: Path, count: int) -> Iterator[None]:
+  """Classify pictures of different sizes with a small ViT."""
+  import tinyformer
+
+  write_vision_model(folder)
   model = tinyformer.load(folder)
   for i in range(count):
-    Image.new("RGB", (20 + 7 * i % 300, 20 + 11 * i % 300), (i % 256, 0, 0)).save(folder / "a.png")
+    write_picture(folder / "a.png", i)
     model.classify_image(folder / "a.png")
     yield
+
+
+def classify_folder(folder: Path, count: int) -> Iterator[None]:
+  """Classify the pictures of a folder into a file, as `ask.py --input` does."""
+  import ask
+  import tinyformer
+  from tinyformer.cli import file_run, pictures, result_file, result_formats
+
+  write_vision_model(folder)
+  photos, output = folder / "photos", folder / "out.jsonl"
+  photos.mkdir()
+  for i in range(count):
+    write_picture(photos / f"{i}.png", i)
+  args = ask.parse_arguments(["-m", str(folder), "--input", str(photos), "--output", str(output)])
+  task = ask.row_task(args, tinyformer.load(folder))
+  results = result_formats.format_of(output, task.name, task.fields, task.width, ("row", "file"))
+  reader = pictures.FolderReader(photos)
+  with result_file.ResultFile(output, results, task.settings, photos) as file:
+    for _ in file_run.write_results(reader, file, task, file_run.compute_chunks):
+      yield
+    assert file.rows == count
 
 
 def train_steps(folder: Path, count: int) -> Iterator[None]:
@@ -182,8 +214,9 @@ WORKLOADS: dict[str, tuple[Callable[[Path, int], Iterator[None]], int]] = {
   "embed 10,000 rows": (embed_rows, 10_000),
   "evaluate 10,000 documents": (evaluate_rows, 10_000),
   "type 300 lines into gpt.py -i": (type_lines, 300),
-  "translate 1,000 texts": (translate_rows, 1_000),
+  "translate 2,000 texts": (translate_rows, 2_000),
   "classify 1,000 pictures of different sizes": (classify_images, 1_000),
+  "classify a folder of 2,000 pictures": (classify_folder, 2_000),
   "train for 2,000 steps": (train_steps, 2_000),
   "inspect 240 texts of 60 lengths": (inspect_lengths, 240),
 }
