@@ -411,7 +411,8 @@ def read_preprocessor(folder: Path) -> list:
 
 
 def rounded(pixels: np.ndarray) -> list:
-  """Return pixels rounded to six digits, with their shape."""
+  """Return pixels rounded to five digits, with their shape. Hugging Face may return integers."""
+  pixels = pixels.astype(np.float64)
   scale = np.abs(pixels).max() or 1
   return [pixels.shape, np.round(pixels / scale, 5).tolist()]
 
