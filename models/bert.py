@@ -10,17 +10,9 @@ from tinygrad import Tensor, nn
 
 from layers.parts import PLAIN, Parts
 from layers.positions import check_context, token_positions
-from models.heads import (
-  HEAD_RULES,
-  IGNORED_HEADS,
-  NO_HEAD,
-  HeadConfig,
-  head_from_hf,
-  make_head,
-  tied_decoder,
-)
+from models.heads import HEAD_RULES, IGNORED_HEADS, NO_HEAD, HeadConfig, head_from_hf, make_head
 from models.hf_config import HFConfig
-from models.key_map import KeyMap
+from models.key_map import KeyMap, tied_decoder
 from transformer import Block, FeedForward, MultiHeadAttention, padding_mask, post_norm
 
 

@@ -14,17 +14,9 @@ from tinygrad import Tensor, nn
 
 from layers.parts import PLAIN, Parts
 from layers.positions import distances, signed_bucket
-from models.heads import (
-  HEAD_RULES,
-  IGNORED_HEADS,
-  NO_HEAD,
-  HeadConfig,
-  head_from_hf,
-  make_head,
-  tied_decoder,
-)
+from models.heads import HEAD_RULES, IGNORED_HEADS, NO_HEAD, HeadConfig, head_from_hf, make_head
 from models.hf_config import HFConfig
-from models.key_map import KeyMap
+from models.key_map import KeyMap, tied_decoder
 from transformer import (
   Block,
   Embedding,

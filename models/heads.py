@@ -227,17 +227,6 @@ HEAD_RULES = {
   r"head\.(classifier|token_classifier)": "classifier",
   r"head\.qa_outputs": "qa_outputs",
 }
-
-
-def tied_decoder(tokens: str, rules: dict[str, str]) -> dict[str, tuple[str, ...]]:
-  """Return KeyMap.tied for MaskedLMHead, whose decoder shares the weights of `tokens` and a bias.
-
-  rules: those of the key map.
-  """
-  bias, decoder = rules[r"head\.bias"], rules[r"head\.decoder"]
-  return {f"{decoder}.weight": (tokens, bias), f"{decoder}.bias": (bias,)}
-
-
 IGNORED_HEADS = {
   r"(cls\.predictions|lm_head)\.(decoder\.|bias$)": (
     "tied decoder: a copy of the embeddings and the bias; untied decoder: the tied one's bias"

@@ -42,3 +42,12 @@ class KeyMap:
       tensor = re.sub(pattern, self.rules[pattern], parameter)
       table.setdefault(tensor, []).append(parameter)
     return table
+
+
+def tied_decoder(tokens: str, rules: dict[str, str]) -> dict[str, tuple[str, ...]]:
+  """Return KeyMap.tied for MaskedLMHead, whose decoder shares the weights of `tokens` and a bias.
+
+  rules: those of the key map.
+  """
+  bias, decoder = rules[r"head\.bias"], rules[r"head\.decoder"]
+  return {f"{decoder}.weight": (tokens, bias), f"{decoder}.bias": (bias,)}
