@@ -1,8 +1,7 @@
 """Memory of huge pages for weights, which cores read faster than tinygrad's own buffers.
 
-tinygrad's buffers on the CPU are shared memory. Unless it is told otherwise, Linux uses pages of
-4 KiB for it, and a core's prefetcher stops at the end of each page. Private memory can have pages
-of 2 MiB.
+tinygrad's buffers on the CPU are shared memory, for which Linux uses pages of 4 KiB by default. A
+core's prefetcher stops at the end of each page. Private memory can have pages of 2 MiB.
 """
 
 import mmap
