@@ -9,8 +9,8 @@
 //
 // for groups g < K / 32 of i < 32 columns. x (M, K) was quantized by quantize_rows.c in groups of
 // 32. w (N, K) is in int4 (see int4.h), and w[n][g][i] is one of its integers from -8 to 7. The
-// sums over i are exact; the sum over g is in float32. out (M, N), bias (N). gemv_int4.c computes the
-// same for few rows of x, which it quantizes itself.
+// sums over i are exact; the sum over g is in float32. out (M, N), bias (N). gemv_int4.c computes
+// the same for few rows of x, which it quantizes itself.
 
 #ifdef NAIVE
 void naive(float *out, const signed char *x, const byte *w, const float *bias) {
