@@ -150,13 +150,17 @@ class RowReader:
       self.end += len(line)
       yield line.removeprefix(BYTE_ORDER_MARK) if self.line == 1 else line
 
+  def encoding_error(self, e: UnicodeDecodeError, part: str, whole: str) -> InputError:
+    """Return the error for a part of the input that is not UTF-8. whole: what to convert."""
+    return self.error(
+      f"byte {e.start + 1:,} of {part} is not UTF-8 ({e.reason}): convert {whole} to UTF-8"
+    )
+
   def decode(self, line: bytes) -> str:
     try:
       text = line.decode()
     except UnicodeDecodeError as e:
-      raise self.error(
-        f"byte {e.start + 1:,} of the line is not UTF-8 ({e.reason}): convert the file to UTF-8"
-      ) from e
+      raise self.encoding_error(e, "the line", "the file") from e
     if "\0" in text:  # every second byte of English text in UTF-16
       raise self.error(
         f"byte {line.index(0) + 1:,} of the line is zero: convert the file to UTF-8 if it is in "
@@ -267,9 +271,7 @@ class RowReader:
     try:
       value = cell.as_py()
     except UnicodeDecodeError as e:
-      raise self.error(
-        f"byte {e.start + 1:,} of {column} is not UTF-8 ({e.reason}): convert the column to UTF-8"
-      ) from e
+      raise self.encoding_error(e, column, "the column") from e
     if not isinstance(value, str):
       raise self.error(f"{column} must be a string, not {printable(value)}")
     return value
