@@ -26,7 +26,9 @@ pytestmark = pytest.mark.skipif(
   not has_clang(Device.DEFAULT), reason="other devices round no activations"
 )
 V, C = 211, 64
-IDS = np.random.default_rng(0).integers(0, V, (1, 40)).astype(np.int32)
+# A difference of 1e-7 can round an activation to the next integer, which about one prompt in five
+# shows in its logits. Tests therefore compare the median of several prompts.
+PROMPTS = np.random.default_rng(0).integers(0, V, (15, 40)).astype(np.int32)
 # A row of the feed-forward layer has more than one group of int8 activations.
 SIZES = {
   "gpt2-a": dict(vocab_size=V, n_positions=C, n_embd=96, n_head=3, n_layer=3, n_inner=384),
@@ -90,32 +92,33 @@ class DocumentedLinear(FusedLinear):
     return super().__call__(x)
 
 
-def last_logits(folder, dtype, parts, sizes) -> np.ndarray:
-  """Return the logits (V,) after a prompt that is read in chunks of these sizes."""
+def last_logits(folder, dtype, parts, size) -> np.ndarray:
+  """Return the logits (prompts, V) after each prompt, read in chunks of `size` tokens."""
   engine = Engine(checkpoints.load_module(folder, dtype, parts))
-  start = 0
-  for size in sizes:
-    logits = engine(IDS[:, start : start + size])
-    start += size
-  assert start == IDS.shape[1]
-  return logits[0].astype(np.float64)
+  results = []
+  for prompt in PROMPTS:
+    engine.position = 0
+    for start in range(0, len(prompt), size):
+      logits = engine(prompt[None, start : start + size])
+    results.append(logits[0].astype(np.float64))
+  return np.stack(results)
 
 
-def rms(x) -> float:
-  return float(np.sqrt(np.mean(x**2)))
+def median_difference(a, b) -> float:
+  """Return the median of the prompts' root-mean-square differences, relative to a prompt's std."""
+  return float(np.median(np.sqrt(np.mean((a - b) ** 2, -1)) / a.std(-1)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_a_prompt_read_at_once_and_token_by_token_differ_by_the_documented_rounding(folder, dtype):
   documented = replace(FUSED, linear=DocumentedLinear)
-  at_once, one_by_one = [40], [1] * 40
   results = []
-  for sizes in (at_once, one_by_one):
-    actual = last_logits(folder, dtype, CPU_KERNELS, sizes)
-    expected = last_logits(folder, dtype, documented, sizes)
+  for size in (PROMPTS.shape[1], 1):
+    actual = last_logits(folder, dtype, CPU_KERNELS, size)
+    expected = last_logits(folder, dtype, documented, size)
     results.append(actual)
-    assert rms(actual - expected) < BOUNDS[dtype] / 20 * actual.std(), len(sizes)
-  difference = rms(results[0] - results[1]) / results[0].std()
+    assert median_difference(actual, expected) < BOUNDS[dtype] / 20, size
+  difference = median_difference(*results)
   print(f"{folder.name} {dtype}: {difference:.4f}")
   assert 0 < difference < BOUNDS[dtype]
