@@ -13,6 +13,7 @@ from tinyformer.generation import Engine, generate
 from tinyformer.generation.beam_search import beam_search
 from tinyformer.kernels.exact_top_k import ExactTopKHead
 from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels.quantization import quantize_int8
 
 pytestmark = pytest.mark.skipif(Device.DEFAULT != "CPU", reason="the kernels run on the CPU only")
 V = 300
@@ -52,23 +53,26 @@ def test_the_top_k_logits_are_always_returned(N, K, M, count, similarity, seed):
 
 
 def test_the_top_token_is_returned_if_rounding_changes_the_order():
-  """1.0038 is rounded to 1 in bfloat16, while 2 and 2^-8 are exact."""
-  weight = np.array([[1.0038, 1.0038], [2, 2**-8]], np.float32)
+  """0.007 is rounded to 0 beside a 2, while two equal numbers are exact in int8."""
+  weight = np.array([[1.0015, 1.0015], [2, 0.007]], np.float32)
   check(weight, np.ones((1, 2), np.float32), 1)
 
 
 def test_the_top_tokens_are_returned_if_only_float32_rounding_separates_them():
-  """All rows are permutations of the same bfloat16 values.
+  """All rows are permutations of the same numbers, which are exact in int8.
 
   Their sums are equal, but differ in float32.
   """
   rng = np.random.default_rng(0)
-  row = (rng.standard_normal(60) * 10 ** rng.uniform(-3, 3, 60)).astype(np.float32)
-  row = (row.view(np.uint32) & 0xFFFF0000).view(np.float32)
+  q = rng.integers(-127, 128, 60)
+  q[0] = 127
+  row = q.astype(np.float32) * np.float32(1 + 2**-16)
+  copy = quantize_int8(row[None])
+  assert (copy[0, :-4] * copy[0, -4:].view(np.float32) == row).all()
   weight = np.stack([rng.permutation(row) for _ in range(300)])
-  sums = weight @ np.ones(60, np.float32)
-  assert len(set(sums.tolist())) > 1
-  assert check(weight, np.ones((1, 60), np.float32), 1) == 300
+  x = np.full((1, 60), 0.1, np.float32)
+  assert len(set((x @ weight.T)[0].tolist())) > 1
+  assert check(weight, x, 1) == 300
 
 
 def test_few_logits_are_computed_exactly():

@@ -1,7 +1,7 @@
 """Compute the exact logits of the top k tokens without reading the whole float32 head.
 
-A bfloat16 copy of the head, half its size, bounds each logit. Only the logits that may be among the
-top k are computed in float32.
+A copy of the head in int8, a quarter of its size, bounds each logit. Only the logits that may be
+among the top k are computed in float32.
 """
 
 import math
@@ -11,7 +11,6 @@ from tinygrad import Tensor, dtypes
 from tinyformer.kernels import huge_pages
 from tinyformer.kernels.c_kernel import (
   contiguous_buffer,
-  dtype_macros,
   empty,
   has_clang,
   kernel,
@@ -31,7 +30,7 @@ class ExactTopKHead:
   """
 
   def __init__(self, weight: Tensor, count: int, key: str | None = None):
-    """Copy the head's weight (N, K) to bfloat16 and bound the error of each row.
+    """Copy the head's weight (N, K) to int8 and bound the error of each row.
 
     count: the number of tokens, rounded up to a power of two so that similar counts share kernels.
     key: CompiledStep's key for the kernels that make the copy.
@@ -39,15 +38,15 @@ class ExactTopKHead:
     N, K = weight.shape
     self.weight = weight
     self.count = 1 << (count - 1).bit_length()
-    allocate = huge_pages.allocator(huge_pages.padded_size((N, K), dtypes.bfloat16))
-    self.copy = allocate(N, K, dtype=dtypes.bfloat16)
+    shape = (N, K + 4)  # as quantize_int8 returns it
+    allocate = huge_pages.allocator(huge_pages.padded_size(shape, dtypes.int8))
+    self.copy = allocate(*shape, dtype=dtypes.int8)
     tasks = num_tasks(5 * N * K)
 
     def copy_and_bound() -> Tensor:
-      copy_kernel = kernel("bf16_copy", 2, tasks, N=N, K=K)
+      copy_kernel = kernel("int8_copy", 2, tasks, N=N, K=K)
       copy = self.copy.custom_kernel(weight, fxn=copy_kernel)[0]
-      macros = dtype_macros(dtypes.bfloat16)
-      bound_kernel = kernel("error_bound", 3, tasks, N=N, K=K, **macros)
+      bound_kernel = kernel("error_bound", 3, tasks, N=N, K=K)
       return empty(N).custom_kernel(weight, copy, fxn=bound_kernel)[0].realize()
 
     buffers = {"weight": weight, "copy": self.copy}
@@ -78,6 +77,8 @@ class ExactTopKHead:
     """Return the logits (..., N) of x (..., K), which must be float32."""
     N, K = self.weight.shape
     M = math.prod(x.shape[:-1])
+    # The product would round the x of more rows, which the error bound does not include.
+    assert M <= MAX_GEMV_ROWS
     xs = contiguous_buffer(x.reshape(M, K))
     approx = contiguous_buffer(PackedLinear.product(xs, self.copy))
     tasks = num_tasks(5 * M * N)
