@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 import os
 import re
 from collections import Counter
@@ -57,6 +58,8 @@ DTYPES = {
 # int4 leaves these parameters, the embeddings and heads, in int8: with 4 bits, they would cost more
 # accuracy than all other matrices together (docs/performance.md).
 KEPT_IN_INT8 = r"\b(tokens|positions|segments|table|head)\."
+# Elements that are read and converted at a time, so that large tensors are not in memory twice.
+ELEMENTS_PER_READ = 2**18
 # Called with the number of units that are done, and their total.
 Report = Callable[[int, int], None]
 
@@ -69,6 +72,18 @@ class StoredTensor(Protocol):
 
   def numpy(self, first: int = 0, last: int | None = None) -> np.ndarray:
     """Return the values, or rows `first` to `last`, as float32."""
+
+
+def page_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Return an array whose memory the system gets back when it is freed, if it is large.
+
+  malloc keeps what a thread frees.
+  """
+  size = math.prod(shape) * dtype.itemsize
+  if size <= ELEMENTS_PER_READ * dtype.itemsize or not hasattr(mmap, "MAP_PRIVATE"):
+    return np.empty(shape, dtype)
+  memory = mmap.mmap(-1, size, mmap.MAP_ANON | mmap.MAP_PRIVATE)
+  return np.frombuffer(memory, dtype).reshape(shape)
 
 
 class TensorInfo(NamedTuple):
@@ -90,7 +105,7 @@ class TensorInfo(NamedTuple):
     if self.shape:
       rows = len(range(*slice(first, last).indices(self.shape[0])))
       shape = (rows, *self.shape[1:])
-    array = np.empty(shape, np.uint16 if self.dtype == "BF16" else FLOATS[self.dtype])
+    array = page_array(shape, np.dtype(np.uint16 if self.dtype == "BF16" else FLOATS[self.dtype]))
     # Read instead of mmap: mapped pages count as memory of this process until it ends.
     with open(self.path, "rb") as f:
       f.seek(self.offset + first * math.prod(self.shape[1:]) * ITEM_SIZES[self.dtype])
@@ -391,14 +406,14 @@ def map_parameters(
     parameter.data = view
 
 
-def rows_per_read(tensor: StoredTensor) -> int:
-  """Return the number of rows with a megaelement: large tensors must not be in memory twice."""
-  return max(1, 2**20 // math.prod(tensor.shape[1:]))
+def rows_per_read(shape: tuple[int, ...]) -> int:
+  """Return the number of rows that have ELEMENTS_PER_READ elements, or 1 if a row is longer."""
+  return max(1, ELEMENTS_PER_READ // math.prod(shape[1:]))
 
 
 def rows_of(tensor: StoredTensor) -> Iterator[np.ndarray]:
-  """Yield the rows of a tensor as float32, about a megaelement at a time."""
-  step = rows_per_read(tensor)
+  """Yield the rows of a tensor as float32, some at a time."""
+  step = rows_per_read(tensor.shape)
   for i in range(0, tensor.shape[0], step):
     yield tensor.numpy(i, min(tensor.shape[0], i + step))
 
@@ -411,16 +426,21 @@ def write_parameters(
   heads: the number of equal parts of the tensor, each of which contains rows of every parameter.
   """
   if is_transposed:
-    for writer, part in zip(writers, np.split(tensor.numpy(), len(writers), -1), strict=True):
-      writer.write(0, part.T)
+    # A quantized row needs a scale, so all columns must be there.
+    quantized = any(writer.quantizes for writer in writers)
+    step = tensor.shape[0] if quantized else rows_per_read(tensor.shape)
+    for i in range(0, tensor.shape[0], step):
+      values = tensor.numpy(i, min(tensor.shape[0], i + step))
+      for writer, part in zip(writers, np.split(values, len(writers), -1), strict=True):
+        writer.write_columns(i, part)
   else:
-    step = rows_per_read(tensor)
+    step = rows_per_read(tensor.shape)
     rows = (tensor.shape or (1,))[0] // (heads * len(writers))
     for index in range(heads * len(writers)):
       head, n = divmod(index, len(writers))
       for i in range(0, rows, step):
         first, last = index * rows + i, index * rows + min(rows, i + step)
-        writers[n].copy(head * rows + i, writers[n].read(tensor, first, last))
+        writers[n].write(head * rows + i, writers[n].read(tensor, first, last))
   for writer in writers:
     writer.close()
 
@@ -442,6 +462,7 @@ class ParameterWriter:
     t.uop = empty(*stored_shape(t.shape, dtype), dtype=dtype).uop
     self.parameter, self.dtype = t, dtype
     self.convert = CONVERT[dtype]
+    self.quantizes = dtype in (dtypes.int8, dtypes.uint8)
     numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)
     self.in_process = t.device == "CPU"  # the device's memory is this process's memory
     if self.in_process:
@@ -460,18 +481,22 @@ class ParameterWriter:
     return self.convert(tensor.numpy(first, last))
 
   def write(self, row: int, values: np.ndarray) -> None:
-    """Write float32 rows, starting at `row`."""
-    self.copy(row, self.convert(values))
-
-  def copy(self, row: int, values: np.ndarray) -> None:
     """Write rows in this parameter's dtype, starting at `row`."""
     target = self.memory[row : row + len(values)] if values.ndim else self.memory
-    if values.ndim < 2:
-      target[...] = values
-    else:
-      # Transposed matrices are copied three times as fast in blocks of columns.
-      for i in range(0, values.shape[1], 128):
-        target[:, i : i + 128] = values[:, i : i + 128]
+    target[...] = values
+
+  def write_columns(self, column: int, values: np.ndarray) -> None:
+    """Write columns in float32, starting at `column`: the rows of `values`."""
+    if self.quantizes:
+      step = rows_per_read(values.T.shape)
+      for i in range(0, values.shape[1], step):
+        self.write(i, self.convert(values[:, i : i + step].T))
+      return
+    values = self.convert(values)
+    # Transposed matrices are copied three times as fast in blocks of columns.
+    for i in range(0, len(values), 128):
+      block = values[i : i + 128]
+      self.memory[:, column + i : column + i + len(block)] = block.T
 
   def close(self) -> None:
     """Copy the values to the device, if it has its own memory."""
