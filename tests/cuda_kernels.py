@@ -53,9 +53,10 @@ def quantized_model(family: str, layers: int, dtype: str):
 def step_facts(model: Any, num_tokens: int) -> dict[str, Any]:
   """Return what test_cuda.py checks of the step that processes this number of tokens.
 
-  That is: the kernels' names; how many of them use tensor cores; the sizes of the buffers that they
-  read or write, except the weights' and the cache's, and those of all float32 buffers; and the size
-  of the step's result, which leaves the device.
+  That is: the kernels' names; whether a second engine loads these kernels from the cache; how many
+  of them use tensor cores; the sizes of the buffers that they read or write, except the weights'
+  and the cache's, and those of all float32 buffers; and the size of the step's result, which leaves
+  the device.
   """
   import numpy as np
   from tinygrad import dtypes
@@ -63,20 +64,25 @@ def step_facts(model: Any, num_tokens: int) -> dict[str, Any]:
   from tinyformer.generation import Engine
   from tinyformer.kernels.tinygrad_internals import Ops
 
-  engine = Engine(model, top_k=40)
-  result = engine.step(num_tokens, 1024)(
-    np.zeros((1, num_tokens), np.int32), start=3, **({"last": 5} if num_tokens > 1 else {})
-  )
-  [step] = engine.steps.values()
-  captured = step.jit.captured
-  assert captured is not None
-  calls = captured.linear.src
-  names = [re.sub(r"\x1b\[\d+m", "", call.src[0].arg.name) for call in calls]
+  def run_step() -> tuple[Any, Any, Engine]:
+    engine = Engine(model, key=type(model).__name__, top_k=40)
+    step = engine.step(num_tokens, 1024)
+    variables = {"last": 5} if num_tokens > 1 else {}
+    result = step(np.zeros((1, num_tokens), np.int32), start=3, **variables)
+    return step, result, engine
+
+  step, result, engine = run_step()
+  assert step.is_new
+  calls = step.jit.captured.linear.src
+  names = [call.src[0].arg.name for call in calls]
+  again, *_ = run_step()
+  restored = [call.src[0].arg.name for call in again.jit.captured.linear.src]
   captured_sizes = {tensor.numel() for tensor in engine.captured_buffers.values()}
   buffers = [buffer for call in calls for buffer in call.src[1:]]
   sources = [part.arg for call in calls for part in call.src[0].src if part.op is Ops.SOURCE]
   return {
-    "kernels": names,
+    "kernels": [re.sub(r"\x1b\[\d+m", "", name) for name in names],
+    "loaded_from_cache": not again.is_new and restored == names,
     "tensor_cores": sum("mma.sync" in source for source in sources),
     "sizes": sorted({math.prod(buffer.shape) for buffer in buffers} - captured_sizes),
     "float32_sizes": sorted({math.prod(b.shape) for b in buffers if b.dtype == dtypes.float32}),

@@ -209,7 +209,7 @@ BUGS = [
     "save",
     "finally: temporary.unlink(missing_ok=True)",
     "finally: pass",
-    "compiled_step::test_a_recording_that_cannot_be_written_leaves_no_file",
+    "compiled_step::test_a_step_that_cannot_be_written_leaves_no_file",
   ),
   Bug(
     "tinygrad's cache is used on a full disk",

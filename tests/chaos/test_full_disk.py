@@ -84,7 +84,8 @@ def checkpoint() -> list[Write]:
 
 def cached_step() -> list[Write]:
   recordings = [Recording([("k", bytes(20_000))], [], [n], (0, 0, (1,), "f")) for n in (1, 2)]
-  return [lambda folder, r=r: step_cache.save(folder / "step", r, 4) for r in recordings]
+  files = [step_cache.to_bytes(recording) for recording in recordings]
+  return [lambda folder, f=f: step_cache.save(folder / "step", f, 4) for f in files]
 
 
 @pytest.mark.parametrize("writers", [text_file, weights, tokenizer, checkpoint, cached_step])

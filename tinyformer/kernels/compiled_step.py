@@ -3,6 +3,7 @@
 minigrad has no kernels: there, the function itself is called each time.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -25,7 +26,7 @@ if not is_minigrad():
 try:
   if is_minigrad():
     raise ImportError
-  from tinyformer.kernels import graph_runner, step_cache
+  from tinyformer.kernels import graph_runner, jit_cache, step_cache
 except ImportError:  # this tinygrad lacks an internal that the graph runner needs, or is minigrad
   HAS_GRAPH_RUNNER = False
 else:
@@ -88,7 +89,8 @@ class CompiledStep:
   """A function of tensors that is traced on the first call; later calls only run its kernels.
 
   On the CPU, GraphRunner runs the kernels. tinygrad's TinyJit does on other devices, and if this
-  release of tinygrad lacks the internals that GraphRunner needs. On minigrad, nothing is traced.
+  release of tinygrad lacks the internals that GraphRunner and the cache need. On minigrad, nothing
+  is traced.
   """
 
   def __init__(
@@ -138,20 +140,38 @@ class CompiledStep:
       )
     self.shapes = shapes
     if not self.graph_runner and not self.jit.captured:
-      file = self.cache_file(arrays)
-      recording = step_cache.load(file) if file else None
-      if recording:
-        buffers = self.captured_buffers
-        self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers)
+      self.load(arrays)
     if self.graph_runner:
       return self.graph_runner(list(arrays), values)
     tensors = [Tensor(a).realize() for a in arrays]
     bound = {name: v.bind(values[name]) for name, v in self.variables.items()}
+    if self.jit.captured:
+      return self.jit(*tensors, **bound).numpy()
     self.is_new = True
+    existing = jit_cache.live_buffers() if HAS_GRAPH_RUNNER else set()
     result = self.jit(*tensors, **bound).numpy()
     if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
       self.build_graph_runner(arrays, tensors)
+    elif (file := self.cache_file(arrays)) and self.jit.captured:
+      data = jit_cache.to_bytes(self.jit.captured, self.captured_buffers, existing)
+      if data is not None:
+        step_cache.save(file, data, MAX_CACHED_STEPS)
     return result
+
+  def load(self, arrays: tuple[np.ndarray, ...]) -> None:
+    """Load the kernels that an earlier process saved for inputs of these shapes, if it did."""
+    file = self.cache_file(arrays)
+    data = step_cache.load(file) if file else None
+    if data is None:
+      return
+    buffers = self.captured_buffers
+    with contextlib.suppress(ValueError):  # the file is damaged
+      if uses_graph_runner():
+        recording = step_cache.from_bytes(data)
+        self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers)
+      else:
+        self.jit.captured = jit_cache.from_bytes(data, buffers)
+        self.jit.cnt = 2  # TinyJit's count of calls from which on it only runs what it captured
 
   def build_graph_runner(self, arrays: tuple[np.ndarray, ...], tensors: list[Tensor]) -> None:
     """Record what TinyJit captured, for GraphRunner and for the cache.
@@ -169,14 +189,14 @@ class CompiledStep:
       return
     self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
     if (file := self.cache_file(arrays)) and recording.self_contained():
-      step_cache.save(file, recording, MAX_CACHED_STEPS)
+      step_cache.save(file, step_cache.to_bytes(recording), MAX_CACHED_STEPS)
 
   def cache_file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
     """Return the path of this step's cached kernels, or None if they are not cached.
 
     The file name is a digest of everything that the kernels depend on.
     """
-    if self.key is None or not uses_graph_runner():
+    if self.key is None or not HAS_GRAPH_RUNNER:
       return None
     inputs = [(a.shape, a.dtype.str) for a in arrays]
     buffers = [(name, t.shape, str(t.dtype)) for name, t in self.captured_buffers.items()]
@@ -214,7 +234,7 @@ def environment() -> tuple[str, ...]:
   return (
     version("tinygrad"),
     source_digest(),
-    str(Device["CPU"].renderer.target),
+    *(f"{device} {Device[device].renderer.target}" for device in ("CPU", Device.DEFAULT)),
     cpu,
     *(f"{name}={os.environ[name]}" for name in names),
   )

@@ -1,8 +1,8 @@
-"""Cache compiled steps on disk: machine code and a JSON description, readable by their owner only.
+"""Cache compiled steps on disk, readable by their owner only.
 
-A file consists of the SHA-256 digest of the rest, the length of the JSON text in 8 bytes, the JSON
-text, and the machine code of the kernels. Whoever can write such a file can run code as the user,
-so files of other owners, or that others may write, are ignored.
+A file consists of the SHA-256 digest of the rest, and of what `to_bytes` returns for a recording or
+jit_cache.to_bytes for other devices. Whoever can write such a file can run code as the user, so
+files of other owners, or that others may write, are ignored.
 """
 
 import contextlib
@@ -23,7 +23,10 @@ for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
 
 
 def to_bytes(recording: Recording) -> bytes:
-  """Return the contents of a cache file."""
+  """Return a recording as bytes.
+
+  They are the length of a JSON text in 8 bytes, the text, and the machine code of the kernels.
+  """
   codes = [code for _, code in recording.programs]
   description = {
     "programs": [[name, len(code)] for name, code in recording.programs],
@@ -32,21 +35,17 @@ def to_bytes(recording: Recording) -> bytes:
     "result": recording.result,
   }
   text = json.dumps(description, separators=(",", ":")).encode()
-  payload = len(text).to_bytes(LENGTH_BYTES, "little") + text + b"".join(codes)
-  return hashlib.sha256(payload).digest() + payload
+  return len(text).to_bytes(LENGTH_BYTES, "little") + text + b"".join(codes)
 
 
 def from_bytes(data: bytes) -> Recording:
-  """Return the recording in a cache file. Raises ValueError if it is damaged."""
-  payload = data[DIGEST_BYTES:]
-  if hashlib.sha256(payload).digest() != data[:DIGEST_BYTES]:
-    raise ValueError("the digest does not match")
-  end = LENGTH_BYTES + int.from_bytes(payload[:LENGTH_BYTES], "little")
+  """Return the recording that to_bytes stored. Raises ValueError if it is damaged."""
+  end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
   try:
-    description = json.loads(payload[LENGTH_BYTES:end])
+    description = json.loads(data[LENGTH_BYTES:end])
     programs = []
     for name, length in description["programs"]:
-      programs.append((str(name), payload[end : end + length]))
+      programs.append((str(name), data[end : end + length]))
       end += length
     commands = [
       (program, tasks, [(str(kind), which, offset) for kind, which, offset in arguments])
@@ -66,8 +65,8 @@ def is_private(status: os.stat_result) -> bool:
   return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def save(file: Path, recording: Recording, max_files: int) -> None:
-  """Write a recording atomically, and delete the oldest files if there are more than max_files.
+def save(file: Path, data: bytes, max_files: int) -> None:
+  """Write a step atomically, and delete the oldest files if there are more than max_files.
 
   An OSError is ignored, because the step also runs if it cannot be cached.
   """
@@ -81,7 +80,7 @@ def save(file: Path, recording: Recording, max_files: int) -> None:
     temporary.unlink(missing_ok=True)
     try:
       with open(os.open(temporary, flags, 0o600), "wb") as f:
-        f.write(to_bytes(recording))
+        f.write(hashlib.sha256(data).digest() + data)
       os.replace(temporary, file)
     finally:
       temporary.unlink(missing_ok=True)
@@ -106,13 +105,15 @@ def open_private(file: Path) -> BinaryIO:
   return open(descriptor, "rb")
 
 
-def load(file: Path) -> Recording | None:
-  """Return the recording that an earlier process saved.
+def load(file: Path) -> bytes | None:
+  """Return the step that an earlier process saved.
 
   The result is None if the file is missing or damaged, or if others could have written it.
   """
   try:
     with open_private(file) as f:
-      return from_bytes(f.read())
-  except (OSError, ValueError):
+      digest = f.read(DIGEST_BYTES)
+      data = f.read()
+  except OSError:
     return None
+  return data if hashlib.sha256(data).digest() == digest else None

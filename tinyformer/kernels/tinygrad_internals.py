@@ -12,7 +12,7 @@ import tinygrad.helpers
 from tinygrad import Device
 from tinygrad.device import Buffer
 from tinygrad.dtype import AddrSpace
-from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ProgramInfo
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ProgramInfo, buffers
 
 # Only the graph runner needs these. Without them it cannot be imported, and CompiledStep uses
 # tinygrad's TinyJit instead.
@@ -36,6 +36,7 @@ __all__ = [
   "Ops",
   "ProgramInfo",
   "TinyELF",
+  "buffers",
   "get_call_arg_uops",
   "num_cpu_threads",
   "opencl_is_on_cpu",
