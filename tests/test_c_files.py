@@ -19,11 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from conftest import ROOT, normal
-from tinygrad import dtypes
+from tinygrad import Device, dtypes
 
 from tinyformer.kernels.attention import QUERIES
-from tinyformer.kernels.c_kernel import C_FOLDER, define, dtype_macros, read_source
+from tinyformer.kernels.c_kernel import C_FOLDER, define, dtype_macros, has_clang, read_source
 from tinyformer.kernels.quantization import quantize_int4, quantize_int8, quantized_row_size
+from tinyformer.kernels.tinygrad_internals import position_independent
 
 C_FILES = sorted(C_FOLDER.glob("*.c"))
 DRIVERS = ROOT / "tests" / "c"
@@ -546,6 +547,26 @@ def test_a_file_compiled_by_hand_is_the_text_that_tinygrad_compiles(tmp_path):
     by_hand = run(compiler(), "-E", "-P", f"-I{C_FOLDER}", path)
     assert by_hand.returncode == 0, by_hand.stderr.decode()
     assert run(compiler(), "-E", "-P", copy).stdout.split() == by_hand.stdout.split()
+
+
+@pytest.mark.skipif(not has_clang(Device.DEFAULT), reason="the kernels run on the CPU only")
+@pytest.mark.parametrize("case", FEW_CASES, ids=name_of)
+def test_a_kernel_calls_no_library(case):
+  """clang can replace a loop or a copy by a call.
+
+  If a process has more than 2 GB of memory between the library and the kernel, tinygrad's loader
+  links the call to a wrong address.
+  """
+  macros = define(NAME="kernel", NUM_TASKS=case.tasks, **case.macros)
+  source = macros + read_source(case.file)
+  code = Device["CPU"].renderer.compiler.compile_cached(source)
+  assert position_independent(code) is not None
+
+
+@pytest.mark.skipif(not has_clang(Device.DEFAULT), reason="the kernels run on the CPU only")
+def test_code_that_calls_a_library_is_not_position_independent():
+  source = "void f(char *a, const char *b, long n) { __builtin_memcpy(a, b, n); }"
+  assert position_independent(Device["CPU"].renderer.compiler.compile_cached(source)) is None
 
 
 @pytest.mark.parametrize("case", FEW_CASES, ids=name_of)

@@ -406,6 +406,14 @@ BUGS = [
     "mixed_precision::test_a_linear_layer_multiplies_rounded_inputs_and_does_not_round_the_result",
   ),
   Bug(
+    "the int4 product calls memcpy",
+    "tinyformer/kernels/c/gemm_int4.c",
+    "",
+    "__builtin_memcpy(block->x[i][p], row + (g + p) * GROUP, GROUP);",
+    "if (p == 0) __builtin_memcpy(block->x[i], row + g * GROUP, groups * GROUP);",
+    "c_files::test_a_kernel_calls_no_library",
+  ),
+  Bug(
     "int8 activations are scaled by max / 128",
     "tinyformer/kernels/c/round_to_int8.h",
     "",

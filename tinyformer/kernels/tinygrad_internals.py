@@ -6,6 +6,7 @@ The package's other modules import tinygrad's public API, and the names below fr
 import contextlib
 import ctypes
 import os
+import struct
 from typing import Any
 
 import tinygrad.helpers
@@ -73,5 +74,8 @@ def position_independent(code: bytes) -> bytes | None:
   if jit_loader is None:
     return None
   libraries: Any = [CPUProgram.libm, CPUProgram.rt_lib]
-  low, high = (bytes(jit_loader(code, base, libraries)) for base in (0, 1 << 40))
+  try:
+    low, high = (bytes(jit_loader(code, base, libraries)) for base in (0, 1 << 40))
+  except struct.error:  # a call to a library is too far away
+    return None
   return low if low == high else None

@@ -80,8 +80,10 @@ INLINE void pack_w(Block *block, int t, const byte *w, int groups, int width) {
 // Pack row i of a block of x: `groups` groups of row m from group g on.
 INLINE void pack_x(Block *block, int i, const signed char *x, long m, long g, int groups) {
   const signed char *row = x + m * Q_ROW;
-  __builtin_memcpy(block->x[i], row + g * GROUP, groups * GROUP);
   for (int p = 0; p < groups; p++) {
+    // A constant size: clang calls memcpy for others, and tinygrad's loader cannot link a call over
+    // more than 2 GB.
+    __builtin_memcpy(block->x[i][p], row + (g + p) * GROUP, GROUP);
     block->x_scale[i][p] = group_scale(row, g + p);
     block->x_offset[i][p] = -8 * group_sum(row, g + p);
   }
