@@ -99,6 +99,16 @@ class TensorInfo(NamedTuple):
 
     float16 and bfloat16 are converted exactly. Raises ValueError if the type is not floating point.
     """
+    array = self.read_rows(first, last)
+    if self.dtype == "BF16":
+      return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)
+
+  def read_rows(self, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Return the values, or rows `first` to `last`, in the file's type; bfloat16 as uint16.
+
+    Raises ValueError if the type is not floating point.
+    """
     if self.dtype != "BF16" and self.dtype not in FLOATS:
       raise ValueError(f"{self.path}: {self.dtype} is not a floating-point type")
     shape: tuple[int, ...] = ()
@@ -112,9 +122,7 @@ class TensorInfo(NamedTuple):
       buffer: Any = array.data.cast("B") if array.size else b""
       if f.readinto(buffer) != array.nbytes:
         raise ValueError(f"{self.path} has become shorter since it was opened")
-    if self.dtype == "BF16":
-      return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32, copy=False)
+    return array
 
   def map(self) -> np.ndarray:
     """Return the values as float32, in memory that is mapped to the file if it has that type.
@@ -463,6 +471,7 @@ class ParameterWriter:
     self.parameter, self.dtype = t, dtype
     self.convert = CONVERT[dtype]
     self.quantizes = dtype in (dtypes.int8, dtypes.uint8)
+    self.file_dtype = FILE_DTYPES.get(dtype)
     numpy_dtype = np.uint16 if dtype == dtypes.bfloat16 else np.dtype(dtype.fmt)
     self.in_process = t.device == "CPU"  # the device's memory is this process's memory
     if self.in_process:
@@ -474,7 +483,9 @@ class ParameterWriter:
       self.memory = np.empty(t.shape, numpy_dtype)
 
   def read(self, tensor: StoredTensor, first: int, last: int) -> np.ndarray:
-    """Return rows of a tensor in this parameter's dtype, without rounding int4 weights again."""
+    """Return rows of a tensor in this parameter's dtype, unchanged if the file has that dtype."""
+    if isinstance(tensor, TensorInfo) and tensor.dtype == self.file_dtype:
+      return tensor.read_rows(first, last)
     read_int4 = getattr(tensor, "int4", None)
     if self.dtype == dtypes.uint8 and read_int4 and (blocks := read_int4(first, last)) is not None:
       return blocks
@@ -520,6 +531,10 @@ CONVERSIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
   "int4": quantize_int4,
 }
 CONVERT = {dtype: CONVERSIONS[name] for name, dtype in DTYPES.items()}
+# The names in a file of those types whose values a parameter takes as they are.
+FILE_DTYPES = {dtypes.float32: "F32"}
+if not is_minigrad():
+  FILE_DTYPES |= {dtypes.float16: "F16", dtypes.bfloat16: "BF16"}
 
 
 def summarize(names: Sequence[str], limit: int = 3) -> str:
