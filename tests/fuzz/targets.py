@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import sys
@@ -625,7 +626,8 @@ def step_files() -> dict[str, bytes]:
   recording = Recording(
     [("E_1", b"\xc3" * 9), ("r_2", b"\x90\xc3")], commands, 128, (0, 0, (2, 3), "float")
   )
-  return {"step": step_cache.to_bytes(recording)}
+  data = step_cache.to_bytes(recording)
+  return {"step": hashlib.sha256(data).digest() + data}
 
 
 def read_step(folder: Path) -> Any:
@@ -634,16 +636,16 @@ def read_step(folder: Path) -> Any:
 
   folder.chmod(0o700)
   (folder / "step").chmod(0o600)
-  recording = step_cache.load(folder / "step")
-  if recording is None:
+  data = step_cache.load(folder / "step")
+  if data is None:
     raise ValueError("the compiled step is ignored")
-  return recording
+  return step_cache.from_bytes(data)
 
 
 def reference_step(folder: Path, _) -> Any:
   from tinyformer.kernels import step_cache
 
-  return step_cache.from_bytes(step_files()["step"])
+  return step_cache.from_bytes(step_files()["step"][step_cache.DIGEST_BYTES :])
 
 
 # **************** sentence-transformers ****************
