@@ -41,6 +41,7 @@ DOT_TARGETS = {
     *TARGETS["x86-64 with AVX-512"],
     "-mavx512vnni",
     "-mavx512bf16",
+    "-D__znver4__",  # gemm_dot.c multiplies bfloat16 on AMD's CPUs only
   ],
   "x86-64 with AVX-VNNI": [*TARGETS["x86-64 with AVX2"], "-mavxvnni"],
   "aarch64 with dot products": ["-target", "aarch64-linux-gnu", "-march=armv8.6-a"],
