@@ -83,7 +83,7 @@ def to_bytes(
   kernels = captured._linear  # the kernels before their programs are loaded
   contents = captured.ret.uop, kernels, captured.expected_names, captured.expected_input_info
   try:
-    Pickler(file, names, existing - names.keys()).dump(contents)
+    Pickler(file, names, existing).dump(contents)
   except (ValueError, TypeError, AttributeError, pickle.PicklingError):
     return None
   return file.getvalue()
