@@ -266,7 +266,7 @@ def exact_top_k(N, K, M, count) -> list[Case]:
   top = (xs, approx, bound)
   return [
     Case("int8_copy.c", sizes, (head,), copy.size, np.int8),
-    Case("error_bound.c", sizes, (head, copy), N),
+    Case("error_bound.c", sizes | dtype_macros(dtypes.int8), (head, copy), N),
     Case("threshold.c", sizes | dict(M=M, COUNT=count), top, M),
     Case("exact_logits.c", sizes | dict(M=M), (*top, threshold, head), M * N),
   ]

@@ -11,6 +11,7 @@ from tinygrad import Tensor, dtypes
 from tinyformer.kernels import huge_pages
 from tinyformer.kernels.c_kernel import (
   contiguous_buffer,
+  dtype_macros,
   empty,
   has_clang,
   kernel,
@@ -46,7 +47,8 @@ class ExactTopKHead:
     def copy_and_bound() -> Tensor:
       copy_kernel = kernel("int8_copy", 2, tasks, N=N, K=K)
       copy = self.copy.custom_kernel(weight, fxn=copy_kernel)[0]
-      bound_kernel = kernel("error_bound", 3, tasks, N=N, K=K)
+      macros = dtype_macros(dtypes.int8)
+      bound_kernel = kernel("error_bound", 3, tasks, N=N, K=K, **macros)
       return empty(N).custom_kernel(weight, copy, fxn=bound_kernel)[0].realize()
 
     buffers = {"weight": weight, "copy": self.copy}

@@ -1,4 +1,4 @@
-#include "kernel.h"
+#include "dtypes.h"
 
 // Bound the error of the approximate logits, per row w of the head (N, K) and q of its copy in
 // int8, whose rows (N, K + 4) end with their scales:
@@ -12,16 +12,15 @@
 // of this computation.
 
 #ifdef NAIVE
-void naive(float *out, const float *head, const signed char *copy) {
+void naive(float *out, const float *head, const TYPE *copy) {
   for (long n = 0; n < N; n++) {
-    const signed char *q = copy + n * (K + 4);
-    float scale;
-    __builtin_memcpy(&scale, q + K, 4);
+    const TYPE *q = copy + n * (K + 4);
+    float scale = row_scale(q + K);
     float squared_error = 0;
     float squared_norm = 0;
     for (long k = 0; k < K; k++) {
       float w = head[n * K + k];
-      float difference = w - scale * q[k];
+      float difference = w - scale * to_float(q[k]);
       squared_error += difference * difference;
       squared_norm += w * w;
     }
@@ -32,27 +31,24 @@ void naive(float *out, const float *head, const signed char *copy) {
 #endif
 
 // The kernel adds W elements of a row at a time. A task is a range of rows.
-typedef signed char char_vec __attribute__((ext_vector_type(W), aligned(1)));
-
-KERNEL NAME(float *restrict out, const float *restrict head, const signed char *restrict copy,
-            int task) {
+KERNEL NAME(float *restrict out, const float *restrict head, const TYPE *restrict copy, int task) {
   for (long n = N * task / NUM_TASKS; n < N * (task + 1) / NUM_TASKS; n++) {
     const float *w = head + n * K;
-    const signed char *q = copy + n * (K + 4);
-    float scale = *(const unaligned_float *)(q + K);
+    const TYPE *q = copy + n * (K + 4);
+    float scale = row_scale(q + K);
     vec vec_error = 0.0f;
     vec vec_norm = 0.0f;
     long k = 0;
     for (; k + W <= K; k += W) {
       vec y = *(const vec *)(w + k);
-      vec z = y - scale * __builtin_convertvector(*(const char_vec *)(q + k), vec);
+      vec z = y - scale * load_vec(q + k);
       vec_error += z * z;
       vec_norm += y * y;
     }
     float squared_error = hsum(vec_error);
     float squared_norm = hsum(vec_norm);
     for (; k < K; k++) {
-      float z = w[k] - scale * q[k];
+      float z = w[k] - scale * to_float(q[k]);
       squared_error += z * z;
       squared_norm += w[k] * w[k];
     }
