@@ -75,9 +75,9 @@ class StoredTensor(Protocol):
 
 
 def page_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Return an array whose memory the system gets back when it is freed, if it is large.
+  """Return an uninitialized array. The memory of a large one is returned to the system when freed.
 
-  malloc keeps what a thread frees.
+  malloc would keep the memory that a thread frees.
   """
   size = math.prod(shape) * dtype.itemsize
   if size <= ELEMENTS_PER_READ * dtype.itemsize or not hasattr(mmap, "MAP_PRIVATE"):
