@@ -73,6 +73,30 @@ def test_on_the_cpu_a_step_runs_in_a_graph_runner():
   assert isinstance(step.graph_runner, graph_runner.GraphRunner)
 
 
+def test_the_kernels_run_once_in_each_call(cache):
+  count = Tensor.zeros(1).contiguous().realize()
+
+  def step(x: Tensor) -> Tensor:
+    count.assign(count + 1)
+    return (x + count).realize()
+
+  compiled = CompiledStep(step, captured_buffers={"count": count})
+  assert [compiled(np.zeros(3, np.float32)).max() for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_step_can_write_to_a_tensor_that_is_not_among_the_captured_buffers(cache):
+  target = Tensor.zeros(3).contiguous().realize()
+
+  def step(x: Tensor) -> Tensor:
+    target.assign(x * 2)
+    return x.sum().realize(target)
+
+  compiled = CompiledStep(step)
+  for value in (1, 5):
+    assert compiled(np.full(3, value, np.float32)).item() == 3 * value
+    assert target.tolist() == [2 * value] * 3
+
+
 def test_inputs_of_another_shape_are_rejected():
   double = CompiledStep(lambda x: (x * 2).sum().realize())
   for _ in range(4):

@@ -27,11 +27,14 @@ try:
   if is_minigrad():
     raise ImportError
   from tinyformer.kernels import graph_runner, jit_cache, step_cache
+  from tinyformer.kernels.tinygrad_internals import JIT, capture
 except ImportError:  # this tinygrad lacks an internal that the graph runner needs, or is minigrad
   HAS_GRAPH_RUNNER = False
 else:
   HAS_GRAPH_RUNNER = True
 
+# TinyJit's count of calls from which on it only runs what it captured.
+REPLAY = 2
 # The cache directory keeps this many compiled steps.
 MAX_CACHED_STEPS = 64
 
@@ -114,7 +117,7 @@ class CompiledStep:
     if is_minigrad():
       return
     self.jit = TinyJit(function)
-    # Skip TinyJit's first call, which does not trace: there is nothing left to realize in it.
+    # If TinyJit traces, skip its first call, which does not: there is nothing left to realize.
     self.jit.cnt = 1
     self.captured_buffers = captured_buffers or {}
     self.key = key
@@ -145,18 +148,13 @@ class CompiledStep:
       return self.graph_runner(list(arrays), values)
     tensors = [Tensor(a).realize() for a in arrays]
     bound = {name: v.bind(values[name]) for name, v in self.variables.items()}
-    if self.jit.captured:
-      return self.jit(*tensors, **bound).numpy()
-    self.is_new = True
-    existing = jit_cache.live_buffers() if HAS_GRAPH_RUNNER else set()
-    result = self.jit(*tensors, **bound).numpy()
-    if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
-      self.build_graph_runner(arrays, tensors)
-    elif (file := self.cache_file(arrays)) and self.jit.captured:
-      data = jit_cache.to_bytes(self.jit.captured, self.captured_buffers, existing)
-      if data is not None:
-        step_cache.save(file, data, MAX_CACHED_STEPS)
-    return result
+    if not self.jit.captured:
+      self.is_new = True
+      if HAS_GRAPH_RUNNER and JIT:
+        self.trace(arrays, tensors, bound)
+    if self.graph_runner:
+      return self.graph_runner(list(arrays), values)
+    return self.jit(*tensors, **bound).numpy()
 
   def load(self, arrays: tuple[np.ndarray, ...]) -> None:
     """Load the kernels that an earlier process saved for inputs of these shapes, if it did."""
@@ -171,25 +169,36 @@ class CompiledStep:
         self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers)
       else:
         self.jit.captured = jit_cache.from_bytes(data, buffers)
-        self.jit.cnt = 2  # TinyJit's count of calls from which on it only runs what it captured
+        self.jit.cnt = REPLAY
 
-  def build_graph_runner(self, arrays: tuple[np.ndarray, ...], tensors: list[Tensor]) -> None:
-    """Record what TinyJit captured, for GraphRunner and for the cache.
+  def trace(
+    self, arrays: tuple[np.ndarray, ...], tensors: list[Tensor], variables: dict[str, Any]
+  ) -> None:
+    """Trace the function, and save its kernels for later processes.
 
-    If that cannot be recorded, TinyJit runs the later calls too.
+    GraphRunner runs the kernels if it can. Otherwise TinyJit does.
     """
-    captured = self.jit.captured
-    if captured is None:
-      return
-    inputs = [t.uop.base for t in tensors]
+    file = self.cache_file(arrays)
     buffers = self.captured_buffers
-    try:
-      recording, workspace = graph_runner.record(captured, inputs, buffers)
-    except ValueError:
-      return
-    self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
-    if (file := self.cache_file(arrays)) and recording.self_contained():
-      step_cache.save(file, step_cache.to_bytes(recording), MAX_CACHED_STEPS)
+    existing = jit_cache.live_buffers()
+    captured = capture(self.function, tensors, variables)
+    data: bytes | None = None
+    if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
+      with contextlib.suppress(ValueError):  # something other than CPU kernels was captured
+        recording, workspace = graph_runner.record(captured, [t.uop.base for t in tensors], buffers)
+        if recording.self_contained():
+          data = step_cache.to_bytes(recording)
+          # GraphRunner then allocates the workspace itself, in huge pages.
+          if not jit_cache.is_any_of(workspace, existing):
+            workspace = None
+        self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
+    elif file:
+      data = jit_cache.to_bytes(captured, buffers, existing)
+    if not self.graph_runner:
+      self.jit.captured = captured
+      self.jit.cnt = REPLAY
+    if file and data is not None:
+      step_cache.save(file, data, MAX_CACHED_STEPS)
 
   def cache_file(self, arrays: tuple[np.ndarray, ...]) -> Path | None:
     """Return the path of this step's cached kernels, or None if they are not cached.

@@ -7,16 +7,23 @@ allocated again.
 
 import io
 import pickle
+from collections.abc import Container, Sequence
 from typing import Any
 
 from tinygrad import Device, Tensor, UOp
 
-from tinyformer.kernels.tinygrad_internals import CapturedJit, Ops, buffers
+from tinyformer.kernels.tinygrad_internals import Buffer, CapturedJit, Ops, buffers
 
 
-def live_buffers() -> set[UOp]:
+def live_buffers() -> dict[UOp, Any]:
   """Return all buffers that exist now. A step that is traced later must not read their contents."""
-  return set(buffers)
+  return dict(buffers)
+
+
+def is_any_of(candidates: Sequence[Buffer], existing: dict[UOp, Any]) -> bool:
+  """Return whether one of these buffers is, or has a part, among those of live_buffers."""
+  bases = {id(b.base) for b in existing.values() if isinstance(b, Buffer)}
+  return any(id(b.base) in bases for b in candidates)
 
 
 class Pickler(pickle.Pickler):
@@ -25,7 +32,7 @@ class Pickler(pickle.Pickler):
   names: the captured buffers.  existing: what live_buffers returned before the step was traced.
   """
 
-  def __init__(self, file: io.BytesIO, names: dict[UOp, str], existing: set[UOp]):
+  def __init__(self, file: io.BytesIO, names: dict[UOp, str], existing: Container[UOp]):
     super().__init__(file, protocol=5)
     self.names = names
     self.existing = existing
@@ -72,7 +79,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def to_bytes(
-  captured: CapturedJit, captured_buffers: dict[str, Tensor], existing: set[UOp]
+  captured: CapturedJit, captured_buffers: dict[str, Tensor], existing: Container[UOp]
 ) -> bytes | None:
   """Return the contents of a cache file, or None if the step reads other buffers than these.
 

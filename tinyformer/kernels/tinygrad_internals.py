@@ -7,20 +7,22 @@ import contextlib
 import ctypes
 import os
 import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tinygrad.helpers
-from tinygrad import Device
+from tinygrad import Device, Tensor
 from tinygrad.device import Buffer
 from tinygrad.dtype import AddrSpace
-from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ProgramInfo, buffers
+from tinygrad.uop.ops import AxisType, KernelInfo, Ops, ProgramInfo, UOp, buffers
 
 # Only the graph runner needs these. Without them it cannot be imported, and CompiledStep uses
 # tinygrad's TinyJit instead.
 with contextlib.suppress(ImportError):
   from tinygrad.device import TinyELF
-  from tinygrad.engine.jit import CapturedJit
-  from tinygrad.engine.realize import get_call_arg_uops, resolve_params
+  from tinygrad.engine.jit import CapturedJit, _prepare_jit_inputs, all_tensors, jit_lower
+  from tinygrad.engine.realize import capturing, get_call_arg_uops, resolve_params
+  from tinygrad.helpers import JIT
   from tinygrad.runtime.ops_cpu import CPUProgram
 
 jit_loader: Any = None
@@ -28,6 +30,7 @@ with contextlib.suppress(ImportError):
   from tinygrad.runtime.support.elf import jit_loader
 
 __all__ = [
+  "JIT",
   "AddrSpace",
   "AxisType",
   "Buffer",
@@ -38,6 +41,7 @@ __all__ = [
   "ProgramInfo",
   "TinyELF",
   "buffers",
+  "capture",
   "get_call_arg_uops",
   "num_cpu_threads",
   "opencl_is_on_cpu",
@@ -53,6 +57,40 @@ def num_cpu_threads() -> int:
   """
   setting = getattr(tinygrad.helpers, "NUM_CPU_THREADS", None)
   return setting.value if setting else os.cpu_count() or 1
+
+
+class Recorder:
+  """Collects the kernels that tinygrad would run, while it is in tinygrad's list `capturing`."""
+
+  def __init__(self):
+    self.kernels: list[UOp] = []
+
+  def add_linear(self, linear: UOp, values: dict[str, int]) -> None:
+    """Add the kernels of one call of `realize`."""
+    self.kernels += linear.src
+
+
+@tinygrad.helpers.disable_gc()
+def capture(
+  function: Callable[..., Tensor], tensors: Sequence[Tensor], variables: dict[str, UOp]
+) -> CapturedJit:
+  """Return the compiled kernels that a call of `function` would run, without running them.
+
+  TinyJit's second call also captures them, but then runs them, and a CPU kernel on one core only.
+  """
+  inputs, _, names, input_info = _prepare_jit_inputs(tuple(tensors), variables)
+  recorder = Recorder()
+  capturing.append(recorder)
+  try:
+    result = function(*tensors, **variables)
+  finally:
+    capturing.clear()
+  # The memory of other buffers can be used again within the step.
+  alive = [tensor for reference in list(all_tensors) if (tensor := reference()) is not None]
+  in_use = {u for tensor in alive for u in tensor.uop.toposort() if u.op is Ops.BUFFER}
+  del alive
+  kernels = UOp(Ops.LINEAR, src=tuple(recorder.kernels))
+  return CapturedJit(result, jit_lower(kernels, set(buffers) | in_use, inputs), names, input_info)
 
 
 def opencl_is_on_cpu(device: str) -> bool:
