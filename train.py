@@ -16,23 +16,18 @@ from tinyformer.device import open_devices, select_device
 
 def make_trainer(args: argparse.Namespace, model, device: str):
   """Return the trainer of a GPT-2. The validation loss has no label smoothing."""
-  from tinyformer.kernels import loss_function
+  from tinyformer.kernels import language_model_loss
   from tinyformer.training.run import TrainConfig
   from tinyformer.training.trainer import Trainer
 
-  loss = loss_function()
   config = TrainConfig(
     weight_decay=args.weight_decay,
     clip=args.clip,
     grad_accum_steps=args.grad_accum_steps,
     devices=open_devices(device, args.devices) if args.devices > 1 else (),
   )
-  return Trainer(
-    model,
-    lambda x, y: loss(model(x), y, args.smoothing),
-    config,
-    eval_loss=lambda x, y: loss(model(x), y, smoothing=0),
-  )
+  train_loss = language_model_loss(model, args.smoothing)
+  return Trainer(model, train_loss, config, eval_loss=language_model_loss(model))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -131,12 +131,11 @@ def tinyformer_step(
 
   select_device(device)
   from models.gpt2 import GPT2, GPT2Config
-  from tinyformer.kernels import loss_function, training_parts
+  from tinyformer.kernels import language_model_loss, training_parts
   from tinyformer.training.trainer import Trainer
 
-  loss = loss_function()
   model = GPT2(GPT2Config(**setting.sizes), training_parts("float32"))
-  trainer = Trainer(model, lambda x, y: loss(model(x), y, smoothing=0))
+  trainer = Trainer(model, language_model_loss(model))
 
   def step() -> None:
     trainer.train_step(1e-3, inputs, targets)

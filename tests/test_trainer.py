@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tinygrad import Device, Tensor, nn
 
+from models.gpt2 import GPT2, GPT2Config
+from tinyformer.kernels import language_model_loss
 from tinyformer.training import random_state
 from tinyformer.training import trainer as training
 from tinyformer.training.run import TrainConfig
@@ -161,6 +163,46 @@ def test_a_parameter_without_a_gradient_is_skipped(grad_accum_steps, clip):
     assert expected[f"optimizer.0.{moment}.0"].any()
   for name in ("model.matrix", "model.bias", "optimizer.1.0.0", "optimizer.1.1.0"):
     assert (actual[name] == expected[name]).all(), name
+
+
+def trained_gpt2(smoothing: float = 0, **options) -> tuple[Trainer, list[float]]:
+  """Return the trainer of a small GPT-2 with dropout, and the losses of three steps."""
+  Tensor.manual_seed(1)
+  model = GPT2(GPT2Config(11, 8, 12, 3, 2, dropout=0.2))
+  trainer = Trainer(model, language_model_loss(model, smoothing), TrainConfig(**options))
+  losses = []
+  for step in range(3):
+    ids = np.random.default_rng(step).integers(0, 11, (4, 9)).astype(np.int32)
+    losses.append(trainer.train_step(1e-2, ids[:, :-1].copy(), ids[:, 1:].copy()))
+  return trainer, losses
+
+
+def test_a_later_trainer_loads_the_cached_step_and_trains_equally(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  first, expected = trained_gpt2()
+  second, losses = trained_gpt2()
+  assert first.compiled_step.is_new
+  assert not second.compiled_step.is_new
+  assert losses == expected
+  for name, t in first.state.items():
+    np.testing.assert_array_equal(second.state[name].numpy(), t.numpy())
+
+
+@pytest.mark.parametrize(
+  "settings", [dict(smoothing=0.1), dict(clip=1.0), dict(weight_decay=0.0), dict(betas=(0.5, 0.9))]
+)
+def test_a_step_with_another_loss_or_optimizer_is_not_loaded(monkeypatch, tmp_path, settings):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  trained_gpt2()
+  trainer, _ = trained_gpt2(**settings)
+  assert trainer.compiled_step.is_new
+
+
+def test_accumulated_steps_equal_those_of_an_earlier_trainer(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  _, expected = trained_gpt2(grad_accum_steps=2)
+  _, losses = trained_gpt2(grad_accum_steps=2)
+  assert losses == expected
 
 
 def test_a_loss_without_parameters_is_an_error():

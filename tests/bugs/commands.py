@@ -55,8 +55,8 @@ BUGS = [
     "the validation loss is smoothed",
     "train.py",
     "make_trainer",
-    "smoothing=0),\n",
-    "smoothing=args.smoothing),\n",
+    "eval_loss=language_model_loss(model)",
+    "eval_loss=train_loss",
     "train::test_init_starts_from_a_checkpoint",
   ),
   Bug(

@@ -38,3 +38,12 @@ def loss_function() -> Callable:
   from tinyformer.kernels import cross_entropy
 
   return cross_entropy.loss
+
+
+def language_model_loss(model, smoothing: float = 0) -> Callable:
+  """Return the loss of a language model as a function of token ids and targets, both (B, T).
+
+  smoothing: the label smoothing.
+  """
+  loss = loss_function()
+  return lambda ids, targets: loss(model(ids), targets, smoothing)

@@ -17,6 +17,7 @@ import numpy as np
 from tinygrad import Context, Device, Tensor
 
 from tinyformer.backend import is_minigrad
+from tinyformer.kernels.module_structure import describe
 
 if not is_minigrad():
   from tinygrad import TinyJit, UOp, dtypes
@@ -86,6 +87,15 @@ def checksums(tensor: Tensor) -> np.ndarray:
 def variable(name: str, minimum: int, maximum: int) -> Any:
   """Return a symbolic integer for CompiledStep, with its bounds."""
   return None if is_minigrad() else UOp.variable(name, minimum, maximum)
+
+
+def key_of(name: str, *parts: Any) -> str | None:
+  """Return a key for CompiledStep, of a function with this name that these parts determine.
+
+  Returns None if a part is defined outside this project and tinygrad: the step is not cached then.
+  """
+  description = describe(parts)
+  return description and f"{name} {description}"
 
 
 class CompiledStep:
@@ -188,10 +198,11 @@ class CompiledStep:
         recording, workspace = graph_runner.record(captured, [t.uop.base for t in tensors], buffers)
         if recording.self_contained():
           data = step_cache.to_bytes(recording)
-          # GraphRunner then allocates the workspace itself, in huge pages.
-          if not jit_cache.is_any_of(workspace, existing):
-            workspace = None
-        self.graph_runner = graph_runner.GraphRunner(recording, list(arrays), buffers, workspace)
+        # GraphRunner allocates a workspace whose contents do not matter itself, in huge pages.
+        matters = data is None or jit_cache.is_any_of(workspace, existing)
+        self.graph_runner = graph_runner.GraphRunner(
+          recording, list(arrays), buffers, workspace if matters else None
+        )
     elif file:
       data = jit_cache.to_bytes(captured, buffers, existing)
     if not self.graph_runner:

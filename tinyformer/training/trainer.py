@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad import Context, Device, Tensor, nn
 from tinygrad.helpers import dedup
 
-from tinyformer.kernels.compiled_step import CompiledStep
+from tinyformer.kernels.compiled_step import CompiledStep, key_of
 from tinyformer.training import random_state
 from tinyformer.training.optimizer import AdamW, clip_grad_norm
 from tinyformer.training.run import Run, TrainConfig
@@ -45,6 +45,12 @@ def training_mode() -> Context:
   return Context(TRAINING=1, USE_ATOMICS=int(Device.DEFAULT == "CPU"))
 
 
+def realize_in_groups(tensors: Sequence[Tensor], size: int = 12) -> None:
+  """Realize some tensors at a time, because tinygrad schedules many at once more slowly."""
+  for i in range(0, len(tensors), size):
+    Tensor.realize(*tensors[i : i + size])
+
+
 class Trainer:
   """A model, its optimizer, and the step that trains it with AdamW.
 
@@ -68,7 +74,7 @@ class Trainer:
     for p in self.params:
       p.replace(self.replicate(p))
     random_state.create_generators(config.devices)
-    Tensor.realize(*self.params, *random_state.generators())
+    realize_in_groups([*self.params, *random_state.generators()])
     matrices = [p for p in self.params if p.ndim > 1]
     vectors = [p for p in self.params if p.ndim < 2]
     groups = [(matrices, config.weight_decay), (vectors, 0.0)]
@@ -80,12 +86,24 @@ class Trainer:
     for i, optimizer in enumerate(self.optimizers):
       tensors = nn.state.get_state_dict(optimizer.state())
       self.state |= {f"optimizer.{i}.{name}": t for name, t in tensors.items()}
-    Tensor.realize(*self.state.values(), *self.gradient_sums)
+    realize_in_groups([*self.state.values(), *self.gradient_sums])
     # For speed, the first call of each function is traced, and later calls only run its kernels.
-    self.compiled_step = CompiledStep(self.full_step)
-    self.compiled_accumulation = CompiledStep(self.accumulate)
-    self.compiled_update = CompiledStep(self.update)
-    self.compiled_evaluation = CompiledStep(self.evaluation_step)
+    self.compiled_step = self.compiled(self.full_step)
+    self.compiled_accumulation = self.compiled(self.accumulate)
+    self.compiled_update = self.compiled(self.update)
+    self.compiled_evaluation = self.compiled(self.evaluation_step)
+
+  def compiled(self, function: Callable[..., Tensor]) -> CompiledStep:
+    """Return a compiled step, which is cached on disk unless the loss is a user's own function.
+
+    `update` reads the gradients that tracing `accumulate` has set, so neither can be cached.
+    """
+    if self.config.devices or self.config.grad_accum_steps > 1:
+      return CompiledStep(function)
+    buffers = dict(self.state)
+    buffers |= {f"generators.{i}": t for i, t in enumerate(random_state.generators())}
+    key = key_of(function.__name__, self.config, self.loss, self.eval_loss)
+    return CompiledStep(function, captured_buffers=buffers, key=key)
 
   def train_step(self, learning_rate: float, *batch: np.ndarray) -> float:
     """Update the parameters once, and return the loss of the batch before the update."""
@@ -104,9 +122,13 @@ class Trainer:
     """Update the parameters from one batch, and return its loss before the update."""
     with training_mode():
       loss = self.backward(batch)
+      # Without this, tinygrad would check each update against the graph of the whole model.
+      loss.realize(*(p.grad for p in self.params if p.grad is not None))
       norm = clip_grad_norm(self.params, self.config.clip)
       updates = self.optimizer_step(learning_rate)
-      return loss.realize(norm, *updates)
+      norm.realize(*updates)
+      self.clear_gradients()
+      return loss
 
   def accumulate(self, keep_sums: Tensor, *batch: Tensor) -> Tensor:
     """Add the gradients of a micro-batch to the mean gradients, and return its loss.
@@ -130,9 +152,13 @@ class Trainer:
 
   def backward(self, batch: Sequence[Tensor]) -> Tensor:
     """Return the loss of a batch, and set the gradient of each parameter that the loss reads."""
+    self.clear_gradients()
+    return self.loss(*self.split_across_devices(batch)).backward()
+
+  def clear_gradients(self) -> None:
+    """Remove all gradients, so that their memory can be used again within the step."""
     for p in self.params:
       p.grad = None
-    return self.loss(*self.split_across_devices(batch)).backward()
 
   def optimizer_step(self, learning_rate: Tensor) -> list[Tensor]:
     """Take a step of AdamW, and return the tensors to realize."""
