@@ -33,6 +33,7 @@ class Parts:
   top_k_selection: (batch size, V, k) -> an object that selects the k largest logits where they are
     computed (kernels/device_top_k.py), or None if that is not faster.
   decode_block: a block -> a block with the same result, for a single token.
+  float16_cache: whether attention reads keys and values in float16 without a conversion.
   """
 
   linear: Any = Linear
@@ -49,6 +50,7 @@ class Parts:
   top_k_head: Callable | None = None
   top_k_selection: Callable | None = None
   decode_block: Callable | None = None
+  float16_cache: bool = False
 
 
 PLAIN = Parts()

@@ -217,7 +217,7 @@ def attention_mask(kind: str, B, H, T, S) -> np.ndarray | None:
   return np.full((1, 1, T, S), -INF, np.float32) if kind == "all masked" else None
 
 
-def attention(B, H, G, T, S, K, kind="", unused=0, variables=()) -> Case:
+def attention(B, H, G, T, S, K, kind="", unused=0, variables=(), kv_dtype=np.float32) -> Case:
   """A case with `unused` rows of the KV cache. The variables are part of S."""
   mask = attention_mask(kind, B, H, T, S)
   macros = dict(
@@ -233,11 +233,12 @@ def attention(B, H, G, T, S, K, kind="", unused=0, variables=()) -> Case:
     NUM_VARIABLES=len(variables),
     HAS_MASK=int(mask is not None),
     HEADS_PER_TEXT=H,
+    KV="_Float16" if kv_dtype == np.float16 else "float",
   )
   shape = mask.shape if mask is not None else (1, 1, 1, 1)
   for i, name in enumerate(("MASK_TEXT", "MASK_HEAD", "MASK_QUERY", "MASK_KEY")):
     macros[name] = 0 if shape[i] == 1 else math.prod(shape[i + 1 :])
-  kv = (normal(B, G, S + unused, K, seed=seed) for seed in (1, 2))
+  kv = (normal(B, G, S + unused, K, seed=seed).astype(kv_dtype) for seed in (1, 2))
   inputs = (normal(B, H, T, K), *kv, mask)
   file = "attention_forward.c" if T > 1 else "attention_decode.c"
   return Case(file, macros, inputs, B * H * T * K, variables=variables)
@@ -245,7 +246,7 @@ def attention(B, H, G, T, S, K, kind="", unused=0, variables=()) -> Case:
 
 def attention_backward(B, H, G, T, S, K, causal, tasks=3) -> Case:
   macros = dict(HEADS=B * H, GROUP=H // G, T=T, S=S, K=K, SCALE=f"{K**-0.5}f")
-  macros |= dict(CAUSAL=causal, QUERIES=QUERIES)
+  macros |= dict(CAUSAL=causal, QUERIES=QUERIES, KV="float")
   shapes = [(B, H, T, K), (B, G, S, K), (B, G, S, K), (B, H, T, K)]
   inputs = tuple(normal(*shape, seed=seed) for seed, shape in enumerate(shapes))
   size = B * H * (T + 2 * S) * K
@@ -303,6 +304,7 @@ FEW_CASES = [
   cross_entropy(7, 19, 0.1, 1),
   attention(2, 4, 2, 5, 53, 7, "bias"),
   attention(2, 4, 2, 1, 67, 7, "padding", unused=2, variables=(3,)),
+  *(attention(2, 4, 2, T, 53, 23, "bias", kv_dtype=np.float16) for T in (1, 5)),
   attention_backward(1, 2, 1, 5, 53, 7, 1),
   *exact_top_k(37, 19, 2, 4),
 ]
@@ -362,6 +364,11 @@ ALL_CASES = [
   ),
   *(attention(2, 2, 1, T, 50, 8, unused=13, variables=(31, 7)) for T in (1, 5)),
   attention(1, 2, 1, 7, 50, 8, "causal", unused=13, variables=(40,)),
+  *(
+    attention(2, 4, 2, T, 65, K, unused=3, variables=(31,), kv_dtype=np.float16)
+    for T in (1, 49)
+    for K in (1, 17, 64, 100)
+  ),
   *(
     attention_backward(B, H, G, T, S, K, causal, tasks)
     for (B, H, G, S), T, K in zip(SIZES, (1, 2, 49, 64, 97), (1, 5, 17, 64, 100), strict=True)

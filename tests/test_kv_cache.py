@@ -3,18 +3,22 @@
 import gc
 import itertools
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import close, normal, randomise
-from tinygrad import Tensor, UOp, nn
+from conftest import FIXTURES, close, normal, randomise
+from tinygrad import Tensor, UOp, dtypes, nn
 
+from layers.attention import grouped_attention
 from layers.parts import PLAIN
 from models.gpt2 import GPT2, GPT2Config
+from models.llama import Llama, LlamaConfig
+from tinyformer import checkpoints
 from tinyformer.generation import Engine, kv_cache
 from tinyformer.generation.kv_cache import KVCache
 from tinyformer.kernels.compiled_step import CompiledStep
-from tinyformer.kernels.parts import CPU_KERNELS
+from tinyformer.kernels.parts import CPU_KERNELS, FUSED
 
 V, C, B = 37, 100, 2
 IDS = np.random.default_rng(0).integers(0, V, (B, C)).astype(np.int32)
@@ -79,6 +83,52 @@ def test_logits_of_an_engine_equal_uncached_logits(model_with_parts, expected, b
   for start, end in itertools.pairwise([0, *bounds, C]):
     close(engine(IDS[:, start:end]), expected[:, end - 1])
   assert engine.position == C
+
+
+@pytest.mark.parametrize("heads, kv_heads, window", [(4, 4, None), (4, 2, None), (4, 2, 30)])
+def test_a_float16_cache_rounds_keys_and_values_and_nothing_else(heads, kv_heads, window):
+  """The expected logits are those of attention that rounds all keys and values.
+
+  The exact keys differ by the rounding of float32, so a few are rounded to the other neighbour.
+  """
+
+  def rounded_attention(q, k, v, *args):
+    # Without contiguous(), tinygrad removes both casts.
+    k, v = (x.half().contiguous().float() for x in (k, v))
+    return grouped_attention(q, k, v, *args)
+
+  config = LlamaConfig(V, C, 32, heads, kv_heads, 8, 2, 48, window=window)
+  model = randomise(Llama(config, CPU_KERNELS))
+  reference = Llama(config, replace(PLAIN, attention=rounded_attention))
+  nn.state.load_state_dict(reference, nn.state.get_state_dict(model), verbose=False)
+  expected = reference(Tensor(IDS)).numpy()
+  effect = np.median(np.abs(model(Tensor(IDS)).numpy() - expected))
+  engine = Engine(model, B, cache=KVCache.for_model(model, B, dtype=dtypes.float16))
+  ends = [40, 57, *range(58, 70), C]
+  actual = np.stack([engine(IDS[:, a:b]) for a, b in itertools.pairwise([0, *ends])])
+  errors = np.abs(actual.swapaxes(0, 1) - expected[:, np.array(ends) - 1])
+  assert 0 < np.median(errors) < effect / 10
+
+
+def test_a_float16_cache_clips_large_numbers_and_keeps_nan():
+  cache = KVCache(1, 1, 1, 2, 3, dtype=dtypes.float16)
+  k, _ = cache.layer(0)(*[Tensor([[[[1e6, -1e30, np.nan]]]])] * 2)
+  np.testing.assert_array_equal(k.numpy(), [[[[65504, -65504, np.nan]]]])
+
+
+@pytest.mark.parametrize(
+  "parts, dtype, expected",
+  [
+    (CPU_KERNELS, "float32", dtypes.float32),
+    (CPU_KERNELS, "bfloat16", dtypes.float16),
+    (CPU_KERNELS, "int4", dtypes.float16),
+    (FUSED, "bfloat16", dtypes.float32),
+  ],
+)
+def test_narrow_weights_have_a_float16_cache_if_the_parts_read_it(parts, dtype, expected):
+  model = checkpoints.load_module(FIXTURES / "llama-a", dtype, parts)
+  cache = KVCache.for_model(model)
+  assert {buffer.dtype for buffer in cache.k + cache.v} == {expected}
 
 
 def test_an_engine_can_restart_at_position_0(model, expected):

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tinygrad import Tensor, dtypes
+from tinygrad import Tensor, dtypes, nn
 
 from tinyformer.kernels.compiled_step import CompiledStep, memory_view
 from transformer import padding_mask
 
+FLOAT16_MAX = 65504
 # An int, or on tinygrad a symbolic variable, which is bound on each call of a compiled step.
 Size = Any
 
@@ -21,6 +22,7 @@ class KVCache:
   There is a row for each of `context` positions.
   window: the number of positions that a query attends to, including its own; None is unlimited.
     With a window, the buffers have rows for two windows and a chunk: `reserve` evicts older keys.
+  dtype: float32, or float16, which needs half the memory. Numbers beyond its range are clipped.
 
   Attributes: `length` is the number of rows in use. The last layer increases it when it has added
   its keys and values. The generation engine may set it, also to a symbolic variable. `bucket` is
@@ -31,7 +33,7 @@ class KVCache:
   # The maximum number of positions written at once if there is a window.
   CHUNK_SIZE = 512
 
-  def __init__(
+  def __init__(  # noqa: PLR0913
     self,
     num_layers: int,
     batch: int,
@@ -39,6 +41,7 @@ class KVCache:
     context: int,
     head_dim: int,
     window: int | None = None,
+    dtype: Any = dtypes.float32,
   ):
     self.context = context
     self.window = window
@@ -52,26 +55,32 @@ class KVCache:
       self.first_position = Tensor.zeros(1, dtype=dtypes.int32).contiguous().realize()
     shape = (batch, heads, self.rows, head_dim)
     try:
-      self.k = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
-      self.v = [Tensor.empty(*shape).realize() for _ in range(num_layers)]
+      self.k = [Tensor.empty(*shape, dtype=dtype).realize() for _ in range(num_layers)]
+      self.v = [Tensor.empty(*shape, dtype=dtype).realize() for _ in range(num_layers)]
       self.gather = compiled_gather(self.k + self.v)
     except (MemoryError, OSError, RuntimeError) as e:
-      gigabytes = 8 * num_layers * math.prod(shape) / 1e9
+      gigabytes = 2 * dtype.itemsize * num_layers * math.prod(shape) / 1e9
       raise ValueError(
         f"a KV cache for {batch:,} x {self.rows:,} tokens needs {gigabytes:,.0f} GB, which cannot "
         "be allocated: generate fewer texts, or use a model with a smaller context"
       ) from e
 
   @classmethod
-  def for_model(cls, model, batch: int = 1, context: int | None = None) -> "KVCache":
+  def for_model(
+    cls, model, batch: int = 1, context: int | None = None, dtype: Any = None
+  ) -> "KVCache":
     """Return an empty cache for `batch` sequences of up to `context` tokens of a decoder.
 
     context: the model's own if None.
+    dtype: if None, float16 if the weights are narrower than float32 and the parts support it,
+      otherwise float32.
     """
     attn = model.blocks[0].attn
     window = getattr(model, "window", None)
     context = context or model.context
-    return cls(len(model.blocks), batch, attn.kv_heads, context, attn.head_dim, window)
+    use_float16 = model.parts.float16_cache and has_narrow_weights(attn)
+    dtype = dtype or (dtypes.float16 if use_float16 else dtypes.float32)
+    return cls(len(model.blocks), batch, attn.kv_heads, context, attn.head_dim, window, dtype)
 
   def clear(self) -> None:
     """Set all keys and values to 0.
@@ -134,13 +143,18 @@ class KVCache:
           f"{end:,} positions are more than the {self.rows:,} of the KV cache: shorten the text"
         )
       for buffer, new in ((self.k[i], k), (self.v[i], v)):
-        buffer[:, :, start:end].assign(new)
+        buffer[:, :, start:end].assign(self.converted(new))
       if i == len(self.k) - 1:
         self.length = end
       end = end if self.bucket is None else self.bucket
       return self.k[i][:, :, :end], self.v[i][:, :, :end]
 
     return extend
+
+  def converted(self, x: Tensor) -> Tensor:
+    """Return keys or values in the cache's dtype."""
+    dtype = self.k[0].dtype
+    return x.clip(-FLOAT16_MAX, FLOAT16_MAX).cast(dtype) if dtype == dtypes.float16 else x
 
   def block_inputs(self, i: int) -> dict[str, Any]:
     """Return the arguments of block i that come from the cache."""
@@ -158,6 +172,11 @@ class KVCache:
         return
       # Copying the process's own memory takes less time than scheduling in tinygrad.
       memory[:, :, :end] = memory[texts, :, :end]
+
+
+def has_narrow_weights(module) -> bool:
+  """Return whether a matrix of a module has a dtype narrower than float32."""
+  return any(t.ndim > 1 and t.dtype.itemsize < 4 for t in nn.state.get_parameters(module))
 
 
 def compiled_gather(buffers: list[Tensor]) -> Callable[[np.ndarray], None]:

@@ -25,6 +25,8 @@ from tinyformer.kernels.linear import matmul
 from tinyformer.kernels.tinygrad_internals import Ops
 from transformer import attention_weights, causal_mask, dot_product, scaled_dot_product
 
+# The types in which C kernels read keys and values.
+KV_TYPES = {dtypes.float32: "float", dtypes.float16: "_Float16"}
 # Queries per tile of the forward and backward kernels.
 QUERIES = 48
 
@@ -71,7 +73,7 @@ def attention_backward(scale: float, S: Size, macros: dict[str, Any]) -> Callabl
     dy = Tensor(grad).contiguous()
     q, k, v, *masks = (Tensor(u) for u in call.src[2:])
     # k and v may be buffers of which the first S rows are used; see cache_buffer.
-    used_k, used_v = (contiguous_buffer(buffer[:, :, :S]) for buffer in (k, v))
+    used_k, used_v = (contiguous_buffer(buffer[:, :, :S].float()) for buffer in (k, v))
     if masks:
       dq, dk, dv, dmask = masked_backward(scale, dy, (q, used_k, used_v, masks[0]))
       others = [dmask]
@@ -79,7 +81,8 @@ def attention_backward(scale: float, S: Size, macros: dict[str, Any]) -> Callabl
       dq, dk, dv = unmasked_backward(macros, dy, (q, used_k, used_v))
       others = []
     gradients = (dq, gradient_of_buffer(dk, k), gradient_of_buffer(dv, v), *others)
-    return None, *(gradient.uop for gradient in gradients)
+    pairs = zip(gradients, call.src[2:], strict=True)
+    return None, *(gradient.cast(u.dtype).uop for gradient, u in pairs)
 
   return backward
 
@@ -94,7 +97,7 @@ def unmasked_backward(
   tasks = min(B * H, num_tasks(B * H * S * 8 * T * K))
   # The PADDED_K of attention_tiles.h is at most K + 63.
   workspace = tasks * (T + QUERIES) * (K + 63 + 3)
-  function = kernel("attention_backward", 5, tasks, **macros, S=S)
+  function = kernel("attention_backward", 5, tasks, **macros, S=S, KV=KV_TYPES[dtypes.float32])
   size = B * H * (T + 2 * S) * K
   out = empty(size + workspace).custom_kernel(*inputs, dy, fxn=function)[0]
   dq_end = B * H * T * K
@@ -167,8 +170,8 @@ def attention(
   """Return fused.attention(q, k, v, mask, similarity), computed by a kernel if possible.
 
   q (B, H, T, K), k and v (B, G, S, K), where H / G query heads share each head of k and v
-  -> (B, H, T, K). The kernels support float32 on the CPU and (scaled) dot products. All other calls
-  are passed on to fused.attention.
+  -> (B, H, T, K). The kernels support (scaled) dot products on the CPU, of queries in float32 with
+  keys and values in float32 or float16. All other calls are passed on to fused.attention.
   """
   B, H, T, K = q.shape
   S = k.shape[2]
@@ -184,7 +187,9 @@ def attention(
     and (isinstance(S, int) or not masks)
     and all(broadcasts_to(m, (B, H, T, S)) for m in masks)
     and T
-    and {t.dtype for t in (q, k, v)} == {dtypes.float32}
+    and q.dtype == dtypes.float32
+    and k.dtype == v.dtype
+    and k.dtype in KV_TYPES
     and all(has_clang(str(t.device)) for t in (q, k, v))
   )
   if not supported or scale is None or num_keys is None:
@@ -210,6 +215,7 @@ def attention(
     variables,
     **macros,
     CAPACITY=k.shape[2],
+    KV=KV_TYPES[k.dtype],
     NUM_VARIABLES=len(variables),
     S_CONSTANT=constant,
     **mask_macros(masks, H),

@@ -73,6 +73,7 @@ CPU_KERNELS = replace(
   moe=PackedMixtureOfExperts,
   activations={**ACTIVATIONS, "gelu_tanh": gelu},
   top_k_head=top_k_head,
+  float16_cache=True,
 )
 
 

@@ -11,12 +11,12 @@
 // use. S is S_CONSTANT plus NUM_VARIABLES variables. A query whose keys are all masked gets zeros.
 
 #ifdef NAIVE
-void naive(float *out, const float *q, const float *k, const float *v, const float *mask, int first,
+void naive(float *out, const float *q, const KV *k, const KV *v, const float *mask, int first,
            int second) {
   const int S = S_CONSTANT + first + second;
   for (long head = 0; head < HEADS; head++) {
-    const float *head_k = k + head / GROUP * CAPACITY * K;
-    const float *head_v = v + head / GROUP * CAPACITY * K;
+    const KV *head_k = k + head / GROUP * CAPACITY * K;
+    const KV *head_v = v + head / GROUP * CAPACITY * K;
     float *y = out + head * K;
     float score[CAPACITY];
     float max = -INFINITY;
@@ -24,7 +24,7 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
     for (long s = 0; s < S; s++) {
       score[s] = 0;
       for (long p = 0; p < K; p++)
-        score[s] += q[head * K + p] * head_k[s * K + p];
+        score[s] += q[head * K + p] * (float)head_k[s * K + p];
       score[s] = score[s] * SCALE + mask_at(mask, head, 0, s);
       if (score[s] > max)
         max = score[s];
@@ -37,7 +37,7 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
       sum += __builtin_expf(score[s] - max);
     for (long s = 0; s < S; s++)
       for (long p = 0; p < K; p++)
-        y[p] += __builtin_expf(score[s] - max) / sum * head_v[s * K + p];
+        y[p] += __builtin_expf(score[s] - max) / sum * (float)head_v[s * K + p];
   }
 }
 #endif
@@ -54,8 +54,8 @@ typedef struct {
 } State;
 
 // Add keys `first` to `first` + n to the state of a query head. k and v are the rows of these keys.
-INLINE void add_keys(State *state, const float *head_q, const float *k, const float *v,
-                     const float *mask, long head, int first, int n) {
+INLINE void add_keys(State *state, const float *head_q, const KV *k, const KV *v, const float *mask,
+                     long head, int first, int n) {
   ALIGNED float scores[KEYS];
   ALIGNED float tail[W] = {};
   float old_max = state->row_max;
@@ -63,7 +63,7 @@ INLINE void add_keys(State *state, const float *head_q, const float *k, const fl
   for (int j = 0; j < KEYS; j++)
     scores[j] = -INFINITY;
   for (int j = 0; j < n; j++) {
-    scores[j] = dot(head_q, k + j * K, K) * SCALE + mask_at(mask, head, 0, first + j);
+    scores[j] = dot_key(head_q, k + j * K) * SCALE + mask_at(mask, head, 0, first + j);
     // The negation makes a NaN the maximum too.
     if (!(scores[j] <= new_max))
       new_max = scores[j];
@@ -84,11 +84,11 @@ INLINE void add_keys(State *state, const float *head_q, const float *k, const fl
   for (int p = 0; p < VECTORS; p++)
     acc[p] = state->acc[p] * rescale[0];
   for (int j = 0; j < n; j++) {
-    const float *row = v + j * K;
+    const KV *row = v + j * K;
     UNROLL
     for (int p = 0; p < VECTORS; p++) {
       if (p * W + W <= K) {
-        acc[p] += scores[j] * *(const vec *)(row + p * W);
+        acc[p] += scores[j] * load_kv(row + p * W);
       } else {
         for (int l = 0; p * W + l < K; l++)
           tail[l] = row[p * W + l];
@@ -101,8 +101,8 @@ INLINE void add_keys(State *state, const float *head_q, const float *k, const fl
     state->acc[p] = acc[p];
 }
 
-KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict k,
-            const float *restrict v,
+KERNEL NAME(float *restrict out, const float *restrict q, const KV *restrict k,
+            const KV *restrict v,
 #if HAS_MASK
             const float *restrict mask,
 #endif
@@ -125,8 +125,8 @@ KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict 
 #endif
   long last = HEADS * (task + 1) / NUM_TASKS;
   for (long head = HEADS * task / NUM_TASKS; head < last;) {
-    const float *head_k = k + head / GROUP * CAPACITY * K;
-    const float *head_v = v + head / GROUP * CAPACITY * K;
+    const KV *head_k = k + head / GROUP * CAPACITY * K;
+    const KV *head_v = v + head / GROUP * CAPACITY * K;
     int heads = min_int(last - head, GROUP - head % GROUP);
     State states[GROUP];
     for (int i = 0; i < heads; i++)

@@ -12,12 +12,12 @@
 // keys 0 to S - T + t. A query whose keys are all masked gets zeros.
 
 #ifdef NAIVE
-void naive(float *out, const float *q, const float *k, const float *v, const float *mask, int first,
+void naive(float *out, const float *q, const KV *k, const KV *v, const float *mask, int first,
            int second) {
   const int S = S_CONSTANT + first + second;
   for (long head = 0; head < HEADS; head++) {
-    const float *head_k = k + head / GROUP * CAPACITY * K;
-    const float *head_v = v + head / GROUP * CAPACITY * K;
+    const KV *head_k = k + head / GROUP * CAPACITY * K;
+    const KV *head_v = v + head / GROUP * CAPACITY * K;
     for (long t = 0; t < T; t++) {
       const float *query = q + (head * T + t) * K;
       float *y = out + (head * T + t) * K;
@@ -27,7 +27,7 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
       for (long s = 0; s < S; s++) {
         score[s] = 0;
         for (long p = 0; p < K; p++)
-          score[s] += query[p] * head_k[s * K + p];
+          score[s] += query[p] * (float)head_k[s * K + p];
         score[s] = score[s] * SCALE + mask_at(mask, head, t, s);
         if (CAUSAL && s > S - T + t)
           score[s] = -INFINITY;
@@ -42,7 +42,7 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
         sum += __builtin_expf(score[s] - max);
       for (long s = 0; s < S; s++)
         for (long p = 0; p < K; p++)
-          y[p] += __builtin_expf(score[s] - max) / sum * head_v[s * K + p];
+          y[p] += __builtin_expf(score[s] - max) / sum * (float)head_v[s * K + p];
     }
   }
 }
@@ -53,8 +53,8 @@ void naive(float *out, const float *q, const float *k, const float *v, const flo
 // so far, the sum of exp(score - max) and the sum of exp(score - max) v. A task is a range of
 // blocks of queries.
 enum { BLOCKS_PER_HEAD = (T + QUERIES - 1) / QUERIES, BLOCKS = HEADS * BLOCKS_PER_HEAD };
-KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict k,
-            const float *restrict v,
+KERNEL NAME(float *restrict out, const float *restrict q, const KV *restrict k,
+            const KV *restrict v,
 #if HAS_MASK
             const float *restrict mask,
 #endif
@@ -82,8 +82,8 @@ KERNEL NAME(float *restrict out, const float *restrict q, const float *restrict 
     long head = block / BLOCKS_PER_HEAD;
     long t = block % BLOCKS_PER_HEAD * QUERIES;
     int rows = min_int(QUERIES, T - t);
-    const float *head_k = k + head / GROUP * CAPACITY * K;
-    const float *head_v = v + head / GROUP * CAPACITY * K;
+    const KV *head_k = k + head / GROUP * CAPACITY * K;
+    const KV *head_v = v + head / GROUP * CAPACITY * K;
     load_scaled(query, q + (head * T + t) * K, rows, SCALE);
     for (int i = 0; i < QUERIES * PADDED_K; i++)
       acc[i] = 0;

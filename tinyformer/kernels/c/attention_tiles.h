@@ -28,9 +28,9 @@ INLINE void load_scaled(float *out, const float *in, int rows, float scale) {
 }
 
 // out (K, C) = transpose of in (n, K), padded with copies of the last row.
-INLINE void transpose_tile(float *out, const float *in, int n) {
+INLINE void transpose_tile(float *out, const KV *in, int n) {
   for (int j = 0; j < C; j += 4) {
-    const float *row[4];
+    const KV *row[4];
     int p = 0;
     UNROLL
     for (int i = 0; i < 4; i++)
@@ -39,7 +39,7 @@ INLINE void transpose_tile(float *out, const float *in, int n) {
       vec4 r[4];
       UNROLL
       for (int i = 0; i < 4; i++)
-        r[i] = (vec4){row[i][p], row[i][p + 1], row[i][p + 2], row[i][p + 3]};
+        r[i] = __builtin_convertvector(*(const kv_vec4 *)(row[i] + p), vec4);
       transpose4x4(out + p * C + j, C, r);
     }
     for (; p < K; p++) {
@@ -51,7 +51,7 @@ INLINE void transpose_tile(float *out, const float *in, int n) {
 }
 
 // out (PANELS, depth, PANEL) = the columns of in (n, K), panel by panel, padded with zeros.
-INLINE void pack_panels(float *out, const float *in, int n, int depth) {
+INLINE void pack_panels(float *out, const KV *in, int n, int depth) {
   for (int g = 0; g < PANELS; g++)
     for (int j = 0; j < depth; j++)
       for (int p = 0; p < PANEL; p++)
