@@ -10,6 +10,7 @@ from conftest import randomise
 from models.gpt2 import GPT2, GPT2Config
 from tinyformer.generation import Engine, generate, probabilities, stop_at
 from tinyformer.generation.beam_search import beam_search
+from tinyformer.generation.sampling import most_probable
 
 V, C = 13, 24
 LOGITS = np.random.default_rng(3).standard_normal(V).astype(np.float32) * 2
@@ -72,6 +73,17 @@ def test_top_k_selects_the_k_most_probable_tokens():
     assert (p > 0).sum() == k
   np.testing.assert_array_equal(probabilities(LOGITS, top_k=0), full)
   np.testing.assert_array_equal(probabilities(LOGITS, top_k=1000), full)
+
+
+@pytest.mark.parametrize("spread", [0, 0.3, 4])
+@pytest.mark.parametrize("total", [0.01, 0.5, 0.99, 1.0])
+def test_the_most_probable_tokens_are_the_first_of_all_sorted_tokens(spread, total):
+  # Rounding makes many probabilities equal.
+  p = np.exp(spread * np.random.default_rng(0).normal(size=3000).round(1))
+  p /= p.sum()
+  tokens = most_probable(p, total)
+  assert (tokens == np.argsort(-p, kind="stable")[: len(tokens)]).all()
+  assert p[tokens].sum() > total - 1e-12
 
 
 def test_top_p_selects_the_fewest_tokens_that_reach_p():

@@ -30,12 +30,28 @@ def probabilities(
   p[indices] = np.exp(x)
   p /= p.sum()
   if top_p < 1:
-    order = indices[np.argsort(-p[indices], kind="stable")]
+    order = most_probable(p, top_p)
     preceding = np.cumsum(p[order]) - p[order]
     # The first token with which the total reaches top_p remains.
-    p[order[preceding >= top_p]] = 0
+    remains = np.zeros(len(p), bool)
+    remains[order[preceding < top_p]] = True
+    p[~remains] = 0
     p /= p.sum()
   return p
+
+
+def most_probable(p: np.ndarray, total: float, count: int = 256) -> np.ndarray:
+  """Return the most probable tokens of p (V,), most probable first.
+
+  Their probabilities sum to at least `total`. `count` tokens usually suffice; to sort all takes as
+  long as a step of a small model.
+  """
+  tokens = np.arange(len(p))
+  if count < len(p):
+    tokens = np.flatnonzero(p >= np.partition(p, -count)[-count])
+    if p[tokens].sum() < total:
+      tokens = np.arange(len(p))
+  return tokens[np.argsort(-p[tokens], kind="stable")]
 
 
 def generate(  # noqa: PLR0913
