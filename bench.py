@@ -7,7 +7,8 @@ only the most likely token, as `gpt.py -t 0` does (tinyformer/kernels/exact_top_
 Runs are interleaved, so background load affects all systems equally. While one process runs, all
 other processes are stopped. Each figure is the median of its runs, with the minimum and maximum in
 parentheses. Peers are measured with one thread and with all threads, and the better result counts.
-A percentage compares the figure with the best that numpy reaches on the same machine.
+A percentage compares the figure with what numpy reaches on the same machine: the median of all
+rounds, in each of which the best of three runs counts.
 
 `pip install -e '.[bench]'` installs the peers, except llama.cpp, which
 `python benchmarks/build_llama_cpp.py` builds. All processes together need 12 GB of memory.
@@ -18,6 +19,7 @@ import json
 import platform
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -206,9 +208,12 @@ def measure_everything(
   """
   results: Results = {name: {} for name in names}
 
+  limits: dict[str, list[float]] = {}
+
   def update_limits() -> None:
-    best = {key: max(value, machine.get(key, 0)) for key, value in machine_limits().items()}
-    machine.update(best)
+    for key, value in machine_limits().items():
+      limits.setdefault(key, []).append(value)
+      machine[key] = statistics.median(limits[key])
 
   def save(new_results: Results) -> None:
     for name, figures in new_results.items():
