@@ -73,7 +73,7 @@ def test_the_speed_table_has_six_rows_from_the_measurements_and_shows_where_a_pe
 
 def test_the_date_and_machine_of_the_measurements_are_given():
   for text in (section("Speed"), PERFORMANCE):
-    assert "2026-11-29" in text and "Intel Xeon" in text
+    assert "2026-11-30" in text and "AMD EPYC" in text
 
 
 def test_the_number_of_planted_bugs_is_not_exaggerated():
