@@ -73,6 +73,25 @@ def test_on_the_cpu_a_step_runs_in_a_graph_runner():
   assert isinstance(step.graph_runner, graph_runner.GraphRunner)
 
 
+@pytest.mark.parametrize(
+  "view",
+  [
+    lambda x: x.T,
+    lambda x: x[1:],
+    lambda x: x[:, 1:3],
+    lambda x: x.reshape(2, 10),
+    lambda x: x.flip(0),
+    lambda x: x[:1].cat(x[1:2], dim=1),
+  ],
+  ids=["transposed", "rows", "columns", "reshaped", "flipped", "concatenated"],
+)
+def test_a_result_can_be_a_view_of_a_buffer(cache, view):
+  step = CompiledStep(lambda x: view((x + 1).contiguous().realize()).realize())
+  for seed in range(3):
+    x = normal(4, 5, seed=seed)
+    np.testing.assert_array_equal(step(x), view(Tensor(x + 1)).numpy())
+
+
 def test_the_kernels_run_once_in_each_call(cache):
   count = Tensor.zeros(1).contiguous().realize()
 

@@ -318,6 +318,14 @@ BUGS = [
     "tinygrad_internals::test_tinyjit_generates_if_the_graph_runner_cannot_be_imported",
   ),
   Bug(
+    "a step's result is in the order of its buffer if it is a view",
+    "tinyformer/kernels/tinygrad_internals.py",
+    "capture",
+    "if not is_whole_buffer(result):",
+    "if False:",
+    "compiled_step::test_a_result_can_be_a_view_of_a_buffer",
+  ),
+  Bug(
     "new memory replaces a tensor that a step writes to",
     "tinyformer/kernels/jit_cache.py",
     "is_any_of",

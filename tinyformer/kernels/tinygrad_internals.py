@@ -70,6 +70,14 @@ class Recorder:
     self.kernels += linear.src
 
 
+def is_whole_buffer(tensor: Tensor) -> bool:
+  """Return whether a realized tensor is a buffer, and not a part or a permutation of one."""
+  u = tensor.uop
+  while u.op is Ops.RESHAPE:
+    u = u.src[0]
+  return u is u.base
+
+
 @tinygrad.helpers.disable_gc()
 def capture(
   function: Callable[..., Tensor], tensors: Sequence[Tensor], variables: dict[str, UOp]
@@ -77,12 +85,15 @@ def capture(
   """Return the compiled kernels that a call of `function` would run, without running them.
 
   TinyJit's second call also captures them, but then runs them, and a CPU kernel on one core only.
+  The result is a whole buffer: a view of one is copied.
   """
   inputs, _, names, input_info = _prepare_jit_inputs(tuple(tensors), variables)
   recorder = Recorder()
   capturing.append(recorder)
   try:
     result = function(*tensors, **variables)
+    if not is_whole_buffer(result):
+      result = result.clone().realize()
   finally:
     capturing.clear()
   # The memory of other buffers can be used again within the step.

@@ -78,7 +78,7 @@ INLINE void multiply(float *restrict out, const float *restrict x, const TYPE *r
       UNROLL
       for (int r = 0; r < ROWS_PER_ITER; r++) {
         UNROLL
-        for (int l = 0; AHEAD && l < STEP; l += CACHE_LINE)
+        for (int l = 0; AHEAD > 0 && l < STEP; l += CACHE_LINE)
           __builtin_prefetch((const char *)(row[r] + k + l) + AHEAD);
       }
       UNROLL
