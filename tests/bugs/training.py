@@ -84,14 +84,6 @@ BUGS = [
     "trainer::test_a_step_with_another_loss_or_optimizer_is_not_loaded",
   ),
   Bug(
-    "the steps of accumulation are cached",
-    "tinyformer/training/trainer.py",
-    "Trainer.compiled",
-    "if self.config.devices or self.config.grad_accum_steps > 1:",
-    "if self.config.devices:",
-    "trainer::test_accumulated_steps_equal_those_of_an_earlier_trainer",
-  ),
-  Bug(
     "a training step with dropout is not cached",
     "tinyformer/training/trainer.py",
     "Trainer.compiled",

@@ -96,9 +96,10 @@ class Trainer:
   def compiled(self, function: Callable[..., Tensor]) -> CompiledStep:
     """Return a compiled step, which is cached on disk unless the loss is a user's own function.
 
-    `update` reads the gradients that tracing `accumulate` has set, so neither can be cached.
+    `accumulate` and `update` are not cached, because their gradients are not captured buffers: a
+    process that loads one of them would not have set the gradients that the other one reads.
     """
-    if self.config.devices or self.config.grad_accum_steps > 1:
+    if self.config.devices:
       return CompiledStep(function)
     buffers = dict(self.state)
     buffers |= {f"generators.{i}": t for i, t in enumerate(random_state.generators())}
