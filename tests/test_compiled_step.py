@@ -92,6 +92,13 @@ def test_a_result_can_be_a_view_of_a_buffer(cache, view):
     np.testing.assert_array_equal(step(x), view(Tensor(x + 1)).numpy())
 
 
+def test_a_result_that_the_function_does_not_realize_is_computed(cache):
+  step = CompiledStep(lambda x: -(x + 1).realize())
+  for seed in range(3):
+    x = normal(4, 5, seed=seed)
+    np.testing.assert_array_equal(step(x), -(x + 1))
+
+
 def test_the_kernels_run_once_in_each_call(cache):
   count = Tensor.zeros(1).contiguous().realize()
 

@@ -91,7 +91,7 @@ def capture(
   recorder = Recorder()
   capturing.append(recorder)
   try:
-    result = function(*tensors, **variables)
+    result = function(*tensors, **variables).realize()
     if not is_whole_buffer(result):
       result = result.clone().realize()
   finally:
