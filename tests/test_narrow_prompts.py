@@ -113,9 +113,9 @@ def median_difference(a, b) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_a_prompt_read_at_once_and_token_by_token_differ_by_the_documented_rounding(folder, dtype):
-  """A float16 cache would round some of thousands of keys differently in the two systems.
+  """Both sides have a float32 cache, because they would round a few float16 keys differently.
 
-  test_kv_cache.py tests that rounding alone.
+  test_kv_cache.py tests the float16 cache by itself.
   """
   documented = replace(FUSED, linear=DocumentedLinear)
   sizes = (PROMPTS.shape[1], 1)

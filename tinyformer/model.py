@@ -496,11 +496,10 @@ class Model:
     Returns None if the module contains functions that are not this project's.
     """
     from tinyformer import checkpoints
-    from tinyformer.kernels.module_structure import describe
+    from tinyformer.kernels.compiled_step import key_of
 
     config = json.dumps(checkpoints.read_config(self.folder).values)
-    description = describe(self.module)
-    return description and f"{self.dtype} {config} {description}"
+    return key_of(f"{self.dtype} {config}", self.module)
 
   def _compiled(self, name: str, make: Callable[[], Any]) -> Any:
     """Return the last object that was made under this name, or make a new one.

@@ -43,8 +43,8 @@ def probabilities(
 def most_probable(p: np.ndarray, total: float, count: int = 256) -> np.ndarray:
   """Return the most probable tokens of p (V,), most probable first.
 
-  Their probabilities sum to at least `total`. `count` tokens usually suffice; to sort all takes as
-  long as a step of a small model.
+  Their probabilities sum to at least `total`. Usually `count` tokens suffice. Sorting all tokens
+  takes as long as a step of a small model.
   """
   tokens = np.arange(len(p))
   if count < len(p):

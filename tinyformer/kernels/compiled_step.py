@@ -90,7 +90,7 @@ def variable(name: str, minimum: int, maximum: int) -> Any:
 
 
 def key_of(name: str, *parts: Any) -> str | None:
-  """Return a key for CompiledStep, of a function with this name that these parts determine.
+  """Return a key for CompiledStep, of a function that its name and these parts determine.
 
   Returns None if a part is defined outside this project and tinygrad: the step is not cached then.
   """
@@ -198,7 +198,7 @@ class CompiledStep:
         recording, workspace = graph_runner.record(captured, [t.uop.base for t in tensors], buffers)
         if recording.self_contained():
           data = step_cache.to_bytes(recording)
-        # GraphRunner allocates a workspace whose contents do not matter itself, in huge pages.
+        # If its contents do not matter, GraphRunner allocates its own workspace, in huge pages.
         matters = data is None or jit_cache.is_any_of(workspace, existing)
         self.graph_runner = graph_runner.GraphRunner(
           recording, list(arrays), buffers, workspace if matters else None

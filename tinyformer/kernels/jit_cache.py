@@ -21,7 +21,7 @@ def live_buffers() -> dict[UOp, Any]:
 
 
 def is_any_of(candidates: Sequence[Buffer], existing: dict[UOp, Any]) -> bool:
-  """Return whether one of these buffers is, or has a part, among those of live_buffers."""
+  """Return whether one of these buffers, or a part of one, is among those of live_buffers."""
   bases = {id(b.base) for b in existing.values() if isinstance(b, Buffer)}
   return any(id(b.base) in bases for b in candidates)
 
