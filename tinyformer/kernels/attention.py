@@ -4,6 +4,7 @@ The kernels compute the function of transformer.attention. Source: Dao et al. 20
 and 4.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -160,6 +161,12 @@ def broadcasts_to(mask: Tensor, shape: tuple[Size, ...]) -> bool:
   return all(n in (1, size) for n, size in zip(mask.shape, shape, strict=False))
 
 
+@functools.lru_cache(maxsize=4)
+def causal_mask_expression(T: Size, S: Size) -> UOp:
+  """Return the UOp of causal_mask(T, S). tinygrad represents equal expressions by one UOp."""
+  return causal_mask(T, S).uop
+
+
 def attention(
   q: Tensor,
   k: Tensor,
@@ -176,8 +183,7 @@ def attention(
   B, H, T, K = q.shape
   S = k.shape[2]
   scale = {scaled_dot_product: static_size(K) ** -0.5, dot_product: 1.0}.get(similarity)
-  # tinygrad represents equal expressions by one UOp.
-  causal = mask is not None and mask.ndim == 2 and mask.uop is causal_mask(T, S).uop
+  causal = mask is not None and mask.ndim == 2 and mask.uop is causal_mask_expression(T, S)
   if causal and isinstance(T, int) and T == 1:  # a single query sees all keys
     mask, causal = None, False
   masks = [] if mask is None or causal else [mask.reshape(*[1] * (4 - mask.ndim), *mask.shape)]

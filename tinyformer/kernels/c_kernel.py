@@ -21,6 +21,9 @@ from tinyformer.kernels.workgroup import contiguous_buffer as contiguous_buffer
 
 C_FOLDER = Path(__file__).parent / "c"
 
+# Functions to call with the source of each C kernel that is about to be used.
+listeners: list[Callable[[str], None]] = []
+
 C_TYPES = {
   dtypes.float32: "float",
   dtypes.float16: "_Float16",
@@ -81,7 +84,7 @@ def kernel(
   digest = zlib.crc32(repr((source, tasks, macros)).encode())
   sizes = "_".join(str(value) for value in macros.values() if isinstance(value, int))
   function_name = f"{name}_{sizes}_{digest:08x}"
-  defines = define(NAME=function_name, NUM_TASKS=tasks, **macros)
+  code = define(NAME=function_name, NUM_TASKS=tasks, **macros) + source
 
   def program(*buffers: UOp) -> UOp:
     parameters = [v.replace(op=Ops.PARAM) for v in variables]
@@ -99,7 +102,9 @@ def kernel(
       global_size=(tasks, 1, 1),
     )
     sink = UOp.sink(*buffers, arg=KernelInfo(name=function_name))
-    text = UOp(Ops.SOURCE, arg=defines + source)
+    text = UOp(Ops.SOURCE, arg=code)
+    for listener in listeners:
+      listener(code)
     return UOp(Ops.PROGRAM, src=(sink, UOp(Ops.LINEAR, src=buffers), text), arg=info)
 
   return program

@@ -28,6 +28,7 @@ try:
   if is_minigrad():
     raise ImportError
   from tinyformer.kernels import graph_runner, jit_cache, step_cache
+  from tinyformer.kernels.background_compiler import background_compiler
   from tinyformer.kernels.tinygrad_internals import JIT, capture
 except ImportError:  # this tinygrad lacks an internal that the graph runner needs, or is minigrad
   HAS_GRAPH_RUNNER = False
@@ -191,7 +192,7 @@ class CompiledStep:
     file = self.cache_file(arrays)
     buffers = self.captured_buffers
     existing = jit_cache.live_buffers()
-    captured = capture(self.function, tensors, variables)
+    captured = capture(background_compiler()(self.function), tensors, variables)
     data: bytes | None = None
     if uses_graph_runner() and all(t.device == "CPU" for t in tensors):
       with contextlib.suppress(ValueError):  # something other than CPU kernels was captured

@@ -22,7 +22,7 @@ with contextlib.suppress(ImportError):
   from tinygrad.device import TinyELF
   from tinygrad.engine.jit import CapturedJit, _prepare_jit_inputs, all_tensors, jit_lower
   from tinygrad.engine.realize import capturing, get_call_arg_uops, resolve_params
-  from tinygrad.helpers import JIT
+  from tinygrad.helpers import CACHELEVEL, JIT, diskcache_get, diskcache_put
   from tinygrad.runtime.ops_cpu import CPUProgram
 
 jit_loader: Any = None
@@ -30,6 +30,7 @@ with contextlib.suppress(ImportError):
   from tinygrad.runtime.support.elf import jit_loader
 
 __all__ = [
+  "CACHELEVEL",
   "JIT",
   "AddrSpace",
   "AxisType",
@@ -42,6 +43,8 @@ __all__ = [
   "TinyELF",
   "buffers",
   "capture",
+  "diskcache_get",
+  "diskcache_put",
   "get_call_arg_uops",
   "num_cpu_threads",
   "opencl_is_on_cpu",
