@@ -5,6 +5,7 @@ step: loss, backward, gradient clipping, AdamW. `accumulate` and `update` divide
 split into micro-batches.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -45,10 +46,17 @@ def training_mode() -> Context:
   return Context(TRAINING=1, USE_ATOMICS=int(Device.DEFAULT == "CPU"))
 
 
-def realize_in_groups(tensors: Sequence[Tensor], size: int = 12) -> None:
-  """Realize some tensors at a time, because tinygrad schedules many at once more slowly."""
-  for i in range(0, len(tensors), size):
-    Tensor.realize(*tensors[i : i + size])
+def realize_by_block(tensors: dict[str, Tensor]) -> None:
+  """Realize named tensors, those of one block at a time.
+
+  tinygrad schedules a block in less time than a model, and all equal blocks at once.
+  """
+  groups: dict[str, list[Tensor]] = {}
+  for name, tensor in tensors.items():
+    block = re.split(r"(?<=\d)\.", name)[0]  # "blocks.3" of "blocks.3.attn.q.weight"
+    groups.setdefault(block, []).append(tensor)
+  for group in groups.values():
+    Tensor.realize(*group)
 
 
 class Trainer:
@@ -74,7 +82,7 @@ class Trainer:
     for p in self.params:
       p.replace(self.replicate(p))
     random_state.create_generators(config.devices)
-    realize_in_groups([*self.params, *random_state.generators()])
+    realize_by_block(nn.state.get_state_dict(model))
     matrices = [p for p in self.params if p.ndim > 1]
     vectors = [p for p in self.params if p.ndim < 2]
     groups = [(matrices, config.weight_decay), (vectors, 0.0)]
@@ -86,7 +94,7 @@ class Trainer:
     for i, optimizer in enumerate(self.optimizers):
       tensors = nn.state.get_state_dict(optimizer.state())
       self.state |= {f"optimizer.{i}.{name}": t for name, t in tensors.items()}
-    realize_in_groups([*self.state.values(), *self.gradient_sums])
+    Tensor.realize(*random_state.generators(), *self.state.values(), *self.gradient_sums)
     # For speed, the first call of each function is traced, and later calls only run its kernels.
     self.compiled_step = self.compiled(self.full_step)
     self.compiled_accumulation = self.compiled(self.accumulate)
