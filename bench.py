@@ -31,7 +31,6 @@ from typing import Any
 from benchmarks import contexts, embeddings, llama_cpp, training
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import CORES, installed_size, last_line, machine_limits, processor
-from benchmarks.measurements import run_child
 from benchmarks.report import Results, table
 from benchmarks.rounds import Schedule, measure_in_rounds
 from benchmarks.systems import PEERS, SYSTEMS, missing
@@ -145,10 +144,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-  argv = sys.argv[1:] if argv is None else argv
-  if argv[:1] == ["--child"]:
-    return run_child(*argv[1:])
-  args = parse_arguments(argv)
+  args = parse_arguments(sys.argv[1:] if argv is None else argv)
   # Without this, stopped child processes and the random weights would outlive a terminated parent.
   for number in SIGNALS:
     signal.signal(number, exit_soon)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import NEW_TOKENS
-from benchmarks.machine import last_line
+from benchmarks.machine import last_line, megabytes
 
 PROGRAMS = ["llama-bench", "llama-batched-bench", "llama-completion", "llama-quantize"]
 # llama.cpp's name of each dtype. Q8_0 and Q4_0 have blocks of 32 weights with a scale each.
@@ -116,7 +116,7 @@ class LlamaCpp:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
       raise RuntimeError(f"llama-bench ended with status {status}")
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return megabytes(usage.ru_maxrss)
 
 
 def first_token_command(llama: Path, folder: Path, dtype: str, threads: int) -> list[str]:

@@ -9,7 +9,6 @@ import os
 import re
 import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.llama_cpp import model_file, program
-from benchmarks.machine import last_line
+from benchmarks.machine import last_line, megabytes
 
 MAGIC = 0x6767736E  # "ggsn"
 VERSION = 10
@@ -78,4 +77,4 @@ def decode(folder: Path, dtype: str, threads: int, length: int) -> tuple[float, 
   timing = re.search(r"\beval time =.*?/\s*\d+ runs\s*\(\s*([\d.]+) ms per token", text)
   if status or timing is None or f"a session with prompt size of {length + 1} tokens" not in text:
     raise RuntimeError(f"llama-completion ended with status {status}: {last_line(text)}")
-  return float(timing[1]), usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+  return float(timing[1]), megabytes(usage.ru_maxrss)

@@ -63,13 +63,17 @@ def peak_memory() -> float:
   except OSError:
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+    return megabytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
   # On Linux, getrusage would include the peak of the parent process.
   match = re.search(r"VmHWM:\s*(\d+) kB", status)
   if match is None:
     raise RuntimeError("/proc/self/status has no line VmHWM, so peak memory is unknown")
-  return int(match[1]) / 1e3
+  return int(match[1]) * 1024 / 1e6
+
+
+def megabytes(max_rss: int) -> float:
+  """Return getrusage's ru_maxrss in MB. Its unit is a byte on macOS and 1,024 bytes elsewhere."""
+  return max_rss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def installed_size(packages: list[str]) -> float:

@@ -1,5 +1,9 @@
-"""What a child process of bench.py measures: one peer, one figure after another."""
+"""What a child process of bench.py measures: one peer, one figure after another.
 
+The process imports only what it needs, because its memory is measured.
+"""
+
+import importlib
 import json
 import re
 import sys
@@ -7,13 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+if __name__ == "__main__":
+  sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks import NEW_TOKENS
-from benchmarks.contexts import contexts
-from benchmarks.embeddings import embeddings
 from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.machine import peak_memory
 from benchmarks.systems import SYSTEMS
-from benchmarks.training import small_model_steps, steps_of_124m
 
 Measure = Callable[[str], list[float]]
 
@@ -72,22 +76,29 @@ def memory(name: str, folder: Path, threads: int) -> Measure:
   return measure
 
 
-CHILDREN: dict[str, Callable[[str, Path, int], Measure]] = {
-  "speeds": speeds,
-  "memory": memory,
-  "training": small_model_steps,
-  "training-124m": steps_of_124m,
-  "embeddings": embeddings,
-  "contexts": contexts,
+# The module and the name of the function that measures each kind of figure.
+KINDS = {
+  "speeds": ("measurements", "speeds"),
+  "memory": ("measurements", "memory"),
+  "training": ("training", "small_model_steps"),
+  "training-124m": ("training", "steps_of_124m"),
+  "embeddings": ("embeddings", "embeddings"),
+  "contexts": ("contexts", "contexts"),
 }
 
 
-def run_child(kind: str, name: str, folder: str, threads: str) -> int:
+def main(kind: str, name: str, folder: str, threads: str) -> int:
   """Measure one peer in this process, once for each figure named by a line of standard input.
 
   Each answer is a line of JSON on standard output.
   """
-  measure = CHILDREN[kind](name, Path(folder), int(threads))
+  module, function = KINDS[kind]
+  make_measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+  measure: Measure = make_measure(name, Path(folder), int(threads))
   for figure in sys.stdin:
     print(json.dumps(measure(figure.strip())), flush=True)
   return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(*sys.argv[1:]))

@@ -17,7 +17,7 @@ from benchmarks.report import lower_is_better
 from benchmarks.systems import PEERS
 
 Results = dict[str, dict[str, Any]]
-COMMAND = Path(__file__).resolve().parent.parent / "bench.py"
+COMMAND = Path(__file__).resolve().with_name("measurements.py")
 
 
 class Process:
@@ -28,7 +28,7 @@ class Process:
 
   def __init__(self, kind: str, name: str, folder: str, threads: int):
     self.name = name
-    self.command = [sys.executable, str(COMMAND), "--child", kind, name, folder, str(threads)]
+    self.command = [sys.executable, str(COMMAND), kind, name, folder, str(threads)]
     # `end` closes this file.
     self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
     self.process: subprocess.Popen[str] | None = None
