@@ -44,9 +44,17 @@ def seed():
 PARTS = {"plain": PLAIN, "fused": FUSED, "CPU kernels": CPU_KERNELS}
 
 
+# Parts of the default tests. CPU_KERNELS uses most of FUSED, which .ci/run tests alone too.
+FAST_PARTS = ("plain", "CPU kernels")
+
+
 def all_parts():
   """Return a decorator that runs a test with each of the parts as its argument `parts`."""
-  return pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+  params = [
+    pytest.param(parts, id=name, marks=() if name in FAST_PARTS else pytest.mark.slow)
+    for name, parts in PARTS.items()
+  ]
+  return pytest.mark.parametrize("parts", params)
 
 
 def uninitialized(model_class, config):

@@ -5,7 +5,7 @@ Outputs at padding positions are not compared.
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, PARTS, close, with_head
+from conftest import FAST_PARTS, FIXTURES, PARTS, all_parts, close, with_head
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
@@ -20,7 +20,11 @@ HEADS = [
 # deberta-a: share_att_key, buckets, a norm of the relative vectors.
 # deberta-b: separate key projections, no buckets, a convolution.
 ENCODERS = ("bert-a", "roberta-a", "distilbert-a", "modernbert-a", "deberta-a", "deberta-b")
-CASES = [(case, parts) for case in ENCODERS for parts in PARTS]
+CASES = [
+  pytest.param((case, parts), marks=() if parts in FAST_PARTS else pytest.mark.slow)
+  for case in ENCODERS
+  for parts in PARTS
+]
 
 
 def load_expected(case):
@@ -56,10 +60,10 @@ def test_head_outputs_equal_hugging_faces(tmp_path, vectors, head):
   close(model.head(x).numpy()[rows], expected[head][rows])
 
 
-@pytest.mark.parametrize("parts", PARTS)
+@all_parts()
 def test_a_text_that_fits_into_the_local_window_needs_no_attention_mask(parts):
   """All keys are visible, so the local mask of such a text would be constant."""
-  model = checkpoints.load_module(FIXTURES / "modernbert-a", parts=PARTS[parts])
+  model = checkpoints.load_module(FIXTURES / "modernbert-a", parts=parts)
   ids = Tensor([[7, 3, 9]])
   assert model.config.distance == 3
   close(model(ids).numpy(), model(ids, Tensor([[1, 1, 1]])).numpy())

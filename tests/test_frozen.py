@@ -8,7 +8,12 @@ import pytest
 from frozen import DECODERS, ENCODER_DECODERS, FAMILIES
 
 SAVED = json.loads(frozen.FROZEN.read_text(encoding="utf-8"))
-FAST = ["gpt2-a"]  # The gradients of the other families are compared by .ci/run.
+FAST = ["gpt2-a"]  # .ci/run compares the gradients and the generated ids of the other families.
+
+
+def slow_unless_fast(cases) -> list:
+  """Return test parameters, of which those that are not in FAST are slow tests."""
+  return [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def compare(actual, saved):
@@ -22,15 +27,12 @@ def test_logits_are_unchanged(case):
   compare(frozen.logits(case), SAVED["logits"][case])
 
 
-@pytest.mark.parametrize(
-  "case",
-  [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in FAMILIES],
-)
+@pytest.mark.parametrize("case", slow_unless_fast(FAMILIES))
 def test_gradients_are_unchanged(case):
   compare(frozen.gradients(case), SAVED["gradients"][case])
 
 
-@pytest.mark.parametrize("case", [*DECODERS, *ENCODER_DECODERS])
+@pytest.mark.parametrize("case", slow_unless_fast([*DECODERS, *ENCODER_DECODERS]))
 def test_greedy_ids_are_unchanged(case):
   assert frozen.greedy(case) == SAVED["greedy"][case]
 

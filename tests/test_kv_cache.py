@@ -85,7 +85,10 @@ def test_logits_of_an_engine_equal_uncached_logits(model_with_parts, expected, b
   assert engine.position == C
 
 
-@pytest.mark.parametrize("heads, kv_heads, window", [(4, 4, None), (4, 2, None), (4, 2, 30)])
+@pytest.mark.parametrize(
+  "heads, kv_heads, window",
+  [(4, 2, 30), *(pytest.param(4, n, None, marks=pytest.mark.slow) for n in (4, 2))],
+)
 def test_a_float16_cache_rounds_keys_and_values_and_nothing_else(heads, kv_heads, window):
   """The expected logits are those of attention that rounds all keys and values.
 

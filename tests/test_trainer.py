@@ -198,6 +198,7 @@ def test_a_step_with_another_loss_or_optimizer_is_not_loaded(monkeypatch, tmp_pa
   assert trainer.compiled_step.is_new
 
 
+@pytest.mark.slow
 def test_accumulated_steps_equal_those_of_an_earlier_trainer(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   _, expected = trained_gpt2(grad_accum_steps=2)
