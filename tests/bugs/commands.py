@@ -49,7 +49,7 @@ BUGS = [
     "Encoder.run_many",
     "yield from zip(indices, outputs, strict=True)",
     "yield from zip(sorted(indices), outputs, strict=True)",
-    "embedding",
+    "embedding::test_batches_of_similar_texts_have_little_padding",
   ),
   Bug(
     "the validation loss is smoothed",
@@ -137,7 +137,7 @@ BUGS = [
     "TextRun.evaluate_resumed_step",
     "if is_due and",
     "if False and",
-    "train",
+    "train::test_a_run_resumed_with_another_interval_evaluates_a_step_that_it_makes_due",
   ),
   Bug(
     "the terminal ignores --scale",
@@ -201,7 +201,7 @@ BUGS = [
     "EntailmentClassifier.__init__",
     "self.contradiction = -1 if self.entailment == 0 else 0",
     "self.contradiction = 1",
-    "pairs",
+    "pairs::test_zero_shot_probabilities_are_those_of_entailment",
   ),
   Bug(
     "the pairs of texts and labels are mixed up in a batch",
@@ -217,7 +217,7 @@ BUGS = [
     "truncate_pair",
     "if len(first) > len(second):",
     "if len(first) < len(second):",
-    "pairs",
+    "pairs::test_a_query_and_a_text_are_truncated_to_the_context",
   ),
   Bug(
     "of two entities that overlap the shorter one is kept",
@@ -225,7 +225,7 @@ BUGS = [
     "without_overlaps",
     "last.score):\n      kept[-1] = entity",
     "last.score):\n      pass",
-    "windows",
+    "windows::test_of_two_entities_that_overlap_the_longer_or_the_more_probable_is_kept",
   ),
   Bug(
     "an entity goes on although a new one begins",
@@ -233,7 +233,7 @@ BUGS = [
     "group_words",
     "groups and not begins and",
     "groups and",
-    "windows",
+    "windows::test_an_entity_ends_before_a_label_that_begins_another_one",
   ),
   Bug(
     "an answer may be no answer",
@@ -241,6 +241,6 @@ BUGS = [
     "span_probabilities",
     "1 if tokenizer.prefix_ids else 0",
     "0",
-    "windows",
+    "windows::test_an_answer_is_less_probable_if_the_first_token_says_no_answer",
   ),
 ]

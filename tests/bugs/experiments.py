@@ -10,7 +10,7 @@ BUGS = [
     "for name, value in self.initial_optimizer_state.items(): "
     "self.trainer.state[name].assign(Tensor(value)).realize()",
     "self.initial_optimizer_state",
-    "experiments",
+    "experiments::test_a_seed_gives_equal_results_alone_and_after_another_run",
   ),
   Bug(
     "a new run starts with the parameters of the run before",
@@ -18,7 +18,7 @@ BUGS = [
     "MultiRunTrainer.initialize.initialize_parameters",
     "assigned = [parameters[name].assign(t) for",
     "assigned = [parameters[name].assign(parameters[name] + 0*t) for",
-    "experiments",
+    "experiments::test_a_seed_gives_equal_results_alone_and_after_another_run",
   ),
   Bug(
     "all seeds use the same random numbers",
@@ -26,7 +26,7 @@ BUGS = [
     "MultiRunTrainer.reset",
     "{device: [0, seed] for",
     "{device: [0, 0] for",
-    "experiments",
+    "experiments::test_a_seed_gives_equal_results_alone_and_after_another_run",
   ),
   Bug(
     "a checkpoint omits the losses since the last row of the curve",
@@ -50,7 +50,7 @@ BUGS = [
     "Experiment.report_claims",
     "return int(not all(claims.values()))",
     "return 0",
-    "experiments",
+    "experiments::test_a_claim_that_does_not_hold_gives_exit_status_1",
   ),
   Bug(
     "results of other settings are accepted",
@@ -58,7 +58,7 @@ BUGS = [
     "Experiment.__init__",
     'saved.get("settings") != settings',
     "False",
-    "experiments",
+    "experiments::test_a_finished_run_is_read_from_the_results",
   ),
   Bug(
     "files that are not of an experiment are deleted",
@@ -66,7 +66,7 @@ BUGS = [
     "Experiment.__init__",
     "if not self.file.exists() and any(f.name != LOCK for f in self.out.iterdir())",
     "if False",
-    "experiments",
+    "experiments::test_a_folder_with_other_files_is_refused_and_unchanged",
   ),
   Bug(
     "the Wilson interval is centered on the proportion",
@@ -74,7 +74,7 @@ BUGS = [
     "wilson_interval",
     "center = (p + z*z / (2*total)) / scale",
     "center = p",
-    "experiments",
+    "experiments::test_wilson_intervals_match_their_definition_and_a_published_value",
   ),
   Bug(
     "the Markov chain depends on the last symbol only",
@@ -82,7 +82,7 @@ BUGS = [
     "markov_batch",
     "FAVORITES[text[:, t-2], text[:, t-1]]",
     "FAVORITES[text[:, t-1], text[:, t-1]]",
-    "experiments",
+    "experiments::test_the_entropy_rate_is_that_of_the_markov_chain",
   ),
   Bug(
     "the decoder input equals the target",
@@ -90,7 +90,7 @@ BUGS = [
     "palindrome_batch",
     "return shift_right(text), text",
     "return text, text",
-    "experiments",
+    "experiments::test_decoder_inputs_are_targets_shifted_right",
   ),
   Bug(
     "scaled_post_norm ignores the residual scale",
@@ -98,7 +98,7 @@ BUGS = [
     "scaled_post_norm",
     "norm(x * residual_scale + sublayer(x))",
     "norm(x + sublayer(x))",
-    "experiments",
+    "experiments::test_scaled_post_norm_is_post_norm_at_scale_1_and_has_no_residual_at_scale_0",
   ),
   Bug(
     "Kneser-Ney uses the discounts of another n-gram length",

@@ -65,7 +65,7 @@ BUGS = [
     "logits_of",
     "for i in range(len(inputs))",
     "for i in outputs",
-    "pairs",
+    "pairs::test_texts_are_sorted_by_their_scores_and_keep_their_indices",
   ),
   Bug(
     "a prompt of a file is appended to the prompt before it",
@@ -105,7 +105,7 @@ BUGS = [
     "divide",
     "cpus = cpus or min(sizes, default=1)",
     "cpus = cpus or max(sizes, default=1)",
-    "ray",
+    "ray::test_the_cores_of_each_machine_are_divided_among_actors",
   ),
   Bug(
     "an address is not checked before Ray tries it for minutes",
@@ -113,7 +113,7 @@ BUGS = [
     "check_address",
     'socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT).close()',
     "pass",
-    "ray",
+    "ray::test_an_address_that_cannot_be_reached_is_refused",
   ),
   Bug(
     "a text in UTF-16 is read as UTF-8 with zero bytes",
@@ -121,6 +121,6 @@ BUGS = [
     "RowReader.decode",
     'if "\\0" in text:',
     "if False:",
-    "file_runs",
+    "file_runs::test_the_number_of_an_invalid_row_is_given_and_the_rows_before_it_are_kept",
   ),
 ]

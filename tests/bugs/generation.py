@@ -161,7 +161,7 @@ BUGS = [
     "Request.identity",
     "[p.name, *file_state(p)] for p in sorted(self.folder.iterdir())",
     "[p.name] for p in sorted(self.folder.iterdir())",
-    "snapshots",
+    "snapshots::test_a_snapshot_is_not_used_after_a_file_of_the_model_has_changed",
   ),
   Bug(
     "the machine code of a file that others can write is run",
@@ -169,7 +169,7 @@ BUGS = [
     "open_private",
     "not stat.S_ISREG(status.st_mode) or not is_private(status)",
     "not stat.S_ISREG(status.st_mode)",
-    "snapshots",
+    "snapshots::test_damaged_files_and_files_that_others_can_write_are_ignored",
   ),
   Bug(
     "a step for another device is cached although it reads a constant that exists before it",
@@ -201,7 +201,7 @@ BUGS = [
     "SnapshotEngine.hand_over",
     'if name.startswith("cache."):',
     "if False:",
-    "snapshots",
+    "snapshots::test_the_loaded_model_continues_with_the_keys_and_values_of_the_snapshot",
   ),
   Bug(
     "arrays of a snapshot do not begin at cache lines",
@@ -209,7 +209,7 @@ BUGS = [
     "ALIGNMENT",
     "ALIGNMENT = 64",
     "ALIGNMENT = 1",
-    "snapshots",
+    "snapshots::test_mapped_arrays_equal_the_written_ones_and_are_aligned",
   ),
   Bug(
     "the weights of a snapshot are never checked",
@@ -241,7 +241,7 @@ BUGS = [
     "attention_inputs",
     "mask[..., start : start + T, :]",
     "mask[..., :T, :]",
-    "generate_simple",
+    "generate_simple::test_the_mask_of_a_bucket_hides_the_keys_after_each_query",
   ),
   Bug(
     "beams are not reordered on a device with its own memory",
@@ -249,6 +249,6 @@ BUGS = [
     "compiled_gather.gather",
     "buffer[texts]",
     "buffer",
-    "kv_cache",
+    "kv_cache::test_texts_are_reordered_on_a_device_with_its_own_memory",
   ),
 ]

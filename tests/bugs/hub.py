@@ -9,7 +9,7 @@ BUGS = [
     "download",
     'if revision == "main" and commit:',
     "if False:",
-    "hub",
+    "hub::test_files_are_from_one_commit_although_the_branch_moves",
   ),
   Bug(
     "a resumed download ignores a change of the file",
@@ -17,7 +17,7 @@ BUGS = [
     "Attempt.resumed_total",
     "is_rest and is_same and self.part.total",
     "is_rest and self.part.total",
-    "hub",
+    "hub::test_file_that_changes_during_the_download_is_downloaded_again",
   ),
   Bug(
     "a resumed request has no If-Range",

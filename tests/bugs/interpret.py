@@ -217,7 +217,7 @@ BUGS = [
     "mask_of_padding",
     "np.arange(int(ids.shape[1])) < length",
     "np.arange(int(ids.shape[1])) >= 0",
-    "interpret",
+    "interpret::test_attribution_gives_the_reason_if_the_logit_is_not_a_sum",
   ),
   Bug(
     "each length of an inspected text has kernels of its own",
@@ -225,6 +225,6 @@ BUGS = [
     "LENGTH_MULTIPLE",
     "LENGTH_MULTIPLE = 32",
     "LENGTH_MULTIPLE = 1",
-    "interpret",
+    "interpret::test_texts_of_all_lengths_are_padded_to_a_few_lengths_within_the_context",
   ),
 ]

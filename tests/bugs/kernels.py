@@ -459,7 +459,7 @@ BUGS = [
     "",
     "largest.f / 127 : __builtin_nanf",
     "largest.f / 128 : __builtin_nanf",
-    "linear",
+    "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
     "quantization of activations hides an infinity",
@@ -467,7 +467,7 @@ BUGS = [
     "",
     'largest.f / 127 : __builtin_nanf("")',
     "largest.f / 127 : 1",
-    "linear",
+    "linear::test_only_rows_of_int8_activations_with_an_infinity_or_nan_become_nan",
   ),
   Bug(
     "the int8 product scales all groups of a row as the first",
@@ -475,7 +475,7 @@ BUGS = [
     "",
     "block->x_scale[i] = group_scale(row, k / GROUP);",
     "block->x_scale[i] = group_scale(row, 0);",
-    "linear",
+    "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
     "the int8 product forgets the sums of earlier groups",
@@ -483,7 +483,7 @@ BUGS = [
     "",
     "accumulate = k > 0 ? tile : HAS_BIAS",
     "accumulate = HAS_BIAS",
-    "linear",
+    "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
     "bfloat16 prompts are multiplied in float32",
@@ -491,7 +491,7 @@ BUGS = [
     "PackedLinear.product",
     "weight.dtype in (dtypes.int8, dtypes.uint8, dtypes.bfloat16)",
     "is_quantized(weight)",
-    "linear",
+    "linear::test_16_bit_and_int8_weights_are_converted_exactly",
   ),
   Bug(
     "decode attends to keys that do not exist",
@@ -499,7 +499,7 @@ BUGS = [
     "store_scores",
     ".where(score, -math.inf)",
     ".where(score, score)",
-    "workgroup",
+    "workgroup::test_attention_to_a_kv_cache_equals_its_definition",
   ),
   Bug(
     "parts of a long KV cache are combined without their maxima",
@@ -507,7 +507,7 @@ BUGS = [
     "combine_kernel.total",
     "(statistics[b, h, t, part, 0] - highest).exp() *",
     "",
-    "workgroup",
+    "workgroup::test_attention_to_a_kv_cache_equals_its_definition",
   ),
   Bug(
     "the bytes of an int8 scale are read in the opposite order",
@@ -515,7 +515,7 @@ BUGS = [
     "row_scales",
     "256**i",
     "256 ** (3 - i)",
-    "workgroup",
+    "workgroup::test_the_scales_of_int8_weights_are_read_exactly",
   ),
   Bug(
     "of equal logits, the last is selected first",
