@@ -65,7 +65,8 @@ BUGS = [
     "Trainer.__init__",
     "for p in self.params: p.replace(self.replicate(p))",
     "for p in self.params: p.replace(self.replicate(p).cast('bfloat16').contiguous())",
-    "mixed_precision::test_mixed_precision_training_is_reproducible_and_within_1_percent_of_float32",
+    "mixed_precision::"
+    "test_mixed_precision_training_is_reproducible_and_within_1_percent_of_float32",
   ),
   Bug(
     "a cached training step is used for another loss",
