@@ -68,11 +68,14 @@ def peak_memory() -> float:
   match = re.search(r"VmHWM:\s*(\d+) kB", status)
   if match is None:
     raise RuntimeError("/proc/self/status has no line VmHWM, so peak memory is unknown")
-  return int(match[1]) * 1024 / 1e6
+  return megabytes(int(match[1]))
 
 
 def megabytes(max_rss: int) -> float:
-  """Return getrusage's ru_maxrss in MB. Its unit is a byte on macOS and 1,024 bytes elsewhere."""
+  """Return getrusage's ru_maxrss in MB. Its unit is a byte on macOS and 1,024 bytes elsewhere.
+
+  The unit kB of Linux's /proc is 1,024 bytes too.
+  """
   return max_rss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 

@@ -1,9 +1,5 @@
-"""What a child process of bench.py measures: one peer, one figure after another.
+"""What a child process of bench.py measures: one peer, one figure after another."""
 
-The process imports only what it needs, because its memory is measured.
-"""
-
-import importlib
 import json
 import re
 import sys
@@ -15,9 +11,12 @@ if __name__ == "__main__":
   sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import NEW_TOKENS
+from benchmarks.contexts import contexts
+from benchmarks.embeddings import embeddings
 from benchmarks.llama_cpp import LlamaCpp
 from benchmarks.machine import peak_memory
 from benchmarks.systems import SYSTEMS
+from benchmarks.training import small_model_steps, steps_of_124m
 
 Measure = Callable[[str], list[float]]
 
@@ -76,14 +75,13 @@ def memory(name: str, folder: Path, threads: int) -> Measure:
   return measure
 
 
-# The module and the name of the function that measures each kind of figure.
-KINDS = {
-  "speeds": ("measurements", "speeds"),
-  "memory": ("measurements", "memory"),
-  "training": ("training", "small_model_steps"),
-  "training-124m": ("training", "steps_of_124m"),
-  "embeddings": ("embeddings", "embeddings"),
-  "contexts": ("contexts", "contexts"),
+KINDS: dict[str, Callable[[str, Path, int], Measure]] = {
+  "speeds": speeds,
+  "memory": memory,
+  "training": small_model_steps,
+  "training-124m": steps_of_124m,
+  "embeddings": embeddings,
+  "contexts": contexts,
 }
 
 
@@ -92,9 +90,7 @@ def main(kind: str, name: str, folder: str, threads: str) -> int:
 
   Each answer is a line of JSON on standard output.
   """
-  module, function = KINDS[kind]
-  make_measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
-  measure: Measure = make_measure(name, Path(folder), int(threads))
+  measure = KINDS[kind](name, Path(folder), int(threads))
   for figure in sys.stdin:
     print(json.dumps(measure(figure.strip())), flush=True)
   return 0
