@@ -44,16 +44,18 @@ def seed():
 PARTS = {"plain": PLAIN, "fused": FUSED, "CPU kernels": CPU_KERNELS}
 
 
-# Parts of the default tests. CPU_KERNELS uses most of FUSED, which .ci/run tests alone too.
+# The default tests leave out FUSED, most of which CPU_KERNELS uses too. .ci/run tests all parts.
 FAST_PARTS = ("plain", "CPU kernels")
+
+
+def parameter(*values, fast: bool, id: str | None = None):  # noqa: A002
+  """Return values for pytest.mark.parametrize; their test is a slow one unless `fast` is true."""
+  return pytest.param(*values, id=id, marks=() if fast else pytest.mark.slow)
 
 
 def all_parts():
   """Return a decorator that runs a test with each of the parts as its argument `parts`."""
-  params = [
-    pytest.param(parts, id=name, marks=() if name in FAST_PARTS else pytest.mark.slow)
-    for name, parts in PARTS.items()
-  ]
+  params = [parameter(parts, fast=name in FAST_PARTS, id=name) for name, parts in PARTS.items()]
   return pytest.mark.parametrize("parts", params)
 
 

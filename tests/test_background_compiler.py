@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Compilations:
-  """The threads that compile a kernel of GELU. `fails`: the main thread alone succeeds."""
+  """The threads that compile a kernel of GELU. `fails`: all threads but the main one fail."""
 
   def __init__(self):
     self.threads: list[threading.Thread] = []

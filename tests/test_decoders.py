@@ -9,7 +9,7 @@ import itertools
 import conftest
 import numpy as np
 import pytest
-from conftest import FIXTURES, randomise
+from conftest import FIXTURES, parameter, randomise
 from tinygrad import Device, Tensor, dtypes, nn
 
 from layers.parts import PLAIN
@@ -59,7 +59,7 @@ PADDING = 7
 
 def params(*families: str) -> list:
   """Return all families as test parameters. Those that are not named are slow tests."""
-  return [pytest.param(name, marks=[] if name in families else pytest.mark.slow) for name in MODELS]
+  return [parameter(name, fast=name in families) for name in MODELS]
 
 
 @pytest.fixture(params=params("gpt2", "mistral"))

@@ -5,7 +5,7 @@ Outputs at padding positions are not compared.
 
 import numpy as np
 import pytest
-from conftest import FAST_PARTS, FIXTURES, PARTS, all_parts, close, with_head
+from conftest import FAST_PARTS, FIXTURES, PARTS, all_parts, close, parameter, with_head
 from tinygrad import Tensor
 
 from tinyformer import checkpoints
@@ -20,11 +20,7 @@ HEADS = [
 # deberta-a: share_att_key, buckets, a norm of the relative vectors.
 # deberta-b: separate key projections, no buckets, a convolution.
 ENCODERS = ("bert-a", "roberta-a", "distilbert-a", "modernbert-a", "deberta-a", "deberta-b")
-CASES = [
-  pytest.param((case, parts), marks=() if parts in FAST_PARTS else pytest.mark.slow)
-  for case in ENCODERS
-  for parts in PARTS
-]
+CASES = [parameter((case, parts), fast=parts in FAST_PARTS) for case in ENCODERS for parts in PARTS]
 
 
 def load_expected(case):

@@ -5,15 +5,11 @@ import json
 import frozen
 import numpy as np
 import pytest
+from conftest import parameter
 from frozen import DECODERS, ENCODER_DECODERS, FAMILIES
 
 SAVED = json.loads(frozen.FROZEN.read_text(encoding="utf-8"))
 FAST = ["gpt2-a"]  # .ci/run compares the gradients and the generated ids of the other families.
-
-
-def slow_unless_fast(cases) -> list:
-  """Return test parameters, of which those that are not in FAST are slow tests."""
-  return [case if case in FAST else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def compare(actual, saved):
@@ -27,12 +23,14 @@ def test_logits_are_unchanged(case):
   compare(frozen.logits(case), SAVED["logits"][case])
 
 
-@pytest.mark.parametrize("case", slow_unless_fast(FAMILIES))
+@pytest.mark.parametrize("case", [parameter(case, fast=case in FAST) for case in FAMILIES])
 def test_gradients_are_unchanged(case):
   compare(frozen.gradients(case), SAVED["gradients"][case])
 
 
-@pytest.mark.parametrize("case", slow_unless_fast([*DECODERS, *ENCODER_DECODERS]))
+@pytest.mark.parametrize(
+  "case", [parameter(case, fast=case in FAST) for case in [*DECODERS, *ENCODER_DECODERS]]
+)
 def test_greedy_ids_are_unchanged(case):
   assert frozen.greedy(case) == SAVED["greedy"][case]
 

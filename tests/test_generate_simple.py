@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import FIXTURES
+from conftest import FIXTURES, parameter
 from tinygrad import Tensor
 
 from layers.parts import PLAIN
@@ -68,7 +68,7 @@ FAST = {"gpt2-a": WAYS.keys(), "t5-a": ["padded"]}
 @pytest.mark.parametrize(
   "case, way",
   [
-    pytest.param(case, way, marks=() if way in FAST.get(case, ()) else pytest.mark.slow)
+    parameter(case, way, fast=way in FAST.get(case, ()))
     for case in DECODERS + ENCODER_DECODERS
     for way in WAYS
   ],
