@@ -26,7 +26,7 @@ def create_generators(devices: Sequence[str] = ()) -> None:
 def generators() -> list[Tensor]:
   """Return the seeds and counters of all devices.
 
-  They must be realized together with the tensors that they initialize.
+  They must be realized too, with the tensors that they initialize or later.
   """
   return [] if is_minigrad() else [*Tensor._device_seeds.values(), *counters()]
 

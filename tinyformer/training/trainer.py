@@ -49,7 +49,7 @@ def training_mode() -> Context:
 def realize_by_block(tensors: dict[str, Tensor]) -> None:
   """Realize named tensors, those of one block at a time.
 
-  tinygrad schedules a block in less time than a model, and all equal blocks at once.
+  tinygrad schedules a block in less time than a whole model, and equal blocks only once.
   """
   groups: dict[str, list[Tensor]] = {}
   for name, tensor in tensors.items():
